@@ -1,0 +1,1 @@
+"""One strict schema; loading with every problem reported at once."""

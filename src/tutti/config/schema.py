@@ -1,0 +1,249 @@
+"""The one schema: what may stand in a Tutti file, with units, defaults and meaning.
+
+Every section is a strict pydantic model: unknown keys and wrong types are refused, nothing is coerced.
+`auto` is legal wherever the machine can choose; `api.py` replaces it by a value and says why.
+The reference page in `docs/` is generated from the descriptions below.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A mapping in the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True)
+
+
+class DataConfig(Section):
+    """Where the text comes from and how it becomes tokens."""
+
+    source: str | list[str] = Field(
+        default="python-stdlib",
+        description="`python-stdlib` (the source of the Python standard library), a file, a folder, a glob, "
+        "an fsspec URL, or a list of these. Folders are read recursively for `*.txt`, `*.md`, `*.jsonl`, `*.py`.",
+    )
+    validation_source: str | list[str] | None = Field(
+        default=None,
+        description="Text that is validation already; when given, nothing is split off `source`.",
+    )
+    format: Literal["auto", "text", "jsonl"] = Field(
+        default="auto", description="`auto` goes by the file's ending; a text file is one document."
+    )
+    text_field: str = Field(default="text", description="The field of a JSONL line that holds the text.")
+    encoding: str = Field(default="utf-8", description="Encoding of text files (`python-stdlib` knows its own).")
+    on_bad_encoding: Literal["fail", "skip", "replace"] = Field(
+        default="fail", description="What to do with a file that does not decode: stop, leave it out, or put U+FFFD."
+    )
+    deduplicate: bool = Field(default=True, description="Leave out documents that are exactly equal to an earlier one.")
+    tokenizer: str = Field(
+        default="bpe",
+        description="`bpe` (byte-level, trained on the text), `characters`, or a Hugging Face tokenizer directory.",
+    )
+    vocabulary: Positive | Auto = Field(
+        default="auto", description="Entries of a trained `bpe` vocabulary; `auto` goes by the size of the text."
+    )
+    sequence: Positive = Field(default=256, description="Tokens of one training sample.")
+    split: Literal["auto", "document", "tail"] = Field(
+        default="auto",
+        description="`document`: whole documents go to one part by the hash of their content; `tail`: the last "
+        "part of every document; `auto`: `document` unless there are fewer than 20 of them.",
+    )
+    validation: Fraction = Field(default=0.05, description="Share of the text that is kept for validation.")
+    test: Fraction = Field(default=0.0, description="Share of the text that is kept for a final test.")
+    cache: str = Field(
+        default="~/.cache/tutti",
+        description="Directory of prepared data, shared among runs; prepared text is found there by its content.",
+    )
+
+    @model_validator(mode="after")
+    def _shares_leave_something(self) -> DataConfig:
+        if self.validation + self.test >= 0.9:
+            raise ValueError("validation and test together take 90 % or more of the text; leave more to train on")
+        return self
+
+
+class ModelConfig(Section):
+    """What is trained: a size, or a Hugging Face architecture, or a checkpoint."""
+
+    size: str | None = Field(
+        default=None,
+        pattern=r"^\d+(\.\d+)?[KMB]$",
+        description="One dial: about so many parameters (`800K`, `15M`, `1B`); depth, width and heads follow.",
+    )
+    path: str | None = Field(
+        default=None, description="A Hugging Face model directory: `config.json`, and weights where there are any."
+    )
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="A Hugging Face configuration, e.g. `{model_type: llama, hidden_size: 256, …}`; "
+        "the vocabulary is set to the tokenizer's.",
+    )
+    from_scratch: bool = Field(default=False, description="Take only the architecture from `path`, not its weights.")
+    dropout: Fraction = Field(default=0.0, description="Dropout in attention and residuals, where the architecture has it.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        given = [name for name in ("size", "path", "config") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of size, path and config (got {' and '.join(given) or 'none'})")
+        if self.from_scratch and self.path is None:
+            raise ValueError("from_scratch takes the architecture from `path`, which is not given")
+        return self
+
+
+class TrainConfig(Section):
+    """The optimizer, its schedule and the arithmetic."""
+
+    steps: Positive = Field(default=1000, description="Optimizer steps of the whole run.")
+    batch: Positive = Field(default=32, description="Samples of one step over all workers together.")
+    micro_batch: Positive | Auto = Field(
+        default="auto", description="Samples that a worker computes at once; changes memory and speed, never the result."
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="`muon` orthogonalises the update of matrices; everything else takes AdamW."
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", description="Peak learning rate; `auto` goes by model size and the tokens of a step."
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        default="cosine", description="`wsd`: warm-up, stable, then linear decay over the last fifth."
+    )
+    warmup: NonNegative | Auto = Field(default="auto", description="Steps of linear warm-up; `auto`: 5 %, at most 1000.")
+    final_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Learning rate at the end, as a share of the peak."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="On matrices and embeddings; never on norms and biases."
+    )
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), strict=False, description="AdamW's moments.")
+    clip: Annotated[float, Field(gt=0)] | None = Field(default=1.0, description="Largest norm of the whole gradient.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Arithmetic of matrix products; master weights stay fp32. `auto`: what is measured fastest here.",
+    )
+    compile: bool = Field(default=False, description="torch.compile the model; falls back with a message.")
+    seed: NonNegative = Field(default=0, description="Everything random follows from it: weights, order, dropout.")
+
+
+class LayoutConfig(Section):
+    """How one copy of the model is split over ranks."""
+
+    shard: Positive = Field(default=1, description="Ranks over which parameters, gradients and optimizer are sharded (FSDP2).")
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of one replica."""
+        return self.shard
+
+
+class SyncConfig(Section):
+    """How the copies agree."""
+
+    policy: Literal["allreduce", "diloco"] = Field(
+        default="allreduce", description="`allreduce`: every step; `diloco`: every `every` steps, by an outer optimizer."
+    )
+    implementation: Literal["auto", "buckets", "ddp"] = Field(
+        default="auto", description="How `allreduce` is carried out: Tutti's overlapped buckets or torch's DDP."
+    )
+    bucket_mb: Annotated[float, Field(gt=0)] = Field(default=8.0, description="Size of a gradient bucket in MB (10^6 bytes).")
+    every: Positive = Field(default=50, description="`diloco`: steps of a round.")
+    outer_learning_rate: Annotated[float, Field(gt=0)] = Field(default=0.7, description="`diloco`: outer SGD.")
+    outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
+    min_replicas: Positive = Field(default=1, description="`diloco`: a round needs at least so many live replicas.")
+
+
+def _layout(value: Any) -> Any:
+    """`layout: 1` is short for one rank a replica."""
+    return {"shard": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _sync(value: Any) -> Any:
+    """`sync: diloco` is short for `{policy: diloco}`."""
+    return {"policy": value} if isinstance(value, str) else value
+
+
+def _model(value: Any) -> Any:
+    """`model: 15M` is short for a size, `model: DIR` for a path."""
+    if not isinstance(value, str):
+        return value
+    is_size = value[:1].isdigit() and value[-1:] in "KMB" and "/" not in value
+    return {"size": value} if is_size else {"path": value}
+
+
+class CheckpointConfig(Section):
+    """When the run is saved and what is kept."""
+
+    every: Positive | Auto = Field(default="auto", description="Steps between saves; `auto`: ten over the run.")
+    keep: Positive = Field(default=2, description="Newest checkpoints to keep; the one with the best validation loss stays as well.")
+
+
+class EvaluateConfig(Section):
+    """What is measured on text that the model has not seen."""
+
+    every: Positive | Auto = Field(default="auto", description="Steps between validations; `auto`: ten over the run.")
+    samples: Positive | Auto = Field(default="auto", description="Validation samples a time; `auto`: all, at most 256.")
+    prompts: list[str] = Field(default_factory=list, description="Prompts that the model continues at the end.")
+    new_tokens: Positive = Field(default=64, description="Tokens of a continuation.")
+
+
+class WatchConfig(Section):
+    """When somebody is told."""
+
+    stall_seconds: Positive = Field(default=30, description="A rank without progress for so long is named, with its stack.")
+    kill_after_seconds: Positive = Field(default=300, description="A rank that has been silent for so long is killed and healed.")
+    max_restarts: NonNegative = Field(default=3, description="How often dead workers are started again before the run gives up.")
+
+
+class Config(Section):
+    """A Tutti file."""
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="The run's name: `runs/NAME`."
+    )
+    runs: str = Field(default="runs", description="Directory that holds the runs.")
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: Annotated[ModelConfig, BeforeValidator(_model)] = Field(
+        default_factory=lambda: ModelConfig(size="5M"), description="A size such as `15M`, a directory, or a mapping."
+    )
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    replicas: Positive | Auto = Field(
+        default="auto", description="Copies of the model, each on its own worker(s); `auto`: as many as fit the cores or devices."
+    )
+    layout: Annotated[LayoutConfig, BeforeValidator(_layout)] = Field(
+        default_factory=LayoutConfig, description="How one copy is split; `1`: not at all."
+    )
+    sync: Annotated[SyncConfig, BeforeValidator(_sync)] = Field(
+        default_factory=SyncConfig, description="How copies agree: a policy's name or a mapping."
+    )
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    watch: WatchConfig = Field(default_factory=WatchConfig)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        if self.sync.implementation == "ddp" and self.layout.ranks > 1:
+            raise ValueError(
+                "sync.implementation: ddp needs a whole copy on every rank, but layout.shard is "
+                f"{self.layout.shard}; use implementation: buckets"
+            )
+        if self.sync.policy != "allreduce" and self.sync.implementation != "auto":
+            raise ValueError(f"sync.implementation belongs to allreduce; policy {self.sync.policy} has only one")
+        if isinstance(self.replicas, int) and self.sync.min_replicas > self.replicas:
+            raise ValueError(
+                f"sync.min_replicas is {self.sync.min_replicas}, but there are only {self.replicas} replicas"
+            )
+        if isinstance(self.replicas, int) and self.train.batch < self.replicas * self.layout.shard:
+            raise ValueError(
+                f"train.batch is {self.train.batch}: fewer samples than the "
+                f"{self.replicas * self.layout.shard} workers that share them"
+            )
+        return self

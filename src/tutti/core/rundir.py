@@ -1,0 +1,100 @@
+"""A run is a directory, readable without Tutti. This module knows its paths and nothing else."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutti.core.errors import RunError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside `runs/NAME/`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its path."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, every default spelt out."""
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        """Directory of `rank-N.jsonl`: append-only."""
+        return self.path / "events"
+
+    @property
+    def logs(self) -> Path:
+        """What the workers printed, one file per rank."""
+        return self.path / "logs"
+
+    @property
+    def live(self) -> Path:
+        """Signs of life, one small file per rank, overwritten every few seconds."""
+        return self.path / "live"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Directory of `step-N/` and `LATEST`."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The trained model in Hugging Face format."""
+        return self.path / "export"
+
+    @property
+    def report_json(self) -> Path:
+        """The public figures of the run."""
+        return self.path / "report.json"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The run in words and tables."""
+        return self.path / "report.md"
+
+    @property
+    def curve(self) -> Path:
+        """The loss curve as a picture."""
+        return self.path / "loss.png"
+
+    def create(self) -> None:
+        """Make the directory.
+
+        Raises:
+            RunError: it exists already, or the place cannot be written.
+        """
+        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
+            raise RunError(
+                f"run '{self.name}' exists already at {self.path}",
+                "continue it with --resume, choose another name with name=OTHER, or delete the directory",
+            )
+        try:
+            for directory in (self.events, self.logs, self.live, self.checkpoints):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def require(self) -> None:
+        """Raises RunError when there is no run at this path."""
+        if not self.config.is_file():
+            raise RunError(
+                f"there is no run at {self.path} (no config.yaml in it)",
+                "`tutti runs list` shows the runs that there are",
+            )
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """The user's words for an OSError met while writing to `path`."""
+    if error.errno == errno.ENOSPC:
+        return RunError(f"the disk that holds {path} is full", "free some space, then run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return RunError(f"{path} cannot be written: {error.strerror}", "choose a directory that you may write to")
+    return RunError(f"{path} cannot be written: {error.strerror or error}", "check the path and the disk")
