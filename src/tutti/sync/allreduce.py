@@ -1,0 +1,125 @@
+"""Policy `allreduce`: replicas are equal after every step, because the gradient is summed over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from tutti.core.types import module_device
+from tutti.sync.buckets import OverlappedBuckets
+from tutti.sync.ledger import Ledger, Range, share
+from tutti.sync.policy import Meeting, Place, Policy, Totals, named_trainable
+from tutti.sync.transport import StaticTransport, Transport, Wait
+
+
+class AllReduce(Policy):
+    """Synchronous data parallelism: overlapped buckets over any transport.
+
+    Every replica takes an even share of the step's samples; `totals` are summed with the gradients, so that one
+    division by the global number of targets makes the gradient exact however the shares fall.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        place: Place,
+        ledger: Ledger,
+        batch: int,
+        *,
+        bucket_bytes: int,
+        everyone: dist.ProcessGroup | None,
+    ) -> None:
+        """`everyone`: all ranks of all replicas, over which totals are summed (None: this rank alone)."""
+        super().__init__(transport, place, ledger, batch)
+        self._bucket_bytes = bucket_bytes
+        self._totals_transport = StaticTransport(everyone)
+        self._buckets: OverlappedBuckets | None = None
+        self._step_ranges: tuple[int, list[Range]] = (0, [])
+        self._device = torch.device("cpu")
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        self._device = module_device(objective)
+        parameters = [p for _, p in named_trainable(objective)]
+        if self.transport.size > 1:
+            self._buckets = OverlappedBuckets(parameters, self.transport, self._bucket_bytes)
+        return objective
+
+    def start(self, step: int, last_step: int) -> Meeting | None:
+        return None
+
+    def samples(self, step: int) -> list[Range]:
+        if self._step_ranges[0] != step:
+            self._step_ranges = (step, self.ledger.take(self.batch))
+        return share(self._step_ranges[1], self.transport.rank, self.transport.size)
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        if self._buckets is not None:
+            self._buckets.arm(last)
+        yield
+
+    def before_step(self, totals: Totals) -> Totals:
+        vector = totals.vector(self._device)
+        wait: Wait = self._totals_transport.start_all_reduce(vector)
+        if self._buckets is not None:
+            self._buckets.finish()
+        wait()
+        return Totals.of(vector)
+
+    def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
+        return None
+
+    def zero_gradients(self, objective: nn.Module) -> None:
+        if self._buckets is None:
+            super().zero_gradients(objective)
+        else:
+            self._buckets.reset()
+
+    def sent_bytes(self) -> int:
+        return self.transport.meter.sent + self._totals_transport.meter.sent
+
+
+class DistributedDataParallelAllReduce(AllReduce):
+    """The same policy lowered to torch's DDP; needs fixed members and a whole copy on every rank."""
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        self._device = module_device(objective)
+        parameters = [p for _, p in named_trainable(objective)]
+        assert not any(isinstance(p, DTensor) for p in parameters), "the schema refuses ddp with a sharded layout"
+        assert isinstance(self.transport, StaticTransport)
+        self._gradient_bytes = sum(p.numel() * p.element_size() for p in parameters)
+        self._parameters = parameters
+        if self.transport.group is None:
+            self._module: Any = objective
+            return objective
+        self._module = DistributedDataParallel(
+            objective,
+            process_group=self.transport.group,
+            bucket_cap_mb=max(1, round(self._bucket_bytes / 2**20)),
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+            init_sync=False,
+        )
+        module: nn.Module = self._module
+        return module
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        is_ddp = isinstance(self._module, DistributedDataParallel)
+        with self._module.no_sync() if is_ddp and not last else nullcontext():
+            yield
+
+    def before_step(self, totals: Totals) -> Totals:
+        result = super().before_step(totals)
+        if isinstance(self._module, DistributedDataParallel):
+            self.transport.meter.all_reduce(self._gradient_bytes, self.transport.size)
+            # DDP averages; the contract is a sum.
+            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], float(self.transport.size))
+        return result

@@ -1,0 +1,134 @@
+"""Gradients in flat buckets, summed over the replicas while the backward pass is still running.
+
+Parameters are laid into buckets in reverse order of registration, roughly the order in which backward
+completes them. When the last gradient of a bucket is there, its all-reduce starts; buckets start in a fixed
+order, because every member must make the same calls in the same order.
+
+Gradients of plain parameters *are* views of the bucket: autograd adds into it, nothing is copied. Gradients of
+sharded parameters are made anew by FSDP after every backward, so those are copied in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tutti.sync.policy import local_part
+from tutti.sync.transport import Transport, Wait
+
+
+class Bucket:
+    """A flat buffer and the parameters whose gradients live in it."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        parts = [local_part(p.detach()) for p in self.parameters]
+        # fp32 whatever the parameters are: a sum over replicas must not lose what one of them found.
+        self.flat = torch.zeros(sum(p.numel() for p in parts), dtype=torch.float32, device=parts[0].device)
+        pieces = self.flat.split([p.numel() for p in parts])
+        self.views = [piece.view(p.shape) for piece, p in zip(pieces, parts, strict=True)]
+        self.missing = len(self.parameters)
+
+    def lend_views(self) -> None:
+        """Zero the buffer and make it the gradient of every plain fp32 parameter."""
+        self.flat.zero_()
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            lendable = not isinstance(parameter, DTensor) and parameter.dtype == torch.float32
+            parameter.grad = view if lendable else None
+
+    def collect(self, index: int) -> None:
+        """Copy the gradient of parameter `index` into the buffer, unless it is there already."""
+        gradient = self.parameters[index].grad
+        if gradient is None:
+            return
+        local = local_part(gradient)
+        if local.data_ptr() != self.views[index].data_ptr():
+            self.views[index].copy_(local)
+
+    def hand_out(self) -> None:
+        """Copy summed gradients back to where they are not views of the buffer."""
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            if parameter.grad is None:
+                parameter.grad = _like(view, parameter)
+                continue
+            local = local_part(parameter.grad)
+            if local.data_ptr() != view.data_ptr():
+                local.copy_(view)
+
+
+def _like(view: Tensor, parameter: nn.Parameter) -> Tensor:
+    """`view` as a gradient of `parameter`, which got none on this rank but perhaps on another."""
+    if isinstance(parameter, DTensor):
+        return DTensor.from_local(
+            view.clone(), parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+        )
+    return view.to(parameter.dtype)
+
+
+class OverlappedBuckets:
+    """All trainable parameters of a module in buckets of about `bucket_bytes`."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], transport: Transport, bucket_bytes: int) -> None:
+        self._transport = transport
+        self._armed = False
+        self._next = 0
+        self._waits: list[Wait] = []
+        self.buckets = [Bucket(group) for group in _group(parameters, bucket_bytes)]
+        for bucket in self.buckets:
+            for index, parameter in enumerate(bucket.parameters):
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket, index))
+
+    def reset(self) -> None:
+        """Before the first micro-batch of a step."""
+        self._next = 0
+        self._waits = []
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.parameters)
+            bucket.lend_views()
+
+    def arm(self, armed: bool) -> None:
+        """Whether the coming backward completes the gradients."""
+        self._armed = armed
+
+    def finish(self) -> None:
+        """Start what has not started (parameters that got no gradient), wait for all, hand out the sums."""
+        while self._next < len(self.buckets):
+            self._start(self.buckets[self._next])
+        for wait, bucket in zip(self._waits, self.buckets, strict=True):
+            wait()
+            bucket.hand_out()
+
+    def _hook(self, bucket: Bucket, index: int):  # type: ignore[no-untyped-def]
+        def on_gradient(_: Tensor) -> None:
+            if not self._armed:
+                return
+            bucket.missing -= 1
+            while self._next < len(self.buckets) and self.buckets[self._next].missing == 0:
+                self._start(self.buckets[self._next])
+
+        return on_gradient
+
+    def _start(self, bucket: Bucket) -> None:
+        for index in range(len(bucket.parameters)):
+            bucket.collect(index)
+        with torch.profiler.record_function("tutti::all_reduce_bucket"):
+            self._waits.append(self._transport.start_all_reduce(bucket.flat))
+        self._next += 1
+
+
+def _group(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """Parameters in reverse order, cut where a bucket is full or the device changes."""
+    groups: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in reversed(parameters):
+        part = local_part(parameter.detach())
+        size = 4 * part.numel()
+        if not groups or size > room or local_part(groups[-1][0].detach()).device != part.device:
+            groups.append([])
+            room = bucket_bytes
+        groups[-1].append(parameter)
+        room -= size
+    return groups

@@ -1,0 +1,142 @@
+"""How copies of a model agree: the contract that every policy keeps.
+
+The training loop asks, once per step:
+
+    positions = policy.samples(step)             which positions of the global order this rank computes
+    with policy.micro_batch(last=…): backward    gradients are sums over targets ÷ `nominal_targets`
+    totals = policy.before_step(totals)          afterwards the gradient is the one to step with
+    …the optimizer steps…
+    meeting = policy.after_step(step, …)         perhaps the replicas agree now
+
+A policy knows names, shapes and placement of the parameters, and nothing else about the model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tutti.sync.ledger import Ledger, Range
+from tutti.sync.transport import Transport
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this rank stands: replica `replica` of `replicas` (as configured), part `part` of `parts`."""
+
+    replica: int
+    replicas: int
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass
+class Totals:
+    """What one step summed up: over this rank at first, over everybody concerned after `before_step`."""
+
+    loss: float
+    targets: int
+    tokens: int
+    stop: bool
+
+    def vector(self, device: torch.device) -> Tensor:
+        """As float64 [4], to be summed over ranks; counts stay exact up to 2^53."""
+        values = [self.loss, float(self.targets), float(self.tokens), float(self.stop)]
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    @classmethod
+    def of(cls, vector: Tensor) -> Totals:
+        """Read back what `vector` made, summed or not."""
+        loss, targets, tokens, stop = vector.tolist()
+        return cls(loss=loss, targets=round(targets), tokens=round(tokens), stop=stop > 0)
+
+
+@dataclass
+class Meeting:
+    """What happened when the replicas agreed: the ledger's entries, for the events."""
+
+    members: list[int]
+    healed: bool = False
+    step: int = 0
+    stop: bool = False
+    committed: dict[str, list[Range]] = field(default_factory=dict)
+    returned: dict[str, list[Range]] = field(default_factory=dict)
+    leased: dict[str, list[Range]] = field(default_factory=dict)
+    divergence: float = 0.0
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part of `tensor` that lives on this rank (the whole tensor unless it is sharded)."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def named_trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that are trained, each once, in the order of registration."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+class Policy(ABC):
+    """Base of all policies. `batch` is the global number of samples of a step."""
+
+    #: Replicas differ between meetings: evaluation and checkpoints wait for one.
+    drifts = False
+
+    def __init__(self, transport: Transport, place: Place, ledger: Ledger, batch: int) -> None:
+        self.transport = transport
+        self.place = place
+        self.ledger = ledger
+        self.batch = batch
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        """Take charge of `objective`'s gradients; the result is what the loop calls instead of it."""
+        return objective
+
+    @abstractmethod
+    def start(self, step: int, last_step: int) -> Meeting | None:
+        """Before the first step (`step` of `last_step` were made before): agree on where to begin."""
+
+    @abstractmethod
+    def samples(self, step: int) -> list[Range]:
+        """What this replica trains on in `step`; every part of the replica gets the same answer."""
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch; `last`: gradients are complete afterwards."""
+        return nullcontext()
+
+    @abstractmethod
+    def before_step(self, totals: Totals) -> Totals:
+        """Finish the gradient. Returns the totals that it is to be divided by and reported with."""
+
+    @abstractmethod
+    def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
+        """After the optimizer's step number `step` of `last_step`: agree, if it is time to."""
+
+    def zero_gradients(self, objective: nn.Module) -> None:
+        """Forget the gradients of the former step."""
+        for _, parameter in named_trainable(objective):
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The policy's own tensors that a checkpoint holds, by parameter name."""
+        return {}
+
+    def sent_bytes(self) -> int:
+        """Bytes sent to other replicas so far."""
+        return self.transport.meter.sent
+
+    def close(self) -> None:
+        """Leave the other replicas."""
+        self.transport.close()
+
+
+def load_named(target: dict[str, Tensor], source: dict[str, Any]) -> None:
+    """Copy every tensor of `source` into its namesake in `target`."""
+    for name, tensor in target.items():
+        local_part(tensor).copy_(local_part(source[name]))

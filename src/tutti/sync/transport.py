@@ -1,0 +1,123 @@
+"""What carries tensors between replicas: the peers that hold the same part of the model.
+
+A policy sees only this: who is alive, sums and gathers, and whether what was just exchanged counts
+(`commit`). With fixed membership the answers are trivial; `elastic.py` gives the others.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class ByteMeter:
+    """Bytes that this rank sent to its peers, by the cost of the collective that carried them.
+
+    Ring all-reduce over n members sends 2(n - 1)/n of the buffer per member, a ring all-gather n - 1 times
+    the member's part (Patarasuk and Yuan 2009); gloo and NCCL use these for buffers that are worth counting.
+    """
+
+    sent: int = 0
+
+    def all_reduce(self, payload_bytes: int, members: int) -> None:
+        """Count one all-reduce of a buffer of `payload_bytes`."""
+        self.sent += 2 * (members - 1) * payload_bytes // members
+
+    def all_gather(self, payload_bytes: int, members: int) -> None:
+        """Count one all-gather to which this rank gives `payload_bytes`."""
+        self.sent += (members - 1) * payload_bytes
+
+
+class PeerLost(Exception):
+    """A member died or fell silent in the middle of an exchange; nothing of it counts."""
+
+
+#: Waits until an exchange has ended.
+Wait = Callable[[], None]
+
+
+class Transport(ABC):
+    """Exchange among the live members. All members make the same calls in the same order."""
+
+    def __init__(self) -> None:
+        self.meter = ByteMeter()
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """This member's number among the live ones; 0 leads (evaluates, saves)."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many members are alive."""
+
+    @abstractmethod
+    def start_all_reduce(self, tensor: Tensor) -> Wait:
+        """Begin summing `tensor` over the members in place. Starting or waiting may raise PeerLost."""
+
+    @abstractmethod
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The `tensor` of every member, in the order of their ranks. May raise PeerLost."""
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum `tensor` over the members in place."""
+        self.start_all_reduce(tensor)()
+
+    def meet(self) -> bool:
+        """Agree on who is alive. True when this member was healed: it now has its peers' state."""
+        return False
+
+    def commit(self) -> bool:
+        """Whether every member got through since `meet`; False: do it again with those who are left."""
+        return True
+
+    def close(self) -> None:  # noqa: B027 - only transports with servers of their own have anything to close
+        """Leave."""
+
+
+class StaticTransport(Transport):
+    """Fixed members: one torch process group (None: this member is alone)."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        super().__init__()
+        self._group = group
+
+    @property
+    def rank(self) -> int:
+        return 0 if self._group is None else self._group.rank()
+
+    @property
+    def size(self) -> int:
+        return 1 if self._group is None else self._group.size()
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group, for lowerings that hand the work to torch."""
+        return self._group
+
+    def start_all_reduce(self, tensor: Tensor) -> Wait:
+        if self._group is None:
+            return lambda: None
+        self.meter.all_reduce(tensor.nbytes, self.size)
+        work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        assert work is not None
+
+        def wait() -> None:
+            work.wait()
+
+        return wait
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        if self._group is None:
+            return [tensor]
+        self.meter.all_gather(tensor.nbytes, self.size)
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor, group=self._group)
+        return parts
