@@ -1,1 +1,36 @@
 """One strict schema; loading with every problem reported at once."""
+
+from tutti.config.dump import dump_config
+from tutti.config.load import load_config, parse_config
+from tutti.config.problems import InvalidConfig, Problem
+from tutti.config.reference import json_schema, reference_page
+from tutti.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LayoutConfig,
+    ModelConfig,
+    SyncConfig,
+    TrainConfig,
+    WatchConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "InvalidConfig",
+    "LayoutConfig",
+    "ModelConfig",
+    "Problem",
+    "SyncConfig",
+    "TrainConfig",
+    "WatchConfig",
+    "dump_config",
+    "json_schema",
+    "load_config",
+    "parse_config",
+    "reference_page",
+]

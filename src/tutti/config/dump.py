@@ -1,0 +1,38 @@
+"""A `Config` as a file again: every default spelt out, loadable to the same `Config`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from tutti.config.read import _FLOAT, _INT, _TAG
+from tutti.config.schema import Config
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever any YAML reader, old rules or new, would take for something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Spell everything out; `*id001` is for machines."""
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
+        """Indent lists below their key."""
+        return super().increase_indent(flow, False)
+
+
+_Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, None)
+_Dumper.add_implicit_resolver(_TAG + "int", _INT, None)
+
+
+def dump_config(config: Config) -> str:
+    """Resolved YAML; `parse_config(dump_config(c), "")` equals `c`."""
+    values = config.model_dump()  # not as JSON, which knows no infinity
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
+
+
+def one_line(value: Any) -> str:
+    """A single value as it may stand after `key: `."""
+    text = yaml.dump(value, Dumper=_Dumper, allow_unicode=True, default_flow_style=True, width=float("inf"))
+    return str(text).removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,71 @@
+"""Dotted overrides: `train.steps=200`, `sync=diloco`, `data.source=[a.txt, b.txt]`.
+
+The value is YAML and takes the place of what the file says for that key. Where the file uses a section's
+short form, the override sees through it: `sync.every=20` after `sync: diloco` keeps the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tutti.config.describe import field_at, section_of, short_form
+from tutti.config.problems import KeyPath, Origin, Problem, dotted
+from tutti.config.read import Document, read_yaml
+
+
+def expand_short_forms(document: Document) -> None:
+    """Replace `sync: diloco` by `sync: {policy: diloco}` wherever the schema has such a form."""
+    for key, value in list(document.value.items()):
+        field = field_at((key,))
+        if field is None or section_of(field) is None:
+            continue
+        expanded = short_form(field)(value)
+        if expanded is not value and isinstance(expanded, dict):
+            document.value[key] = expanded
+            place = document.sources.value((key,))
+            for inner in expanded:
+                document.sources.put((key, inner), place, place)
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Apply each of `overrides` in turn to a document whose value is a mapping; problems are added to it."""
+    for number, text in enumerate(overrides, 1):
+        origin = Origin(override=text, number=number)
+        reason = _apply(document, text, origin)
+        if reason:
+            document.problems.append(Problem(origin, "", reason))
+        expand_short_forms(document)
+
+
+def _apply(document: Document, text: str, origin: Origin) -> str:
+    """Returns what is wrong with the override itself, or ""."""
+    name, equals, written = text.partition("=")
+    path: KeyPath = tuple(name.strip().split("."))
+    if not equals:
+        return "an override is written key=value, for example train.steps=200"
+    if not all(path):
+        return (
+            f"{name.strip()!r} is no key; write the section, a dot and the key, for example train.steps=200"
+        )
+    value = read_yaml(written, "", path)
+    if value.problems:
+        return f"the value cannot be read: {value.problems[0].reason}"
+    parent: dict[str, Any] = document.value
+    for depth in range(1, len(path)):
+        inner = parent.setdefault(str(path[depth - 1]), {})
+        if inner is None:  # `train:` with nothing below it
+            inner = parent[str(path[depth - 1])] = {}
+        if not isinstance(inner, dict):
+            return f"{dotted(path[:depth])} holds a single value, not a section with keys"
+        if not document.sources.has(path[:depth]):
+            document.sources.put(path[:depth], origin, origin)
+        parent = inner
+    parent[str(path[-1])] = value.value
+    document.sources.put(path, origin, origin)
+    for known in [known for known in document.broken if known[: len(path)] == path]:
+        del document.broken[known]  # what the file says there no longer matters
+    for known, problem in value.broken.items():
+        document.broken[known] = replace(problem, origin=origin)
+    return ""

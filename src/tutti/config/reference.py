@@ -1,0 +1,56 @@
+"""The schema for machines (JSON Schema, for editors) and for readers (a page of tables)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from tutti.config.describe import default_text, section_of, short_kinds, words
+from tutti.config.schema import Config, Section
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a Tutti file, short forms included."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    for key, field in Config.model_fields.items():
+        kinds = short_kinds(field) if section_of(field) else []
+        if kinds:
+            whole = schema["properties"][key]
+            inner = {"$ref": whole.pop("$ref")} if "$ref" in whole else {"allOf": whole.pop("allOf")}
+            whole["anyOf"] = [inner, *({"type": kind} for kind in kinds)]
+    return schema
+
+
+def reference_page() -> str:
+    """Markdown: one table for the top level and one for each section, made from the schema alone."""
+    sections = {key: kind for key, field in Config.model_fields.items() if (kind := section_of(field))}
+    parts = [
+        "# Configuration\n",
+        "A configuration is a YAML file. Every key has a default, unknown keys are refused, and any key can\n"
+        "be given on the command line instead: `tutti train config.yaml train.steps=200 sync=diloco`. An\n"
+        "override takes the place of what the file says for that key. `tutti validate` prints the file with\n"
+        "every default spelt out. Numbers may be written `1e-3` or `10_000`; `yes`, `no`, `on` and `off`\n"
+        "are text.\n",
+        "This page is made from the schema (`src/tutti/config/schema.py`).\n",
+        "## Top level\n",
+        _table(Config),
+    ]
+    for key, section in sections.items():
+        parts += [f"## `{key}`\n", f"{inspect.getdoc(section)}\n", _table(section)]
+    return "\n".join(parts)
+
+
+def _table(section: type[Section]) -> str:
+    rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
+    for key, field in section.model_fields.items():
+        inner = section_of(field)
+        meaning = field.description or (inspect.getdoc(inner) if inner else "") or ""
+        name = f"[`{key}`](#{key})" if inner else f"`{key}`"
+        default = "" if inner and default_text(field) == "{}" else f"`{default_text(field)}`"
+        rows.append(f"| {name} | {_cell(words(field))} | {_cell(default)} | {_cell(meaning)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
