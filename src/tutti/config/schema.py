@@ -87,12 +87,15 @@ class ModelConfig(Section):
         description="A Hugging Face configuration, e.g. `{model_type: llama, hidden_size: 256, …}`; "
         "the vocabulary is set to the tokenizer's.",
     )
+    python: str | None = Field(
+        default=None, description="The class of a module given to `tutti.fit`; written by Tutti, not by hand."
+    )
     from_scratch: bool = Field(default=False, description="Take only the architecture from `path`, not its weights.")
     dropout: Fraction = Field(default=0.0, description="Dropout in attention and residuals, where the architecture has it.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
-        given = [name for name in ("size", "path", "config") if getattr(self, name) is not None]
+        given = [name for name in ("size", "path", "config", "python") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of size, path and config (got {' and '.join(given) or 'none'})")
         if self.from_scratch and self.path is None:

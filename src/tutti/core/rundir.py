@@ -65,17 +65,21 @@ class RunDirectory:
         """The loss curve as a picture."""
         return self.path / "loss.png"
 
+    def refuse_existing(self) -> None:
+        """Raises RunError when there is something at this path already."""
+        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
+            raise RunError(
+                f"run '{self.name}' exists already at {self.path}",
+                "continue it with --resume, choose another name with name=OTHER, or delete the directory",
+            )
+
     def create(self) -> None:
         """Make the directory.
 
         Raises:
             RunError: it exists already, or the place cannot be written.
         """
-        if self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path]):
-            raise RunError(
-                f"run '{self.name}' exists already at {self.path}",
-                "continue it with --resume, choose another name with name=OTHER, or delete the directory",
-            )
+        self.refuse_existing()
         try:
             for directory in (self.events, self.logs, self.live, self.checkpoints):
                 directory.mkdir(parents=True, exist_ok=True)

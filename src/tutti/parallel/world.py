@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from tutti.core.errors import LaunchError
 
@@ -59,6 +61,13 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+@cache
+def started_store() -> dist.Store:
+    """The store of the world that the environment describes; open before the process group and used by it."""
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=2)))
+    return store
+
+
 def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> World:
     """Enter the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
@@ -77,7 +86,13 @@ def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> Wor
         )
     if size > 1 and not dist.is_initialized():
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_accelerator_backend(device)}"
-        dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("world", started_store()),
+            rank=rank,
+            world_size=size,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
     if elastic_replica is not None:
         mesh = init_device_mesh(device.type, (parts,), mesh_dim_names=("shard",)) if parts > 1 else None
         inside = mesh.get_group("shard") if mesh is not None else None

@@ -20,11 +20,6 @@ from torchft import Manager, ProcessGroupGloo
 
 from tutti.sync.transport import PeerLost, Transport, Wait
 
-#: A member that sent no heartbeat for so long counts as dead.
-HEARTBEAT_TIMEOUT_MS = 1000
-#: How long a quorum waits for members that are alive but have not come yet (they are in mid-round).
-JOIN_TIMEOUT_MS = 600_000
-
 _EXCHANGE_TIMEOUT = timedelta(seconds=60)
 _QUORUM_TIMEOUT = timedelta(hours=6)
 

@@ -1,0 +1,230 @@
+"""The public functions. The command line calls these, and a notebook can do all that it can.
+
+    config = tutti.load_config(Path("demo.yaml"), ["train.steps=200"])
+    report = tutti.train(config)
+    tutti.generate(Path("runs/demo"), ["def read_csv("])
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tutti import data, hardware, models, observe
+from tutti.config import Config, load_config
+from tutti.core.errors import CheckpointError, ConfigError, RunError, TuttiError
+from tutti.core.rundir import RunDirectory
+from tutti.data import Prepared
+from tutti.evaluate import Evaluation, sum_losses
+from tutti.hardware import usable_cores
+from tutti.observe import compare_runs, list_runs, show_run
+from tutti.resolve import Facts, Resolved, resolve
+from tutti.supervise import Supervision, in_started_world, run_in_started_world
+from tutti.train import checkpoints
+from tutti.train.language import LanguageModelJob, language_model_job
+from tutti.train.precision import compute_context
+
+__all__ = [
+    "compare_runs",
+    "doctor",
+    "evaluate",
+    "export",
+    "generate",
+    "list_runs",
+    "prepare",
+    "show_run",
+    "train",
+]
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def prepare(config: Config, *, say: Say = _silent) -> Prepared:
+    """Read, clean, split, tokenize and store the text of `config`; found again by its content.
+
+    Raises:
+        DataError: the text is missing, broken or too small.
+    """
+    return data.prepare(config.data, workers=usable_cores(), say=say)
+
+
+def train(config: Config, *, resume: bool = False, console: bool = True) -> dict[str, Any]:
+    """Train as `config` says on this machine's workers (or in the world that torchrun started).
+
+    Returns the content of `report.json`. `resume`: continue the run of that name from its newest sound
+    checkpoint, with any number of workers. `console`: show the run while it goes on.
+
+    Raises:
+        TuttiError: one clear error; a run that failed before its first step leaves no directory behind.
+    """
+    if config.model.python is not None:
+        raise ConfigError("model.python belongs to tutti.fit", "give model a size, a path or a config")
+    run = run_directory(config)
+    if in_started_world():
+        return run_in_started_world(
+            lambda: _check_run(run, config, resume), run, resume=resume, console=console, start=_start
+        )
+    resolved, prepared = _start(_check_run(run, config, resume), _printer(console))
+    return Supervision(run, resolved, prepared.directory, resume=resume, console=console).execute()
+
+
+def run_directory(config: Config) -> RunDirectory:
+    """Where the run of `config` is or will be."""
+    return RunDirectory(Path(config.runs).expanduser() / config.name)
+
+
+def _check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
+    if not resume:
+        run.refuse_existing()
+        return config
+    run.require()
+    return continued(config, load_config(run.config))
+
+
+def continued(config: Config, former: Config) -> Config:
+    """`config` for a resume: what it leaves to us stays as it was, but for what follows from the machines."""
+    chosen = former.model_dump()
+    wanted = config.model_dump()
+
+    def keep(new: Any, old: Any) -> Any:
+        if isinstance(new, dict) and isinstance(old, dict):
+            return {key: keep(value, old.get(key)) for key, value in new.items()}
+        return old if new == "auto" else new
+
+    merged = keep(wanted, chosen)
+    merged["replicas"] = wanted["replicas"]
+    merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
+    return Config.model_validate(merged)
+
+
+def _start(config: Config, say: Say, processes: int | None = None) -> tuple[Resolved, Prepared]:
+    """Everything that can be known before a worker starts: the text, and a value for every `auto`."""
+    prepared = prepare(config, say=say)
+    prepared.require(config.data.sequence)
+    parameters, model_choices = models.count_before_building(
+        config.model,
+        vocabulary=prepared.vocabulary,
+        sequence=config.data.sequence,
+        end_token=prepared.end_token,
+    )
+    validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
+    resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
+    resolved.choices[:0] = [*prepared.choices, *model_choices]
+    for choice in resolved.choices:
+        say(choice)
+    return resolved, prepared
+
+
+def _printer(console: bool) -> Say:
+    return (lambda message: print(message, flush=True)) if console else _silent
+
+
+# Finished runs -----------------------------------------------------------------------------------------------
+
+
+def evaluate(run: Path, *, split: str = "validation", samples: int | None = None) -> dict[str, Any]:
+    """Loss and bits per byte of the run's newest sound checkpoint on `split`, over `samples` samples or all.
+
+    Raises:
+        TuttiError: there is no such run, checkpoint or part of the text.
+    """
+    began = time.perf_counter()
+    job, config, step = _load_trained(run)
+    source = _source(job, split, config)
+    count = samples or source.samples_in_epoch(0)
+    sums = sum_losses(
+        job.objective,
+        source,
+        samples=count,
+        part=0,
+        parts=1,
+        micro_batch=int(config.train.micro_batch),
+        context=compute_context(config.train.precision, torch.device("cpu"), sharded=False),
+        target_bytes=job.target_bytes,
+    )
+    result = Evaluation.of(sums)
+    return {
+        "run": str(run),
+        "step": step,
+        "split": split,
+        "loss": result.loss,
+        "bits_per_byte": result.bits_per_byte,
+        "targets": result.targets,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _source(job: LanguageModelJob, split: str, config: Config) -> data.TokenSource:
+    parts = {name: part.tokens for name, part in job.prepared.splits.items() if part.tokens}
+    if split not in parts:
+        raise TuttiError(f"this run has no part '{split}' of its text", f"there are: {', '.join(parts)}")
+    return data.TokenSource(job.prepared, split, config.data.sequence, config.train.seed, shift=False)
+
+
+def generate(
+    run: Path,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 64,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> list[str]:
+    """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token."""
+    directory = RunDirectory(run)
+    directory.require()
+    if (directory.export / "config.json").is_file():
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory.export)
+        tokenizer = AutoTokenizer.from_pretrained(directory.export)
+    else:
+        job, _, _ = _load_trained(run)
+        model = job.objective.model
+        tokenizer = AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory)
+    assert isinstance(model, PreTrainedModel)
+    return models.generate(
+        model, tokenizer, list(prompts), new_tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
+
+
+def export(run: Path, destination: Path | None = None) -> Path:
+    """Write the run's newest sound checkpoint in Hugging Face format (default: `export/` of the run)."""
+    destination = destination or RunDirectory(run).export
+    job, _, _ = _load_trained(run)
+    job.export(job.objective.model, destination)
+    return destination
+
+
+def _load_trained(run: Path) -> tuple[LanguageModelJob, Config, int]:
+    directory = RunDirectory(run)
+    directory.require()
+    config = load_config(directory.config)
+    if config.model.python is not None:
+        raise RunError(f"{run} was trained by tutti.fit: its model is your own class", "load export/model.safetensors into it")
+    path = checkpoints.newest_valid(directory.checkpoints)
+    if path is None:
+        raise CheckpointError(f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume")
+    job = language_model_job(config, prepare(config).directory)
+    identity = checkpoints.read_manifest(path).meta["identity"]
+    if identity["data"] != job.train_data.fingerprint:
+        raise CheckpointError(
+            f"the text of {run} has changed since it was trained", "restore the text, or train anew under another name"
+        )
+    state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
+    meta = checkpoints.load(path, state)
+    job.objective.eval()
+    return job, config, int(meta["step"])
+
+
+def doctor() -> hardware.Machine:
+    """What this machine has, measured, and what is missing and how to get it."""
+    return hardware.probe()

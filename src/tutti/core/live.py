@@ -1,0 +1,135 @@
+"""Signs of life: each worker says every few seconds where it is, so that a hang has a culprit.
+
+A daemon thread overwrites `live/rank-N.json` with the time, the step, the phase and the stack of the thread
+that trains. The thread keeps writing while the training thread waits in a collective (torch releases the
+interpreter lock there), so a fresh file with an old step means *stuck*, and an old file means *stopped*:
+a suspended or dead process, or a machine that is gone. `observe.watch` reads these files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+
+#: Frames of a stack that are kept: the innermost ones, where the rank is.
+FRAMES = 15
+
+#: Phase of a worker that left its work cleanly; nobody waits for it any more.
+FINISHED = "finished"
+
+
+class LiveSign:
+    """Writes `directory/rank-N.json` every `every_seconds` until `stop`; usable as a context manager.
+
+    Make it in the thread that trains: that thread's stack is what it samples. Setting `step` or entering
+    a `phase` costs an attribute; the file is written by the other thread.
+    """
+
+    def __init__(self, directory: Path, rank: int, *, every_seconds: float = 2.0) -> None:
+        self.rank = rank
+        self._path = directory / f"rank-{rank}.json"
+        self._every_seconds = every_seconds
+        self._watched = threading.get_ident()
+        self._step = 0
+        self._phase = "starting"
+        self._since = time.time()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="live-sign", daemon=True)
+
+    def start(self) -> LiveSign:
+        """Write the first sign now and keep writing in the background."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Say that this rank has finished, and end the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        self.set(phase=FINISHED)
+        self._write()
+
+    def __enter__(self) -> LiveSign:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def set(self, *, step: int | None = None, phase: str | None = None) -> None:
+        """Say that the worker is now at `step` (last one finished) and in `phase` (`data`, `compute`, …)."""
+        if step is not None:
+            self._step = step
+        if phase is not None:
+            self._phase = phase
+        self._since = time.time()
+
+    @property
+    def step(self) -> int:
+        """The last step that this rank said it had finished."""
+        return self._step
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """The worker is in phase `name` inside the block, and in the earlier one again after it.
+
+        An exception keeps `name`: the last sign then says where it happened.
+        """
+        before = self._phase
+        self.set(phase=name)
+        yield
+        self.set(phase=before)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_seconds):
+            self._write()
+
+    def _write(self) -> None:
+        sign = {
+            "time": round(time.time(), 3),
+            "pid": os.getpid(),
+            "rank": self.rank,
+            "step": self._step,
+            "phase": self._phase,
+            "since": round(self._since, 3),
+            "stack": stack_of(sys._current_frames().get(self._watched)),
+        }
+        beside = self._path.with_name(f".{self._path.name}.tmp")
+        # No fsync: a sign that a power cut loses is of no use anyway. A full disk must not end the run here.
+        with contextlib.suppress(OSError):
+            beside.write_text(json.dumps(sign, ensure_ascii=False), encoding="utf-8")
+            beside.replace(self._path)
+
+
+def stack_of(frame: FrameType | None) -> list[str]:
+    """The innermost frames of a running thread, as `file:line function: source`, the innermost last."""
+    if frame is None:
+        return []
+    # `walk_stack` goes from the innermost frame outwards.
+    summary = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=FRAMES)
+    return [
+        f"{_short(entry.filename)}:{entry.lineno} {entry.name}: {entry.line or ''}".rstrip(": ")
+        for entry in reversed(summary)
+    ]
+
+
+def _short(filename: str) -> str:
+    """The last three parts of a path: enough to find the file, and nothing of somebody's home directory."""
+    return "/".join(Path(filename).parts[-3:])
+
+
+def clear_signs(directory: Path) -> None:
+    """Forget the signs of an earlier attempt; the launcher calls this before it starts workers again."""
+    for path in directory.glob("rank-*.json"):
+        path.unlink(missing_ok=True)

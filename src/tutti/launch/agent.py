@@ -1,0 +1,111 @@
+"""One replica's processes under torch elastic: they live and die together, and are started again together.
+
+torch elastic starts, watches and restarts. Added here: what died is written into the run's events, and a
+failure that would only repeat itself (an error of the user, a bug) is not tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+#: Workers are forked from a server that has imported everything already: a restart costs no imports.
+START_METHOD = "forkserver"
+_MONITOR_SECONDS = 0.1
+#: How long a worker that was told to end may take before it is killed.
+_SHUTDOWN_SECONDS = 10
+
+
+
+class ReplicaAgent(LocalElasticAgent):
+    """Runs `entry(*arguments)` in `processes` processes; restarts them all when one dies by a signal or a lost peer.
+
+    `on_restart(attempt, reason)` is told before each restart; `is_fatal()` says whether what happened would
+    only happen again.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        processes: int,
+        entry: Callable[..., None],
+        arguments: tuple[Any, ...],
+        max_restarts: int,
+        on_restart: Callable[[int, str], None],
+        is_fatal: Callable[[], bool],
+    ) -> None:
+        # Elastic narrates; the run's events say it in the user's words.
+        for logger in ("torch.distributed.elastic", "torch.distributed.run"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        handler = get_rendezvous_handler(
+            RendezvousParameters(
+                backend="c10d",
+                endpoint="localhost:0",
+                run_id=f"{name}-{os.getpid()}-{id(self)}",
+                min_nodes=1,
+                max_nodes=1,
+                local_addr="localhost",
+            )
+        )
+        spec = WorkerSpec(
+            role=name,
+            local_world_size=processes,
+            entrypoint=entry,
+            args=arguments,
+            rdzv_handler=handler,
+            max_restarts=max_restarts,
+            monitor_interval=_MONITOR_SECONDS,
+            local_addr="localhost",
+        )
+        super().__init__(
+            spec, DefaultLogsSpecs(), START_METHOD, exit_barrier_timeout=30, shutdown_timeout=_SHUTDOWN_SECONDS
+        )
+        self._max_restarts = max_restarts
+        self._on_restart = on_restart
+        self._is_fatal = is_fatal
+        self._reason = "the workers died"
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that were started last."""
+        return list(self._pcontext.pids().values()) if self._pcontext is not None else []
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
+            self._reason = _reason(result)
+            if self._is_fatal():
+                self._remaining_restarts = 0
+        return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._on_restart(self._max_restarts - self._remaining_restarts, self._reason)
+        super()._restart_workers(worker_group)
+
+
+def _reason(result: RunResult) -> str:
+    """Who died, and of what; a death by a signal comes first, for it explains the others."""
+    failures = sorted(result.failures.items(), key=lambda item: item[1].exitcode >= 0)
+    if not failures:
+        return "the workers died"
+    rank, failure = failures[0]
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"worker {rank} was killed by {name}{hint}"
+    return f"worker {rank} exited with {failure.exitcode}"
+
+
+def preload(modules: list[str]) -> None:
+    """Import `modules` once, in the server that workers are forked from; before the first worker starts."""
+    multiprocessing.set_forkserver_preload(modules)

@@ -1,0 +1,192 @@
+"""All workers of a run on this machine.
+
+Fixed membership: one agent holds every rank, because torch.distributed restarts as one. Elastic membership: one
+agent a replica, so that a dead replica comes back while the others go on; torchft's lighthouse, in this process,
+tells them who is alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.agent.server.api import RunResult
+
+from tutti.core.errors import LaunchError
+from tutti.core.events import EventWriter, read_events
+from tutti.launch.agent import ReplicaAgent, preload
+
+#: The launcher's own number among the events' ranks.
+LAUNCHER_RANK = -1
+#: A replica that sent no heartbeat for so long counts as dead.
+HEARTBEAT_TIMEOUT_MS = 1000
+#: How long a quorum waits for replicas that are alive but have not come yet (they are in mid-round).
+JOIN_TIMEOUT_MS = 600_000
+#: What a worker imports; imported once by the server that all workers are forked from.
+WORKER_IMPORTS = ["tutti.train.worker", "transformers.models.llama.modeling_llama", "torchft"]
+
+
+@dataclass
+class Outcome:
+    """How it ended: whether every agent was content, and whether somebody asked for a stop."""
+
+    succeeded: bool
+    stopped: bool
+
+
+@dataclass
+class LocalLaunch:
+    """Starts `replicas` × `parts` workers that call `entry(assignment(replica))` and sees them through.
+
+    `assignment(replica, lighthouse, store)` makes what a worker is told: with elastic membership for each replica,
+    else once with `replica` None.
+    """
+
+    run: Path
+    replicas: int
+    parts: int
+    elastic: bool
+    max_restarts: int
+    min_replicas: int
+    entry: Callable[[Any], None]
+    assignment: Callable[[int | None, str | None, tuple[str, int] | None], Any]
+    _agents: list[ReplicaAgent] = field(default_factory=list)
+    _results: dict[int, RunResult | BaseException] = field(default_factory=dict)
+    _stopped: bool = False
+
+    def execute(self, meanwhile: Callable[[], None]) -> Outcome:
+        """Run to the end; `meanwhile` is called a few times a second in this thread.
+
+        SIGTERM or Ctrl-C asks the workers to save and stop; a second one kills them.
+        """
+        preload(WORKER_IMPORTS)
+        self._events = EventWriter(self.run / "events", LAUNCHER_RANK)
+        self._began = time.time()
+        servers = self._start_servers() if self.elastic else None
+        try:
+            lighthouse, store = (servers.lighthouse.address(), servers.address) if servers else (None, None)
+            numbers: list[int | None] = [*range(self.replicas)] if self.elastic else [None]
+            for number in numbers:
+                assigned = self.assignment(number, lighthouse, store)
+                self._agents.append(self._agent(number, assigned))
+            threads = [
+                threading.Thread(target=self._attend, args=(index,), name=f"agent-{index}", daemon=True)
+                for index in range(len(self._agents))
+            ]
+            with self._signals():
+                for thread in threads:
+                    thread.start()
+                while any(thread.is_alive() for thread in threads):
+                    meanwhile()
+                    threads[0].join(timeout=0.1) if threads[0].is_alive() else time.sleep(0.1)
+            meanwhile()
+        finally:
+            if servers:
+                servers.lighthouse.shutdown()
+            self._events.close()
+        return Outcome(self._succeeded(), self._stopped)
+
+    def kill(self, pid: int) -> None:
+        """End a worker that shows no sign of life; its agent starts it again."""
+        if any(pid in agent.pids() for agent in self._agents):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    # Agents --------------------------------------------------------------------------------------------------
+
+    def _agent(self, replica: int | None, assigned: Any) -> ReplicaAgent:
+        def on_restart(attempt: int, reason: str) -> None:
+            who = "" if replica is None else f"replica {replica}: "
+            self._events.write("restart", attempt=attempt, reason=who + reason, of_replica=replica)
+
+        return ReplicaAgent(
+            name="run" if replica is None else f"replica-{replica}",
+            processes=self.replicas * self.parts if replica is None else self.parts,
+            entry=self.entry,
+            arguments=(assigned,),
+            max_restarts=self.max_restarts,
+            on_restart=on_restart,
+            is_fatal=lambda: self._stopped or self._has_fatal_error(replica),
+        )
+
+    def _attend(self, index: int) -> None:
+        try:
+            self._results[index] = self._agents[index].run()
+        except BaseException as error:
+            self._results[index] = error
+
+    def _succeeded(self) -> bool:
+        """Fixed: all of it; elastic: as many replicas as a round needs."""
+        good = [r for r in self._results.values() if isinstance(r, RunResult) and not r.is_failed()]
+        return len(good) >= (self.min_replicas if self.elastic else 1)
+
+    def _has_fatal_error(self, replica: int | None) -> bool:
+        """Whether a worker left an error that is more than the loss of a peer."""
+        return any(
+            not event.get("peer")
+            for event in read_events(self.run, "error")
+            if event["time"] >= self._began and (replica is None or event.get("replica") == replica)
+        )
+
+    # Signals -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _signals(self):  # type: ignore[no-untyped-def]
+        """Forward the first request to stop, enforce the second."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, _frame: Any) -> None:
+            second = self._stopped
+            self._stopped = True
+            self._tell(signal.SIGKILL if second else signal.SIGTERM)
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for agent in self._agents:
+            for pid in agent.pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    # Servers of elastic membership -----------------------------------------------------------------------------
+
+    def _start_servers(self) -> _Servers:
+        from torchft.coordination import LighthouseServer
+
+        try:
+            lighthouse = LighthouseServer(
+                bind="127.0.0.1:0",
+                min_replicas=self.min_replicas,
+                join_timeout_ms=JOIN_TIMEOUT_MS,
+                quorum_tick_ms=50,
+                heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
+            )
+            store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        except (RuntimeError, OSError) as error:
+            raise LaunchError(f"the server of the replicas' membership cannot start: {error}") from error
+        return _Servers(lighthouse, store)
+
+
+@dataclass
+class _Servers:
+    lighthouse: Any
+    store: dist.TCPStore
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("localhost", self.store.port)

@@ -1,0 +1,107 @@
+"""Every `auto` becomes a value, and the reason is kept: what was chosen is printed and written into the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tutti.config import Config
+from tutti.hardware import fastest_precision, usable_cores
+from tutti.parallel import pick_device
+from tutti.train.optimizer import auto_learning_rate
+
+#: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
+_MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
+#: Validations and saves over a run, validation samples a time, and warm-up, where the user leaves them to us.
+_TIMES = 10
+_VALIDATION_SAMPLES = 256
+_WARMUP_SHARE, _WARMUP_MOST = 0.05, 1000
+
+
+@dataclass
+class Resolved:
+    """A configuration without `auto`, what was chosen for it, and the threads of each worker."""
+
+    config: Config
+    threads: int
+    choices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices depend on, of the job: parameters, units in a sample, validation samples there are."""
+
+    parameters: int
+    tokens_per_sample: int
+    validation_samples: int
+    #: A world that was started already (torchrun) has so many processes.
+    processes: int | None = None
+
+
+def resolve(config: Config, facts: Facts) -> Resolved:
+    """Replace every `auto` of `config`."""
+    choices: list[str] = []
+
+    def choose(key: str, given: Any, value: Any, reason: str) -> Any:
+        if given != "auto":
+            return given
+        choices.append(f"{key} = {value}: {reason}")
+        return value
+
+    train, parts = config.train, config.layout.ranks
+    replicas, why = _replicas(config, facts)
+    replicas = choose("replicas", config.replicas, replicas, why)
+    device = pick_device()
+    threads = max(1, usable_cores() // max(1, facts.processes or replicas * parts))
+    if train.precision == "auto":
+        precision, reason = fastest_precision(device, threads=threads)
+        precision = choose("train.precision", "auto", precision, reason)
+    else:
+        precision = train.precision
+    share = -(-train.batch // (replicas * parts))
+    kind = "cpu" if device.type == "cpu" else "accelerator"
+    micro = max(1, min(share, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample))
+    micro = choose(
+        "train.micro_batch",
+        train.micro_batch,
+        micro,
+        f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once",
+    )
+    rate, reason = auto_learning_rate(facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer)
+    rate = choose("train.learning_rate", train.learning_rate, rate, reason)
+    warmup = min(_WARMUP_MOST, max(1, round(_WARMUP_SHARE * train.steps)))
+    warmup = choose("train.warmup", train.warmup, warmup, "5 % of the steps, at most 1000")
+    every = max(1, train.steps // _TIMES)
+    samples = min(_VALIDATION_SAMPLES, max(1, facts.validation_samples))
+    updates = {
+        "replicas": replicas,
+        "train": train.model_copy(
+            update={"precision": precision, "micro_batch": micro, "learning_rate": rate, "warmup": warmup}
+        ),
+        "evaluate": config.evaluate.model_copy(
+            update={
+                "every": choose("evaluate.every", config.evaluate.every, every, "ten validations over the run"),
+                "samples": choose(
+                    "evaluate.samples", config.evaluate.samples, samples, f"of {facts.validation_samples} that there are"
+                ),
+            }
+        ),
+        "checkpoint": config.checkpoint.model_copy(
+            update={"every": choose("checkpoint.every", config.checkpoint.every, every, "ten saves over the run")}
+        ),
+    }
+    return Resolved(config.model_copy(update=updates), threads, choices)
+
+
+def _replicas(config: Config, facts: Facts) -> tuple[int, str]:
+    parts = config.layout.ranks
+    if facts.processes is not None:
+        return max(1, facts.processes // parts), f"{facts.processes} processes were started"
+    if torch.accelerator.is_available():
+        devices = torch.accelerator.device_count()
+        return max(1, devices // parts), f"{devices} devices, {parts} for each replica"
+    cores = usable_cores()
+    fitting = max(1, min(cores // parts, config.train.batch // parts))
+    return fitting, f"{cores} cores; one thread a worker holds up better than several threads in one"

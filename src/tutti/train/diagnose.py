@@ -1,0 +1,86 @@
+"""When numbers go bad: the step, and the first layer whose output or gradient is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutti.core.errors import TrainingError
+from tutti.core.types import Batch
+from tutti.sync.policy import local_part
+
+#: A loss this many times the first one, three steps in a row, is an explosion.
+EXPLOSION_FACTOR = 3.0
+_EXPLOSION_STEPS = 3
+
+
+class LossGuard:
+    """Raises a TrainingError when the loss stops being a number or leaves every bound."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._high_steps = 0
+
+    def exploded(self, loss: float) -> bool:
+        """Whether `loss` is the third in a row above three times the first loss of the run."""
+        if self._first is None:
+            self._first = loss
+        self._high_steps = self._high_steps + 1 if loss > EXPLOSION_FACTOR * self._first else 0
+        return self._high_steps >= _EXPLOSION_STEPS
+
+
+def first_bad_layer(objective: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[None]) -> str:
+    """Where non-finite numbers first appear: in a parameter, else in an output of the forward pass, else a gradient."""
+    for name, parameter in objective.named_parameters():
+        if not torch.isfinite(local_part(parameter.detach())).all():
+            return f"parameter {_bare(name)} is not finite"
+    found = _first_bad_output(objective, batches, context)
+    if found is not None:
+        return f"output of layer {_bare(found)} is not finite"
+    for name, parameter in objective.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(local_part(parameter.grad)).all():
+            return f"gradient of {_bare(name)} is not finite"
+    return "no single layer: the sum over ranks is not finite"
+
+
+def _first_bad_output(
+    objective: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[None]
+) -> str | None:
+    bad: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple | list) else [output]
+            floats = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+            if not bad and not all(bool(torch.isfinite(t).all()) for t in floats):
+                bad.append(name)
+
+        return hook
+
+    # Hooks run when a module returns, so the innermost bad module comes first.
+    handles = [module.register_forward_hook(watch(name)) for name, module in objective.named_modules()]
+    try:
+        with torch.no_grad(), context:
+            for batch in batches:
+                objective(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return (bad[0] or "the loss") if bad else None
+
+
+def bad_numbers(step: int, loss: float, norm: float, where: str) -> TrainingError:
+    """The error of a step whose numbers cannot be used."""
+    return TrainingError(
+        f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {where}",
+        "lower train.learning_rate or lengthen train.warmup, then go on from the last checkpoint with --resume; "
+        "with precision fp16, try bf16 or fp32",
+    )
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("module.").removeprefix("model.") or "the whole model"

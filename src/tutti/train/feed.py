@@ -1,0 +1,58 @@
+"""From positions of the global order to micro-batches on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tutti.core.types import Batch, SampleSource
+from tutti.data.order import GlobalOrder
+from tutti.sync import Range
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What one rank computes in one step: `ids` as [epoch, [sample numbers]] pairs, in order."""
+
+    micro_batches: list[Batch]
+    ids: list[tuple[int, list[int]]]
+
+
+class Feed:
+    """Loads the samples that a rank was given. Ranks never own data: anybody can load anything."""
+
+    def __init__(self, source: SampleSource, seed: int, device: torch.device) -> None:
+        self._source = source
+        self._order = GlobalOrder(seed, source.samples_in_epoch)
+        self._device = device
+
+    def load(self, ranges: Sequence[Range], micro_batch: int, slots: int) -> Portion:
+        """The samples at `ranges` in micro-batches of `micro_batch`, then empty ones up to `slots` of them."""
+        ids: list[tuple[int, np.ndarray]] = []
+        for start, stop in ranges:
+            ids.extend(self._order.locate(start, stop))
+        pieces = [
+            (epoch, indices[first : first + micro_batch])
+            for epoch, indices in _joined(ids)
+            for first in range(0, len(indices), micro_batch)
+        ]
+        batches = [self._to_device(self._source.load(epoch, indices)) for epoch, indices in pieces]
+        batches += [self._to_device(self._source.empty()) for _ in range(slots - len(batches))]
+        return Portion(batches, [(epoch, indices.tolist()) for epoch, indices in _joined(ids)])
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _joined(ids: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+    """Neighbours of the same epoch as one: fewer, fuller micro-batches."""
+    joined: list[tuple[int, np.ndarray]] = []
+    for epoch, indices in ids:
+        if joined and joined[-1][0] == epoch:
+            joined[-1] = (epoch, np.concatenate([joined[-1][1], indices]))
+        else:
+            joined.append((epoch, indices))
+    return joined

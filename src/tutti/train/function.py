@@ -1,0 +1,76 @@
+"""The job of `tutti.fit`: any module, any loss, any data, carried to the workers in one file of the run.
+
+cloudpickle carries what a notebook or script defines in `__main__`, which plain pickle would only name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from safetensors.torch import save_model
+from torch import nn
+
+from tutti.core.files import fsync_directory
+from tutti.core.types import SampleSource
+from tutti.tasks import FunctionObjective
+from tutti.train.job import Job
+
+_FILE = "fit.pickle"
+
+
+@dataclass(kw_only=True)
+class FunctionJob(Job):
+    """A module and a loss function that the user brought."""
+
+    make_model: Callable[[], nn.Module]
+
+    def whole_model(self) -> nn.Module:
+        return self.make_model()
+
+    def export(self, model: nn.Module, destination: Path) -> None:
+        """`model.safetensors`: the weights; the code of the model is the user's."""
+        destination.mkdir(parents=True, exist_ok=True)
+        beside = destination / ".model.safetensors.tmp"
+        save_model(model, str(beside))
+        beside.replace(destination / "model.safetensors")
+        fsync_directory(destination)
+
+
+def write_function_job(
+    run: Path, model: nn.Module, loss: Any, train_data: SampleSource, validation_data: SampleSource | None
+) -> None:
+    """Put the job where workers find it: the run directory."""
+    with (run / _FILE).open("wb") as file:
+        cloudpickle.dump((model, loss, train_data, validation_data), file)
+
+
+def function_job(run: Path) -> FunctionJob:
+    """The job that `write_function_job` left in `run`. The file is code: open only runs that you trust."""
+
+    def load() -> tuple[nn.Module, Any, SampleSource, SampleSource | None]:
+        with (run / _FILE).open("rb") as file:
+            content: tuple[nn.Module, Any, SampleSource, SampleSource | None] = cloudpickle.load(file)
+        return content
+
+    model, loss, train_data, validation_data = load()
+    return FunctionJob(
+        objective=FunctionObjective(model, loss),
+        train_data=train_data,
+        validation_data=validation_data,
+        tokens_per_sample=1,
+        make_model=lambda: load()[0],
+    )
+
+
+def load_exported(model: nn.Module, export: Path) -> nn.Module:
+    """`model` with the weights that the run exported."""
+    from safetensors.torch import load_model
+
+    load_model(model, str(export / "model.safetensors"))
+    return model
+
+

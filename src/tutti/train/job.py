@@ -1,0 +1,44 @@
+"""What is to be trained, in the loop's terms: an objective, samples, and what to do with the result.
+
+The loop must not know that a model is a language model; what is particular to one stands in a `Job`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tutti.core.types import Objective, SampleSource
+
+
+@dataclass
+class Job(ABC):
+    """Everything about a training that is not the training itself. Built alike on every rank."""
+
+    objective: Objective
+    train_data: SampleSource
+    validation_data: SampleSource | None
+    #: Tokens (or other units of throughput) in one sample.
+    tokens_per_sample: int
+    #: Forward and backward FLOPs of one sample; None when nobody has said.
+    flops_per_sample: float | None = None
+    #: Bytes of text behind each target id [V]; None when targets are not text.
+    target_bytes: Tensor | None = None
+    choices: list[str] = field(default_factory=list)
+
+    @abstractmethod
+    def whole_model(self) -> nn.Module:
+        """A model like the trained one, unsharded, whose weights are about to be replaced."""
+
+    @abstractmethod
+    def export(self, model: nn.Module, destination: Path) -> None:
+        """Write the trained `model` as something that others can open."""
+
+    def write_samples(  # noqa: B027 - a job without text has nothing to show
+        self, model: nn.Module, say: Callable[[str, str], None], new_tokens: int | None = None
+    ) -> None:
+        """Let the trained `model` show what it can do: `say(prompt, text)`; `new_tokens` limits how long."""

@@ -1,0 +1,196 @@
+"""The state of a run and the three ways it travels: to disk, back from disk, and to a newcomer.
+
+`RunState` is small and the same on every rank. `StateKeeper` joins it with weights, optimizer and policy.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tutti.core.errors import CheckpointError
+from tutti.core.events import EventWriter
+from tutti.core.types import Objective
+from tutti.sync import DiLoCo, Ledger, Policy
+from tutti.sync.policy import local_part
+from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
+
+
+@dataclass
+class RunState:
+    """Where the run is. `rounds`: meetings of the replicas so far."""
+
+    step: int = 0
+    rounds: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    best_loss: float | None = None
+    best_step: int | None = None
+
+
+@dataclass
+class StateKeeper:
+    """Saves, resumes and hands over the state of a run. `identity`: what a checkpoint must agree with to be resumed."""
+
+    objective: Objective
+    optimizers: Sequence[torch.optim.Optimizer]
+    policy: Policy
+    policy_name: str
+    identity: dict[str, Any]
+    directory: Path
+    make_checkpointer: Callable[[Path], Checkpointer]
+    say: Callable[[str], None]
+    #: Ranks that resume together and must take the same checkpoint (None: this one alone).
+    together: dist.ProcessGroup | None = None
+    saved_step: int | None = None
+
+    def __post_init__(self) -> None:
+        self._checkpointer = self.make_checkpointer(self.directory)
+
+    # Disk ----------------------------------------------------------------------------------------------------
+
+    def save(self, state: RunState, *, best: bool, wait: bool) -> None:
+        """Begin writing a checkpoint of `state`; with `wait`, end it too."""
+        self._checkpointer.save(state.step, self._tensors(with_policy=True), self._meta(state), best=best, wait=wait)
+        self.saved_step = state.step
+
+    def finish(self) -> None:
+        """Wait until everything that was begun is on disk."""
+        self._checkpointer.wait()
+
+    def note_saves(self, events: EventWriter) -> None:
+        """Write an event for every save that has ended since the last call."""
+        while self._checkpointer.last_saved:
+            saved = self._checkpointer.last_saved.pop(0)
+            events.write(
+                "checkpoint",
+                step=saved.step,
+                path=str(saved.path),
+                bytes=saved.bytes,
+                blocked_seconds=saved.blocked_seconds,
+                write_seconds=saved.write_seconds,
+                best=saved.best,
+            )
+
+    def resume(self, state: RunState) -> Path | None:
+        """Continue from the newest sound checkpoint, if there is one: fills `state`, weights, optimizer, policy.
+
+        Raises:
+            CheckpointError: it belongs to other data, another seed or another model.
+        """
+        path = self._find()
+        if path is None:
+            return None
+        meta = read_manifest(path).meta
+        for key, mine in self.identity.items():
+            theirs = meta["identity"].get(key)
+            if theirs != mine:
+                raise CheckpointError(
+                    f"checkpoint {path.name} was made with {key} = {theirs!r}, this run has {mine!r}",
+                    "resume with the configuration that the run was started with, or start a new run under another name",
+                )
+        same_policy = meta["policy"] == self.policy_name
+        self._read(path, with_policy=same_policy)
+        if not same_policy:
+            self.say(f"the checkpoint's state of policy {meta['policy']} is left out: this run syncs by {self.policy_name}")
+        state.step, state.rounds = meta["step"], meta["rounds"]
+        state.best_loss, state.best_step = meta["best_loss"], meta["best_step"]
+        state.ledger.load_state(meta["ledger"])
+        state.ledger.return_loans()
+        self.saved_step = state.step
+        return path
+
+    def rehearse(self, state: RunState) -> None:
+        """Save and load once beside the checkpoints, and leave nothing behind."""
+        directory = self.directory / ".rehearsal"
+        try:
+            checkpointer = self.make_checkpointer(directory)
+            checkpointer.save(state.step, self._tensors(with_policy=True), self._meta(state), wait=True)
+            path = newest_valid(directory, self.say)
+            if path is None:
+                raise CheckpointError(
+                    f"a checkpoint written to {directory} a moment ago cannot be read back",
+                    "check the disk (dmesg, free space, network mounts)",
+                )
+            self._read(path, with_policy=True)
+            checkpointer.close()
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    # Newcomers -----------------------------------------------------------------------------------------------
+
+    def give(self, state: RunState) -> dict[str, Any]:
+        """What a newcomer needs to be where this replica was at its last meeting; local parts only."""
+        assert isinstance(self.policy, DiLoCo)
+        optimizer = self._flat(gather_state(self.objective.model, self.optimizers)["optimizer"])
+        return {
+            "policy": self.policy.give(),
+            "optimizer": {name: local_part(value) for name, value in optimizer.items()},
+            "rounds": state.rounds,
+            "best": (state.best_loss, state.best_step),
+        }
+
+    def take(self, given: dict[str, Any], state: RunState) -> None:
+        """Become what `give` described."""
+        assert isinstance(self.policy, DiLoCo)
+        self.policy.take(given["policy"])
+        gathered = gather_state(self.objective.model, self.optimizers)
+        for name, value in self._flat(gathered["optimizer"]).items():
+            local_part(value).copy_(given["optimizer"][name])
+        apply_state(self.objective.model, self.optimizers, gathered)
+        state.rounds = given["rounds"]
+        state.best_loss, state.best_step = given["best"]
+
+    # Parts ---------------------------------------------------------------------------------------------------
+
+    def _find(self) -> Path | None:
+        """The newest sound checkpoint, looked for (every byte is read) by one rank for all of them."""
+        if self.together is None:
+            return newest_valid(self.directory, self.say)
+        found: list[Path | None] = [None]
+        if self.together.rank() == 0:
+            found = [newest_valid(self.directory, self.say)]
+        dist.broadcast_object_list(found, group=self.together, group_src=0)
+        return found[0]
+
+    def _tensors(self, *, with_policy: bool) -> dict[str, Any]:
+        tensors = dict(gather_state(self.objective.model, self.optimizers))
+        own = self.policy.tensors() if with_policy else {}
+        if own:
+            tensors["policy"] = own
+        return tensors
+
+    def _read(self, path: Path, *, with_policy: bool) -> None:
+        tensors = self._tensors(with_policy=with_policy)
+        load(path, tensors)
+        apply_state(self.objective.model, self.optimizers, tensors)
+
+    def _meta(self, state: RunState) -> dict[str, Any]:
+        return {
+            "step": state.step,
+            "rounds": state.rounds,
+            "ledger": state.ledger.state(),
+            "best_loss": state.best_loss,
+            "best_step": state.best_step,
+            "policy": self.policy_name,
+            "identity": self.identity,
+            "time": time.time(),
+        }
+
+    def _flat(self, nested: Any, prefix: str = "") -> dict[str, Tensor]:
+        """Every tensor of a nested mapping by its dotted path."""
+        if isinstance(nested, Tensor):
+            return {prefix: nested}
+        if not isinstance(nested, dict):
+            return {}
+        flat: dict[str, Tensor] = {}
+        for key, value in nested.items():
+            flat |= self._flat(value, f"{prefix}.{key}")
+        return flat
