@@ -1,0 +1,105 @@
+"""Which optimizer takes which parameter, and the learning rate when the user leaves it to us.
+
+AdamW takes everything, or, with `muon`, what Muon is not made for: embeddings, the head, norms, biases and
+kernels of convolutions. Weight decay falls on matrices, embeddings and kernels, never on norms and biases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from tutti.config.schema import TrainConfig
+from tutti.train.muon import Muon
+
+#: Calibrated by sweeps (docs/explanation/recipes.md) at 1M parameters and 4096 tokens a step.
+_BASE = {"adamw": 4e-3, "muon": 1.5e-2}
+_MOST = {"adamw": 1e-2, "muon": 3e-2}
+_LEAST = 1e-5
+
+
+class Optimizers:
+    """One or two torch optimizers that step as one. `optimizers`: what a checkpoint has to save."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Let the coming steps use `factor` (see `learning_rate_factor`) times the peak learning rate."""
+        for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+
+
+def build_optimizers(model: nn.Module, train: TrainConfig, learning_rate: float) -> Optimizers:
+    """Optimizers for the trainable parameters of `model` (sharded already, when it is to be) at their peak
+    `learning_rate`.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    hidden = hidden_matrices(model) if train.optimizer == "muon" else []
+    theirs = {id(parameter) for parameter in hidden}
+    rest = [parameter for parameter in parameters if id(parameter) not in theirs]
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(Muon(hidden, lr=learning_rate, weight_decay=train.weight_decay))
+    if rest:
+        optimizers.append(_adamw(rest, train, learning_rate))
+    return Optimizers(optimizers)
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Matrices that map hidden states to hidden states: all 2-D parameters but embeddings and the head.
+
+    The head is what a Hugging Face model says it is; elsewhere, the last `nn.Linear` of the module.
+    """
+    others = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    others |= {id(parameter) for parameter in _head(model)}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in others]
+
+
+def _head(model: nn.Module) -> Iterable[nn.Parameter]:
+    for module in model.modules():
+        output: Callable[[], nn.Module | None] | None = getattr(module, "get_output_embeddings", None)
+        head = output() if callable(output) else None
+        if head is not None:
+            return head.parameters()
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return linear[-1].parameters() if linear else ()
+
+
+def _adamw(parameters: list[nn.Parameter], train: TrainConfig, learning_rate: float) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    try:
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=train.betas, fused=True)
+    except RuntimeError:  # this device, or dtype, has no fused kernel
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=train.betas)
+
+
+def auto_learning_rate(parameters: int, tokens_per_step: int, optimizer: str) -> tuple[float, str]:
+    """Peak learning rate for a model of `parameters` parameters and steps of `tokens_per_step`, and the reason.
+
+    rate = base · (parameters / 1M)^−0.4 · √(tokens_per_step / 4096), within bounds.
+    """
+    rate = _BASE[optimizer] * (parameters / 1e6) ** -0.4 * math.sqrt(tokens_per_step / 4096)
+    rate = float(f"{min(max(rate, _LEAST), _MOST[optimizer]):.2g}")
+    return rate, f"{parameters / 1e6:.2g}M parameters and {tokens_per_step} tokens a step, {optimizer}"
