@@ -1,0 +1,23 @@
+"""Readers of events: they look at a run directory and never reach into the training loop."""
+
+from tutti.observe.console import follow
+from tutti.observe.curve import draw_curve
+from tutti.observe.errors import summarise_errors
+from tutti.observe.report import summarise, write_report
+from tutti.observe.runs import compare_runs, list_runs, show_run
+from tutti.observe.tensorboard import TensorBoardTracker
+from tutti.observe.watch import Stall, Watchdog
+
+__all__ = [
+    "Stall",
+    "TensorBoardTracker",
+    "Watchdog",
+    "compare_runs",
+    "draw_curve",
+    "follow",
+    "list_runs",
+    "show_run",
+    "summarise",
+    "summarise_errors",
+    "write_report",
+]

@@ -1,0 +1,112 @@
+"""One sentence for each event that a person wants to know of; the console and the report share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tutti.observe import words
+from tutti.observe.history import History
+from tutti.observe.tail import Event, number, when
+
+
+def sentence(event: Event) -> str | None:
+    """What happened, in one sentence; None for events that say nothing by themselves."""
+    make = _SENTENCES.get(str(event.get("kind")))
+    return make(event) if make else None
+
+
+def rank_name(rank: Any) -> str:
+    """`rank 3`; the launcher is rank −1."""
+    return "the launcher" if rank == -1 else f"rank {rank}"
+
+
+def _step(event: Event) -> str:
+    return f"step {int(number(event.get('step')) or 0):,}"
+
+
+def _checkpoint(event: Event) -> str:
+    best = ", the best so far" if event.get("best") else ""
+    return (
+        f"{_step(event)}: saved {words.size(number(event.get('bytes')))}{best} "
+        f"(training waited {words.seconds(number(event.get('blocked_seconds')))}, "
+        f"written in {words.seconds(number(event.get('write_seconds')))})"
+    )
+
+
+def _validation(event: Event) -> str:
+    bits = number(event.get("bits_per_byte"))
+    per_byte = f", {bits:.4f} bits per byte" if bits is not None else ""
+    return f"{_step(event)}: validation loss {words.figure(number(event.get('loss')))}{per_byte}"
+
+
+def _stalled(event: Event) -> str:
+    if event.get("message"):
+        return str(event["message"])
+    return (
+        f"{rank_name(event.get('rank'))} has not moved for "
+        f"{words.seconds(number(event.get('silent_seconds')))}; "
+        f"its last step was {event.get('last_step')}, in phase {event.get('phase')}"
+    )
+
+
+def _error(event: Event) -> str:
+    lines = str(event.get("message", "")).strip().splitlines() or [""]
+    return f"{rank_name(event.get('rank'))} failed at {_step(event)}: {event.get('type')}: {lines[0]}"
+
+
+def _membership(event: Event) -> str:
+    replicas = event.get("replicas")
+    members = ", ".join(map(str, replicas)) if isinstance(replicas, list) else str(replicas)
+    return f"{_step(event)}: replicas {members} train together"
+
+
+_SENTENCES: dict[str, Callable[[Event], str]] = {
+    "checkpoint": _checkpoint,
+    "validation": _validation,
+    "stalled": _stalled,
+    "error": _error,
+    "membership": _membership,
+    "recovered": lambda e: str(e.get("message") or f"{rank_name(e.get('rank'))} moves again"),
+    "restart": lambda e: f"workers are started again (attempt {e.get('attempt')}): {e.get('reason')}",
+    "resumed": lambda e: f"went on from the checkpoint of {_step(e)}",
+    "healed": lambda e: (
+        f"replica {e.get('replica')} healed from replica {e.get('from_replica')} at {_step(e)}"
+    ),
+    "interrupted": lambda e: f"interrupted after {_step(e)}; everything is saved",
+    "finished": lambda e: f"finished at {_step(e)}",
+    "rehearsal": lambda e: f"rehearsed: {e.get('what')} ({words.seconds(number(e.get('seconds')))})",
+    "warning": lambda e: f"warning: {e.get('message')}",
+}
+
+#: What stands on the report's page: not the validations and checkpoints, which have tables or are many.
+_TOLD = (
+    *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership"),
+    *("interrupted", "finished"),
+)
+
+
+def happenings(history: History) -> list[str]:
+    """Markdown list of what happened, oldest first; the first line says what was saved."""
+    lines = []
+    saves = history.of("checkpoint")
+    if saves:
+        waited = sum(number(event.get("blocked_seconds")) or 0.0 for event in saves)
+        lines.append(
+            f"- {words.plural(len(saves), 'checkpoint')} written, the last at {_step(saves[-1])}; "
+            f"training waited {words.seconds(waited)} for them in all"
+        )
+    if history.lost_steps:
+        lines.append(
+            f"- {words.plural(history.lost_steps, 'step')} had to be done again after a restart "
+            f"({words.seconds(history.lost_seconds)})"
+        )
+    told = sorted((event for kind in _TOLD for event in history.of(kind)), key=when)
+    for event in told:
+        lines.append(f"- {words.date(when(event))} · {sentence(event)}")
+        if event["kind"] == "error" and event.get("hint"):
+            lines.append(f"  - {event['hint']}")
+        stack = event.get("stack")
+        if event["kind"] == "stalled" and isinstance(stack, list) and stack:
+            lines.append(f"  - it was at `{stack[-1]}`")
+    return lines

@@ -1,0 +1,214 @@
+"""What really counts of a run's events: restarts make some of them void.
+
+A run restarted from the checkpoint of step s does the steps after s again, so the earlier attempt's step
+and validation events after s are *superseded*: they cost time, but are no part of the model. A replica that
+came back by *healing* from a living one (asynchronous policies) supersedes nothing but its own repetitions.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tutti.core import read_events
+from tutti.observe.tail import Event, number, when
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step of the whole run. Seconds are those of the slowest replica; NaN losses stay NaN."""
+
+    step: int
+    loss: float
+    tokens: int
+    seconds: float
+    wait_data_seconds: float
+    sync_seconds: float
+    time: float
+    peak_flops: float | None
+
+
+@dataclass
+class History:
+    """The events of a run, sorted out."""
+
+    starts: list[Event] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    lost_seconds: float = 0.0
+    lost_steps: int = 0
+    validations: list[Event] = field(default_factory=list)
+    #: Steps from which the run was continued: by a restart, or by the user's --resume.
+    continued_at: list[int] = field(default_factory=list)
+    #: Every other event, by its kind, ordered by time.
+    other: dict[str, list[Event]] = field(default_factory=dict)
+    first_time: float = 0.0
+    last_time: float = 0.0
+    #: Between two commands of the user nobody was training; that time isn't the run's.
+    idle_seconds: float = 0.0
+    restarts: int = 0
+    #: (time, rank, bytes sent so far by that process), ordered by time.
+    counters: list[tuple[float, int, int]] = field(default_factory=list)
+
+    @property
+    def start(self) -> Event:
+        """The last `run_started`, with the world and the choices that hold now."""
+        return self.starts[-1] if self.starts else {}
+
+    @property
+    def process_starts(self) -> list[float]:
+        """Times at which processes began anew, and with them their counters."""
+        return [when(event) for event in (*self.starts, *self.of("restart"))]
+
+    @property
+    def wall_seconds(self) -> float:
+        """From the first event to the last, without the time between two commands."""
+        return max(0.0, self.last_time - self.first_time - self.idle_seconds)
+
+    def of(self, kind: str) -> list[Event]:
+        """Events of a kind that is neither step, validation nor run_started."""
+        return self.other.get(kind, [])
+
+
+def read_history(run: Path) -> History:
+    """Read all events of the run at `run` and sort them out."""
+    history, steps = History(), list[Event]()
+    validations: list[Event] = []
+    times: list[float] = []
+    for event in read_events(run):
+        if not isinstance(event, dict) or "kind" not in event:
+            continue
+        times.append(when(event))
+        kind = event["kind"]
+        if kind == "step":
+            event.pop("samples", None)  # by far the largest field, and nobody here needs it
+            steps.append(event)
+            if (sent := number(event.get("bytes_sent"))) is not None:
+                history.counters.append((when(event), int(event.get("rank") or 0), int(sent)))
+        elif kind == "validation":
+            validations.append(event)
+        elif kind == "run_started":
+            history.starts.append(event)
+        else:
+            history.other.setdefault(kind, []).append(event)
+    times.sort()
+    history.counters.sort()
+    history.starts.sort(key=when)
+    for events in history.other.values():
+        events.sort(key=when)
+    if times:
+        history.first_time, history.last_time = times[0], times[-1]
+    _find_continuations(history, times)
+    _sort_steps(history, steps)
+    _sort_validations(history, validations)
+    return history
+
+
+def _find_continuations(history: History, times: list[float]) -> None:
+    restart_events = history.of("restart")
+    by_start = 0
+    for before, start in itertools.pairwise(history.starts):
+        history.continued_at.append(int(start.get("resumed_from") or 0))
+        between = [e for e in restart_events if when(before) < when(e) <= when(start)]
+        if between or int(start.get("attempt") or 0) > 0:
+            by_start += 1
+        else:
+            history.idle_seconds += _largest_gap(times, when(before), when(start))
+    # A replica of an asynchronous run restarts without a new run_started.
+    history.restarts = max(len(restart_events), by_start)
+
+
+def _largest_gap(times: list[float], begin: float, end: float) -> float:
+    inside = [t for t in times if begin <= t <= end]
+    return max((b - a for a, b in itertools.pairwise(inside)), default=0.0)
+
+
+def _survives(history: History, event: Event) -> bool:
+    """Whether no later start went back behind the step of `event`."""
+    step = int(event.get("step") or 0)
+    return all(
+        step <= int(start.get("resumed_from") or 0) or _healed(history, start)
+        for start in history.starts
+        if when(start) > when(event)
+    )
+
+
+def _healed(history: History, start: Event) -> bool:
+    """Whether this start is a replica that came back from a living one: the run itself never went back."""
+    rank = start.get("rank")
+    own = [when(s) for s in history.starts if s.get("rank") == rank]
+    begin = max((t for t in own if t < when(start)), default=0.0)
+    end = min((t for t in own if t > when(start)), default=float("inf"))
+    return start.get("resumed_from") is None and any(
+        e.get("rank") == rank and begin < when(e) < end for e in history.of("healed")
+    )
+
+
+def _sort_steps(history: History, events: list[Event]) -> None:
+    leaders = sorted((e for e in events if number(e.get("loss")) is not None), key=when)
+    if together := history.start.get("policy", "allreduce") == "allreduce":
+        leaders = _one_speaker(history, leaders)  # every leader says the same of the whole step
+    kept: dict[int, dict[int, Event]] = {}  # step → rank → event
+    void: list[Event] = []
+    for event in leaders:
+        ranks = kept.setdefault(int(event.get("step") or 0), {})
+        rank = 0 if together else int(event.get("rank") or 0)
+        if rank in ranks:
+            void.append(ranks.pop(rank))  # the last write wins
+        if _survives(history, event):
+            ranks[rank] = event
+        else:
+            void.append(event)
+    history.steps = [
+        _merge(step, [ranks[rank] for rank in sorted(ranks)], history)
+        for step, ranks in sorted(kept.items())
+        if ranks
+    ]
+    replicas = max((len(ranks) for ranks in kept.values()), default=1)
+    history.lost_steps = len({event.get("step") for event in void})
+    history.lost_seconds = sum(number(event.get("seconds")) or 0.0 for event in void) / max(1, replicas)
+
+
+def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
+    """Of several events about the same step of the same attempt, that of the lowest rank."""
+    begins = [when(start) for start in history.starts]
+    speakers: dict[tuple[int, int], Event] = {}
+    for event in leaders:
+        key = (bisect.bisect_right(begins, when(event)), int(event.get("step") or 0))
+        if key not in speakers or int(event.get("rank") or 0) < int(speakers[key].get("rank") or 0):
+            speakers[key] = event
+    return sorted(speakers.values(), key=when)
+
+
+def _merge(step: int, events: list[Event], history: History) -> Step:
+    def total(key: str) -> float:
+        return sum(number(event.get(key)) or 0.0 for event in events)
+
+    def slowest(key: str) -> float:
+        return max(number(event.get(key)) or 0.0 for event in events)
+
+    weights = [number(event.get("tokens")) or 1.0 for event in events]
+    losses = [number(event.get("loss")) for event in events]
+    loss = sum(w * (x if x is not None else math.nan) for w, x in zip(weights, losses, strict=True))
+    time = when(events[0])
+    peaks = [number(s.get("peak_flops")) for s in history.starts if when(s) <= time]
+    return Step(
+        step=step,
+        loss=loss / sum(weights),
+        tokens=int(total("tokens")),
+        seconds=slowest("seconds"),
+        wait_data_seconds=slowest("wait_data_seconds"),
+        sync_seconds=slowest("sync_seconds"),
+        time=time,
+        peak_flops=peaks[-1] if peaks else None,
+    )
+
+
+def _sort_validations(history: History, events: list[Event]) -> None:
+    by_step: dict[int, Event] = {}
+    for event in sorted(events, key=when):
+        if number(event.get("loss")) is not None and _survives(history, event):
+            by_step[int(event.get("step") or 0)] = event
+    history.validations = [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,190 @@
+"""The run in words and tables: `report.md`, for a person who was not there."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tutti.core import RunDirectory
+from tutti.observe import words
+from tutti.observe.happened import happenings
+from tutti.observe.history import History
+from tutti.observe.tail import Event, number
+
+_STATES = {
+    "finished": "It finished.",
+    "interrupted": "It was interrupted and can be resumed.",
+    "failed": "It failed; what to do about it stands below.",
+    "running": "It was still running when this page was written.",
+}
+
+
+def write_page(run: Path, history: History, figures: dict[str, Any], *, curve: bool) -> str:
+    """The whole page as Markdown."""
+    sections = [
+        f"# {run.name}",
+        _lead(run, figures),
+        f"![Loss over steps]({RunDirectory(run).curve.name})" if curve else "",
+        _section("Result", _result(figures)),
+        _section("Samples", _samples(history.of("sample_text"))),
+        _section("Validation", _validations(history.validations)),
+        _section("What was chosen, and why", _choices(figures["choices"])),
+        _section("What happened", _happened(history)),
+        _section("Where the time went", _time(figures)),
+        _section("How to go on", _go_on(run, figures)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
+    """A Markdown table; `align` has one of `l` and `r` for each column."""
+    rule = ["---:" if side == "r" else "---" for side in align]
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [list(head), rule, *escaped])
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The run's resolved configuration as plain values (empty when it cannot be read)."""
+    try:
+        config = yaml.safe_load(RunDirectory(run).config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _lead(run: Path, figures: dict[str, Any]) -> str:
+    config = read_config(run)
+    source = (config.get("data") or {}).get("source")
+    source = ", ".join(f"`{part}`" for part in (source if isinstance(source, list) else [source]) if part)
+    model = (
+        f"A model of {words.count(figures['parameters'])} parameters" if figures["parameters"] else "A model"
+    )
+    on = f" on {source}" if source else ""
+    world, policy = figures["world_size"], figures["policy"]
+    workers = f", on {words.plural(int(world), 'worker')}" if world else ""
+    joined = f" joined by `{policy}`" if policy and world and int(world) > 1 else ""
+    precision = f", in {figures['precision']}" if figures["precision"] else ""
+    lines = [
+        f"{model} was trained{on} for {words.count(figures['tokens'])} tokens "
+        f"({words.plural(int(figures['steps']), 'step')}){workers}{joined}{precision}. "
+        f"{_STATES[figures['state']]}",
+        f"Begun {words.date(figures['started'])}; {words.seconds(figures['wall_seconds'])} of wall time."
+        if figures["started"]
+        else "",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _result(figures: dict[str, Any]) -> str:
+    planned = figures["steps_planned"]
+    rows = [
+        ("State", f"**{figures['state']}**"),
+        ("Steps", f"{figures['steps']:,}" + (f" of {planned:,}" if planned else "")),
+        ("Tokens", f"{figures['tokens']:,}"),
+        ("Training loss", f"{words.figure(figures['train_loss'])} ({figures['train_loss_basis']})"),
+        ("Validation loss", _best(figures)),
+        ("Validation bits per byte", words.figure(figures["validation_bits_per_byte"])),
+        ("Speed", f"{words.rate(figures['tokens_per_second'])} tokens/s"),
+        ("MFU", f"{words.percent(figures['mfu'])} ({figures['mfu_basis']})"),
+        ("Goodput", f"{words.percent(figures['goodput'])} of the wall time went into steps that count"),
+        ("Peak memory of a worker", words.size(figures["peak_memory_bytes"])),
+        ("Sent over the network", f"{words.size(figures['bytes_sent'])} by all workers"),
+        ("Restarts", f"{figures['restarts']}"),
+    ]
+    return _table(("", ""), rows, "ll")
+
+
+def _best(figures: dict[str, Any]) -> str:
+    last, best = figures["validation_loss"], figures["best_validation_loss"]
+    note = f" (best: {words.figure(best)})" if best is not None and last is not None and best < last else ""
+    return words.figure(last) + note
+
+
+def _samples(events: list[Event]) -> str:
+    """The last continuation of every prompt, at most eight."""
+    last: dict[str, Event] = {str(event.get("prompt")): event for event in events}
+    blocks = []
+    for prompt, event in list(last.items())[-8:]:
+        text = str(event.get("text", ""))
+        whole = text if text.startswith(prompt) else prompt + text
+        ticks = max((len(run) for run in re.findall(r"`+", whole)), default=0)
+        fence = "`" * max(3, ticks + 1)  # the model may have learnt to write Markdown
+        shown = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in whole)
+        blocks.append(f"{fence}text\n{shown.rstrip()}\n{fence}")
+    if not blocks:
+        return ""
+    steps = {event.get("step") for event in last.values()}
+    said = f"after step {max(int(s or 0) for s in steps):,}"
+    return f"What the model writes {said}, prompt included:\n\n" + "\n\n".join(blocks)
+
+
+def _validations(events: list[Event]) -> str:
+    if not events:
+        return ""
+    losses = [number(event.get("loss")) or math.nan for event in events]
+    best = min((loss for loss in losses if math.isfinite(loss)), default=None)
+    is_text = any(event.get("bits_per_byte") is not None for event in events)
+    head = ("step", "loss", *(("bits per byte", "perplexity") if is_text else ()), "took")
+    rows = []
+    for event, loss in zip(events, losses, strict=True):
+        shown = words.figure(loss)
+        row = [f"{int(event.get('step') or 0):,}", f"**{shown}**" if loss == best else shown]
+        if is_text:
+            row.append(words.figure(number(event.get("bits_per_byte"))))
+            row.append(words.figure(math.exp(loss), 2) if math.isfinite(loss) and loss < 50 else "–")
+        rows.append([*row, words.seconds(number(event.get("seconds")))])
+    return _table(head, rows, "r" * len(head))
+
+
+def _choices(choices: Sequence[object]) -> str:
+    return "\n".join(f"- {choice}" for choice in choices)
+
+
+def _happened(history: History) -> str:
+    lines = happenings(history)
+    if len(lines) > 60:
+        left_out = len(lines) - 59
+        lines = [*lines[:30], f"- … {left_out} more stand in `events/` …", *lines[-29:]]
+    return "\n".join(lines)
+
+
+def _time(figures: dict[str, Any]) -> str:
+    wall = figures["wall_seconds"]
+    if not wall:
+        return ""
+    rows = [
+        (what, words.seconds(spent), words.percent(spent / wall))
+        for what, spent in figures["time"].items()
+        if spent > 0
+    ]
+    return _table(("", "time", "share"), rows, "lrr")
+
+
+def _go_on(run: Path, figures: dict[str, Any]) -> str:
+    place = f"{run.parent.name}/{run.name}"
+    prompts = (read_config(run).get("evaluate") or {}).get("prompts") or ["Once upon a time"]
+    commands = [
+        (f"tutti evaluate {place}", "loss on text that was kept aside"),
+        (f"tutti generate {place} {shlex.quote(str(prompts[0]))}", "let the model continue a prompt"),
+        (f"tutti export {place}", "a directory that plain transformers opens"),
+    ]
+    if figures["state"] in ("interrupted", "failed"):
+        commands.insert(0, (f"tutti train {place}/config.yaml --resume", "go on from the last checkpoint"))
+    elif figures["state"] == "finished":
+        more = 2 * int(figures["steps_planned"] or figures["steps"] or 1)
+        commands.append(
+            (f"tutti train {place}/config.yaml --resume train.steps={more}", "train on, to twice the steps")
+        )
+    width = max(len(command) for command, _ in commands)
+    lines = "\n".join(f"{command:<{width}}   # {purpose}" for command, purpose in commands)
+    return f"```sh\n{lines}\n```"

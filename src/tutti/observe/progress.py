@@ -1,0 +1,111 @@
+"""What the console knows of the run: fed with events, asked for the bar's figures and for messages."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tutti.observe import words
+from tutti.observe.happened import sentence
+from tutti.observe.tail import Event, number, when
+
+#: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
+_SHOWN = (
+    *("checkpoint", "validation", "restart", "resumed", "healed", "membership", "warning", "stalled"),
+    *("recovered", "rehearsal", "interrupted", "finished"),
+)
+
+#: Steps over which speed and loss are averaged.
+_WINDOW = 20
+
+
+class Progress:
+    """The state of a run, as its events tell it."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.step = 0
+        self.bits_per_byte: float | None = None
+        self._policy = "allreduce"
+        self._recent: dict[int, deque[Event]] = {}  # leader → its last steps
+
+    def take(self, event: Event) -> list[str]:
+        """Learn from `event`; returns the lines that it is worth."""
+        kind = event["kind"]
+        if kind == "run_started":
+            return self._start(event)
+        if kind == "step" and number(event.get("loss")) is not None:
+            rank = int(event.get("rank") or 0)
+            self._recent.setdefault(rank, deque(maxlen=_WINDOW)).append(event)
+            self.step = int(event.get("step") or 0)
+        if kind == "validation" and (bits := number(event.get("bits_per_byte"))) is not None:
+            self.bits_per_byte = bits
+        if kind == "sample_text":
+            text, prompt = str(event.get("text", "")), str(event.get("prompt", ""))
+            whole = text if text.startswith(prompt) else prompt + text
+            return ["the model writes:", *(f"  │ {line}" for line in whole.rstrip().splitlines())]
+        shown = sentence(event) if kind in _SHOWN else None
+        return [shown] if shown else []
+
+    def _start(self, event: Event) -> list[str]:
+        self.steps = int(event.get("steps") or 0)
+        self.step = int(event.get("resumed_from") or 0)
+        self._policy = str(event.get("policy", "allreduce"))
+        self._recent.clear()  # an earlier attempt's speed says nothing about another world's
+        world = int(event.get("world_size") or 1)
+        facts = [
+            f"{words.count(number(event.get('parameters')))} parameters",
+            words.plural(world, "worker") + (f" joined by {self._policy}" if world > 1 else ""),
+            str(event.get("precision", "")),
+            f"{words.count(number(event.get('tokens_per_step')))} tokens a step",
+            words.plural(self.steps, "step"),
+        ]
+        lines = [" · ".join(fact for fact in facts if fact and not fact.startswith("–"))]
+        if not event.get("attempt"):
+            lines = [*(f"chosen: {choice}" for choice in event.get("choices") or []), *lines]
+        return lines
+
+    def _speakers(self) -> list[deque[Event]]:
+        """Under allreduce every leader says the same; else each speaks for its replica."""
+        if self._policy == "allreduce":
+            return [self._recent[min(self._recent)]] if self._recent else []
+        return list(self._recent.values())
+
+    @property
+    def loss(self) -> float | None:
+        """Mean of the last few steps."""
+        losses = [number(e.get("loss")) or 0.0 for recent in self._speakers() for e in list(recent)[-5:]]
+        return sum(losses) / len(losses) if losses else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the last steps, of all workers together."""
+        total = 0.0
+        for recent in self._speakers():
+            seconds = sum(number(event.get("seconds")) or 0.0 for event in recent)
+            tokens = sum(number(event.get("tokens")) or 0.0 for event in recent)
+            total += tokens / seconds if seconds > 0 else 0.0
+        return total or None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until the last step, at the pace of the last ones; saves and validations in between included."""
+        for recent in self._speakers():
+            if len(recent) >= 2:
+                done = int(recent[-1].get("step") or 0) - int(recent[0].get("step") or 0)
+                if done > 0:
+                    pace = (when(recent[-1]) - when(recent[0])) / done
+                    return max(0, self.steps - self.step) * pace
+        return None
+
+    def line(self) -> str:
+        """The bar's figures as one plain line."""
+        parts = [f"step {self.step:,}/{self.steps:,}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.tokens_per_second is not None:
+            parts.append(f"{words.rate(self.tokens_per_second)} tokens/s")
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.3f} bits per byte")
+        if self.eta_seconds is not None and self.step < self.steps:
+            parts.append(f"{words.clock(self.eta_seconds)} left")
+        return " · ".join(parts)

@@ -1,0 +1,92 @@
+"""The runs in a directory: listed, shown, compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutti.core import RunDirectory
+from tutti.observe.page import read_config
+from tutti.observe.report import summarise
+
+_LISTED = (
+    *("name", "state", "steps", "steps_planned", "parameters", "train_loss", "validation_loss"),
+    *("validation_bits_per_byte", "tokens_per_second", "wall_seconds", "started"),
+)
+
+_COMPARED = (
+    *("state", "steps", "tokens", "parameters", "train_loss", "validation_loss", "validation_bits_per_byte"),
+    *("best_validation_loss", "tokens_per_second", "mfu", "wall_seconds", "goodput", "peak_memory_bytes"),
+    *("world_size", "policy", "precision", "bytes_sent", "restarts"),
+)
+
+#: Settings that differ between any two runs and say nothing about them.
+_NAMES = ("name", "runs")
+
+
+def list_runs(directory: Path) -> list[dict[str, Any]]:
+    """One row of figures for every run in `directory`, the newest first (empty when there are none)."""
+    if not directory.is_dir():
+        return []
+    rows = []
+    for path in directory.iterdir():
+        if RunDirectory(path).config.is_file():
+            figures = _figures(path)
+            rows.append({key: figures.get(key) for key in _LISTED} | {"path": str(path)})
+    return sorted(rows, key=lambda row: row["started"] or 0.0, reverse=True)
+
+
+def show_run(run: Path) -> dict[str, Any]:
+    """All figures of the run as they stand now, with `path` and `config`.
+
+    Raises:
+        RunError: there is no run at `run`.
+    """
+    RunDirectory(run).require()
+    return summarise(run) | {"path": str(run), "config": read_config(run)}
+
+
+def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
+    """`{runs: names, config: {dotted.key: values}, figures: {name: values}}`, one value for each run.
+
+    `config` holds only the settings in which the runs differ.
+
+    Raises:
+        RunError: there is no run at one of the paths.
+    """
+    for run in runs:
+        RunDirectory(run).require()
+    configs = [dict(_flat(read_config(run))) for run in runs]
+    figures = [_figures(run) for run in runs]
+    keys = {key: None for config in configs for key in config if key not in _NAMES}  # a set that keeps order
+    differing = {key: [config.get(key) for config in configs] for key in keys}
+    return {
+        "runs": [run.absolute().name for run in runs],
+        "config": {key: values for key, values in differing.items() if any(v != values[0] for v in values)},
+        "figures": {name: [figure.get(name) for figure in figures] for name in _COMPARED},
+    }
+
+
+def _figures(run: Path) -> dict[str, Any]:
+    """From `report.json` when nothing was written since; otherwise from the events."""
+    report = RunDirectory(run).report_json
+    try:
+        written = report.stat().st_mtime
+        events = RunDirectory(run).events.glob("rank-*.jsonl")
+        if all(path.stat().st_mtime <= written for path in events):
+            found = json.loads(report.read_text(encoding="utf-8"))
+            if isinstance(found, dict) and found.get("state") != "running":
+                return found
+    except (OSError, ValueError):
+        pass
+    return summarise(run)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

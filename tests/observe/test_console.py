@@ -1,0 +1,177 @@
+"""What is shown while a run goes on, and how its errors are told."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from synthetic import START, Recorder, lively_run
+
+from tutti.observe import TensorBoardTracker, follow, summarise_errors
+from tutti.observe.tail import Tail
+
+
+def shown(run: Path, *, interactive: bool, since: float = START) -> str:
+    """All that `follow` prints about a run that is over already."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=interactive, width=120, highlight=False)
+    stop = threading.Event()
+    stop.set()
+    follow(run, stop, interactive=interactive, since=since, console=console)
+    return out.getvalue()
+
+
+def test_tail_reads_only_what_is_new_and_no_half_lines(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    tail = Tail(tmp_path)
+    assert tail.poll() == []
+    r.at(2.0, "warning", 0, message="b")
+    r.at(1.0, "warning", 1, message="a")
+    assert [e["message"] for e in tail.poll()] == ["a", "b"]
+    assert tail.poll() == []
+    path = tmp_path / "events/rank-0.jsonl"
+    with path.open("a") as file:
+        file.write('{"time": 3, "kind": "war')
+        file.flush()
+        assert tail.poll() == []
+        file.write('ning", "message": "c"}\n')
+    assert [e["message"] for e in tail.poll()] == ["c"]
+    r.tear()
+    (tmp_path / "events/rank-0.jsonl").open("ab").write(b'[1]\n"x"\n\xff\xfe\n')
+    r.at(4.0, "warning", 0, message="d")
+    assert [e["message"] for e in tail.poll()] == ["d"]
+
+
+def test_plain_lines_tell_the_run(tmp_path: Path) -> None:
+    text = shown(lively_run(tmp_path / "demo"), interactive=False)
+    for part in (
+        "chosen: train.precision = fp32",
+        "5M parameters · 2 workers joined by allreduce · fp32 · 8,192 tokens a step · 1,000 steps",
+        "rehearsed: one save and load (100 ms)",
+        "step 100: validation loss",
+        "step 600: saved 180 MB, the best so far",
+        "workers are started again (attempt 1): rank 1 was ended by SIGKILL",
+        "rank 1 has given no sign of life for 31.0 s",
+        "step 1,000/1,000 · loss ",
+        "  │ def read_csv(path, sep=",
+        "finished at step 1,000",
+    ):
+        assert part in text
+    assert text.count("chosen: replicas = 2") == 1  # not again after the restart
+    assert len(text.splitlines()) < 80
+
+
+def test_the_bar_is_one_for_all_workers(tmp_path: Path) -> None:
+    text = shown(lively_run(tmp_path / "demo"), interactive=True)
+    assert "1,000/1,000" in text and "tokens/s" in text and "bits/byte" in text
+
+
+def test_events_of_an_earlier_command_are_not_told_again(tmp_path: Path) -> None:
+    text = shown(lively_run(tmp_path / "demo"), interactive=False, since=START + 10_000)
+    assert text.splitlines() == [text.strip()] and text.startswith("step 1,000/1,000")
+
+
+def test_follow_sees_events_while_they_are_written(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    out = io.StringIO()
+    stop = threading.Event()
+    console = Console(file=out, width=120)
+    arguments = {"interactive": False, "since": START, "console": console}
+    thread = threading.Thread(target=follow, args=(tmp_path, stop), kwargs=arguments)
+    thread.start()
+    r.started(0.0, steps=2)
+    r.steps(0.0, [1, 2])
+    time.sleep(0.6)
+    assert "step 2/2 · loss 4.268 · 1,000 tokens/s" in out.getvalue()
+    r.at(3.0, "finished", step=2, state="finished")
+    stop.set()
+    thread.join(timeout=5)
+    assert not thread.is_alive() and "finished" in out.getvalue()
+
+
+def test_the_cause_is_shown_once_and_its_echoes_are_counted(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    r.at(-50.0, "error", 3, step=1, type="OldError", message="of an earlier command")
+    echo = "[gloo] Connection closed by peer [127.0.0.1]:4242"
+    r.at(4.9, "error", 0, step=12, type="RuntimeError", message=echo, hint="", traceback="T")
+    cause = {"type": "TrainingError", "message": "the loss is NaN\n  → lower it", "hint": "lower it"}
+    r.at(5.0, "error", 1, step=12, traceback="Traceback …", **cause)
+    r.at(5.1, "error", 2, step=12, type="RuntimeError", message=echo, hint="", traceback="T")
+    log = tmp_path / "logs/attempt-0/rank-1.log"
+    log.parent.mkdir()
+    log.write_text("Traceback …")
+    (tmp_path / "logs/attempt-0/rank-10.log").write_text("another")
+    assert summarise_errors(tmp_path, START) == (
+        "Rank 1 failed at step 12: TrainingError: the loss is NaN\n"
+        "  → lower it\n"
+        "  2 other ranks lost the connection because of it\n"
+        f"  log with the traceback: {log}"
+    )
+    assert summarise_errors(tmp_path, START + 100) is None
+
+
+def test_the_same_error_everywhere_is_one_error(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    for rank in range(3):
+        r.at(
+            float(rank), "error", rank, step=0, type="DataError", message="shard 3 is corrupt", hint="prepare"
+        )
+    text = summarise_errors(tmp_path, START)
+    assert text is not None
+    assert text.count("shard 3 is corrupt") == 1 and "2 other ranks met the same error" in text
+
+
+def test_only_echoes_are_better_than_nothing(tmp_path: Path) -> None:
+    Recorder(tmp_path).at(1.0, "error", 0, step=2, type="RuntimeError", message="Connection reset by peer")
+    assert "Connection reset" in (summarise_errors(tmp_path, START) or "")
+
+
+def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
+    run = lively_run(tmp_path / "demo")
+    warnings: list[str] = []
+    TensorBoardTracker(run, warnings.append, since=START).start().stop(timeout_seconds=60)
+    assert warnings == []
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    curves = accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    curves.Reload()
+    steps = [point.step for point in curves.Scalars("loss/train")]
+    assert steps == list(range(1, 1001))  # those done again after the restart stand there once
+    assert len(curves.Scalars("loss/validation")) == 10
+
+
+class Writer:
+    """A tracker of somebody else."""
+
+    def __init__(self, fail: bool = False, hang: threading.Event | None = None) -> None:
+        self.fail, self.hang = fail, hang
+
+    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+        if self.fail:
+            raise ConnectionError("the tracker's server is down")
+        if self.hang is not None:
+            self.hang.wait(60)
+
+    def flush(self) -> None:
+        pass
+
+    close = flush
+
+
+@pytest.mark.parametrize("fault", ["fail", "hang"])
+def test_a_tracker_that_fails_or_hangs_costs_one_warning(tmp_path: Path, fault: str) -> None:
+    run = lively_run(tmp_path / "demo")
+    warnings: list[str] = []
+    release = threading.Event()
+    writer = Writer(fail=fault == "fail", hang=release if fault == "hang" else None)
+    tracker = TensorBoardTracker(run, warnings.append, since=START, writer=lambda directory, step: writer)
+    tracker.start()
+    start = time.monotonic()
+    tracker.stop(timeout_seconds=1.0)
+    assert time.monotonic() - start < 3
+    assert len(warnings) == 1
+    release.set()
