@@ -104,7 +104,7 @@ class DistributedDataParallelAllReduce(AllReduce):
             process_group=self.transport.group,
             bucket_cap_mb=max(1, round(self._bucket_bytes / 2**20)),
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+            forward_sync_buffers=False,
             init_sync=False,
         )
         module: nn.Module = self._module

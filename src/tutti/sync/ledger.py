@@ -75,7 +75,7 @@ class Ledger:
         if missing:
             taken.append((self.cursor, self.cursor + missing))
             self.cursor += missing
-        return taken
+        return merge(taken)  # what came back lies before the cursor, so the order stays
 
     def lease(self, borrower: str, samples: int) -> list[Range]:
         """Lend the next `samples` positions to `borrower`, who must have no loan."""

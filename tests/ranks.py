@@ -1,0 +1,63 @@
+"""Run a function on N ranks: processes forked from one server that has imported torch, so that each costs
+milliseconds. The function gets its rank and the process group is there (gloo, over a file)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+multiprocessing.set_forkserver_preload(
+    ["tutti.train.worker", "transformers.models.llama.modeling_llama", "torchft"]
+)
+
+
+def _rank(function: Callable[..., Any], rank: int, size: int, store: str, pipe: Connection, arguments: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+        # Plain pickle: the pipe would send tensors as handles of memory that dies with this process.
+        pipe.send_bytes(pickle.dumps((True, function(rank, *arguments))))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
+
+
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> list[Any]:
+    """What `function(rank, *arguments)` returned on each of `size` ranks."""
+    context = multiprocessing.get_context("forkserver")
+    with tempfile.TemporaryDirectory() as directory:
+        pipes, processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_rank, args=(function, rank, size, str(Path(directory) / "store"), theirs, arguments)
+            )
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+        try:
+            results = []
+            for rank, pipe in enumerate(pipes):
+                if not pipe.poll(timeout_seconds):
+                    raise TimeoutError(f"rank {rank} gave no answer within {timeout_seconds} s")
+                good, value = pickle.loads(pipe.recv_bytes())
+                if not good:
+                    raise AssertionError(f"rank {rank} failed:\n{value}")
+                results.append(value)
+        finally:
+            for process in processes:
+                process.join(timeout=10)
+                if process.is_alive():
+                    process.kill()
+    return results
