@@ -125,7 +125,14 @@ def lively_run(path: Path) -> Path:
     r.at(now + 2, "restart", -1, attempt=1, reason="rank 1 was ended by SIGKILL")
     now += 12
     r.started(
-        now, attempt=1, steps=1000, resumed_from=600, choices=choices, flops_per_token=5e6, peak_flops=240e9
+        now,
+        attempt=1,
+        steps=1000,
+        resumed_from=600,
+        tokens_per_step=8192,
+        choices=choices,
+        flops_per_token=5e6,
+        peak_flops=240e9,
     )
     r.at(now, "resumed", step=600, path="checkpoints/step-600")
     for number in range(601, 1001):

@@ -126,6 +126,13 @@ def test_the_same_error_everywhere_is_one_error(tmp_path: Path) -> None:
     assert text.count("shard 3 is corrupt") == 1 and "2 other ranks met the same error" in text
 
 
+def test_the_writers_word_counts_more_than_the_wording(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    r.at(1.0, "error", 0, step=2, type="Odd", message="somebody left", peer=True, user=False)
+    r.at(2.0, "error", 1, step=2, type="DataError", message="the socket.txt is empty", peer=False, user=True)
+    assert "socket.txt" in (summarise_errors(tmp_path, START) or "")
+
+
 def test_only_echoes_are_better_than_nothing(tmp_path: Path) -> None:
     Recorder(tmp_path).at(1.0, "error", 0, step=2, type="RuntimeError", message="Connection reset by peer")
     assert "Connection reset" in (summarise_errors(tmp_path, START) or "")

@@ -102,24 +102,52 @@ def test_the_time_between_two_commands_is_not_the_runs(tmp_path: Path) -> None:
 
 
 def test_replicas_of_an_asynchronous_run_speak_for_themselves(tmp_path: Path) -> None:
-    """Rank 0 dies after step 6, heals at step 8 and does 9 and 10; rank 1 goes on all the time."""
+    """Rounds of 2. Rank 0 dies after step 7, so that step is lost; it heals at 8 and does 9 and 10."""
     r = Recorder(tmp_path)
-    r.started(0.0, policy="diloco")
+    for rank in (0, 1):
+        r.at(
+            0.0 + rank / 10, "run_started", rank, policy="diloco", attempt=0, world_size=2, resumed_from=None
+        )
     fields = {"tokens": 500, "seconds": 1.0, "wait_data_seconds": 0.0, "sync_seconds": 0.0}
     for step in range(1, 11):
-        r.at(float(step), "step", 1, step=step, loss=2.0, bytes_sent=step, **fields)
-        if step <= 6 or step > 8:
-            r.at(float(step), "step", 0, step=step, loss=4.0, bytes_sent=step, **fields)
-        if step == 6:
-            r.at(6.5, "restart", -1, attempt=1, reason="rank 0 was ended by SIGKILL")
-            r.started(8.2, attempt=1, policy="diloco", resumed_from=None)
-            r.at(8.3, "healed", 0, step=8, from_replica=1)
-    report = summarise(tmp_path)
+        r.at(float(step), "step", 1, step=step, loss=2.0, bytes_sent=10 * step, **fields)
+        if step != 8:
+            sent = step if step < 8 else step - 8
+            r.at(float(step), "step", 0, step=step, loss=4.0, bytes_sent=sent, **fields)
+            if step % 2 == 0:
+                r.at(step + 0.1, "membership", 0, step=step, replicas=[0, 1])
+        if step == 7:
+            r.at(7.5, "restart", -1, attempt=1, reason="replica 0: killed", of_replica=0)
+            r.at(8.2, "run_started", 0, policy="diloco", attempt=1, world_size=2, resumed_from=4)
+            r.at(8.3, "healed", 0, step=8)
+            r.at(8.3, "membership", 0, step=8, replicas=[0, 1])
+    r.at(11.0, "finished", 0, step=10, state="finished")
+    report = write_report(tmp_path)
     assert report["steps"] == 10
     assert report["tokens"] == 8 * 1000 + 2 * 500
-    assert report["steps_repeated"] == 0
+    assert report["steps_repeated"] == 1
+    assert report["time"]["repeated after a restart"] == pytest.approx(1.0 / 2)
     assert report["restarts"] == 1
     assert report["train_loss"] == pytest.approx((8 * 3.0 + 2 * 2.0) / 10)
+    assert report["bytes_sent"] == 100 + 7 + 2  # the survivor's counter went on
+    page = (tmp_path / "report.md").read_text()
+    assert page.count("train together") == 1 and "replica 0 was healed by its peers at step 8" in page
+
+
+def test_a_later_command_with_fewer_replicas_supersedes_all_of_them(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    fields = {"tokens": 500, "seconds": 1.0}
+    for rank in (0, 1):
+        r.at(0.0, "run_started", rank, policy="diloco", attempt=0, world_size=2, resumed_from=None)
+        for step in range(1, 5):
+            r.at(float(step), "step", rank, step=step, loss=2.0, **fields)
+    r.at(100.0, "run_started", 0, policy="diloco", attempt=0, world_size=1, resumed_from=2)
+    for step in range(3, 7):
+        r.at(98.0 + step, "step", 0, step=step, loss=1.0, **fields)
+    report = summarise(tmp_path)
+    assert report["tokens"] == 2 * 1000 + 4 * 500
+    assert report["steps_repeated"] == 2 and report["restarts"] == 0
+    assert report["wall_seconds"] == pytest.approx(4 + 4)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +155,7 @@ def test_replicas_of_an_asynchronous_run_speak_for_themselves(tmp_path: Path) ->
     [
         ("finished", {"step": 3, "state": "finished"}, "finished"),
         ("interrupted", {"step": 3}, "interrupted"),
+        ("finished", {"step": 3, "state": "interrupted"}, "interrupted"),
         ("error", {"step": 3, "type": "ValueError", "message": "x"}, "failed"),
         ("warning", {"message": "x"}, "interrupted"),  # killed whole, long ago
     ],

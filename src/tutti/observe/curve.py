@@ -52,7 +52,7 @@ def draw_curve(history: History, path: Path, title: str, train_loss: float | Non
             markeredgecolor="white",
             label=label,
         )
-    for index, step in enumerate(sorted(set(history.continued_at))):
+    for index, step in enumerate(sorted({step for step in history.continued_at if step > 0})):
         label = "went on from a checkpoint" if index == 0 else ""
         axes.axvline(step, color=_RESTART, linewidth=1.2, linestyle=(0, (4, 3)), label=label, zorder=0)
     _scale(axes, *_limits([x for _, x in raw], [x for _, x in points]))

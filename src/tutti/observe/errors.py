@@ -23,7 +23,9 @@ _ECHO = re.compile(
 
 
 def is_echo(event: Event) -> bool:
-    """Whether this error only says that another rank could not be reached."""
+    """Whether this error only says that another rank could not be reached (`peer`: its writer knew that)."""
+    if event.get("user") or event.get("peer"):
+        return bool(event.get("peer"))
     return bool(_ECHO.search(f"{event.get('type', '')}: {event.get('message', '')}"))
 
 

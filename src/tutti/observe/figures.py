@@ -110,8 +110,9 @@ def _sent_by_rank(history: History) -> dict[int, int]:
     """Bytes that each rank sent: its counter is cumulative, and begins at zero again in a new process."""
     sent: dict[int, int] = {}
     before: dict[int, tuple[int, int]] = {}
-    for time_written, rank, value in history.counters:
-        attempt = sum(begin <= time_written for begin in history.process_starts)
+    starts = {replica: history.process_starts(replica) for _, _, replica, _ in history.counters}
+    for time_written, rank, replica, value in history.counters:
+        attempt = sum(begin <= time_written for begin in starts[replica])
         last_attempt, last = before.get(rank, (attempt, 0))
         fresh = value < last or attempt != last_attempt
         sent[rank] = sent.get(rank, 0) + (value if fresh else value - last)
@@ -148,8 +149,8 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
     ends: list[Event] = []
     for kind in ("finished", "interrupted", "error"):
         ends += [event for event in history.of(kind) if when(event) >= since]
-    if any(event["kind"] == "finished" for event in ends):
-        return "finished"
+    if last := [event for event in ends if event["kind"] == "finished"]:
+        return "interrupted" if last[-1].get("state") == "interrupted" else "finished"
     restarts = [when(event) for event in history.of("restart")]
     ends = [event for event in ends if when(event) >= max(restarts, default=0.0)]
     if any(event["kind"] == "interrupted" for event in ends):

@@ -43,9 +43,9 @@ def _validation(event: Event) -> str:
 def _stalled(event: Event) -> str:
     if event.get("message"):
         return str(event["message"])
+    rank = event.get("of_rank", event.get("rank"))
     return (
-        f"{rank_name(event.get('rank'))} has not moved for "
-        f"{words.seconds(number(event.get('silent_seconds')))}; "
+        f"{rank_name(rank)} has not moved for {words.seconds(number(event.get('silent_seconds')))}; "
         f"its last step was {event.get('last_step')}, in phase {event.get('phase')}"
     )
 
@@ -61,20 +61,19 @@ def _membership(event: Event) -> str:
     return f"{_step(event)}: replicas {members} train together"
 
 
-_SENTENCES: dict[str, Callable[[Event], str]] = {
+_SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "checkpoint": _checkpoint,
     "validation": _validation,
     "stalled": _stalled,
     "error": _error,
     "membership": _membership,
-    "recovered": lambda e: str(e.get("message") or f"{rank_name(e.get('rank'))} moves again"),
+    "recovered": lambda e: str(e.get("message")),
     "restart": lambda e: f"workers are started again (attempt {e.get('attempt')}): {e.get('reason')}",
     "resumed": lambda e: f"went on from the checkpoint of {_step(e)}",
-    "healed": lambda e: (
-        f"replica {e.get('replica')} healed from replica {e.get('from_replica')} at {_step(e)}"
-    ),
+    "healed": lambda e: f"replica {e.get('replica')} was healed by its peers at {_step(e)}",
     "interrupted": lambda e: f"interrupted after {_step(e)}; everything is saved",
-    "finished": lambda e: f"finished at {_step(e)}",
+    # A run that was interrupted says so itself.
+    "finished": lambda e: f"finished at {_step(e)}" if e.get("state") != "interrupted" else None,
     "rehearsal": lambda e: f"rehearsed: {e.get('what')} ({words.seconds(number(e.get('seconds')))})",
     "warning": lambda e: f"warning: {e.get('message')}",
 }
@@ -102,7 +101,14 @@ def happenings(history: History) -> list[str]:
             f"({words.seconds(history.lost_seconds)})"
         )
     told = sorted((event for kind in _TOLD for event in history.of(kind)), key=when)
+    members: object = None
     for event in told:
+        if event["kind"] == "membership":  # written at every meeting; only a change is news
+            if event.get("replicas") == members:
+                continue
+            members = event.get("replicas")
+        if sentence(event) is None:
+            continue
         lines.append(f"- {words.date(when(event))} · {sentence(event)}")
         if event["kind"] == "error" and event.get("hint"):
             lines.append(f"  - {event['hint']}")

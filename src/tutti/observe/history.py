@@ -49,18 +49,18 @@ class History:
     #: Between two commands of the user nobody was training; that time isn't the run's.
     idle_seconds: float = 0.0
     restarts: int = 0
-    #: (time, rank, bytes sent so far by that process), ordered by time.
-    counters: list[tuple[float, int, int]] = field(default_factory=list)
+    #: (time, rank, its replica, bytes sent so far by that process), ordered by time.
+    counters: list[tuple[float, int, int, int]] = field(default_factory=list)
 
     @property
     def start(self) -> Event:
         """The last `run_started`, with the world and the choices that hold now."""
         return self.starts[-1] if self.starts else {}
 
-    @property
-    def process_starts(self) -> list[float]:
-        """Times at which processes began anew, and with them their counters."""
-        return [when(event) for event in (*self.starts, *self.of("restart"))]
+    def process_starts(self, replica: int) -> list[float]:
+        """Times at which the processes of `replica` began anew, and with them their counters."""
+        starts = [when(e) for e in self.starts if not _alone(e) or e.get("replica") == replica]
+        return starts + [when(e) for e in self.of("restart") if e.get("of_replica") in (None, replica)]
 
     @property
     def wall_seconds(self) -> float:
@@ -86,7 +86,8 @@ def read_history(run: Path) -> History:
             event.pop("samples", None)  # by far the largest field, and nobody here needs it
             steps.append(event)
             if (sent := number(event.get("bytes_sent"))) is not None:
-                history.counters.append((when(event), int(event.get("rank") or 0), int(sent)))
+                rank, replica = int(event.get("rank") or 0), int(event.get("replica") or 0)
+                history.counters.append((when(event), rank, replica, int(sent)))
         elif kind == "validation":
             validations.append(event)
         elif kind == "run_started":
@@ -107,17 +108,47 @@ def read_history(run: Path) -> History:
 
 
 def _find_continuations(history: History, times: list[float]) -> None:
-    restart_events = history.of("restart")
+    restarts = history.of("restart")
+    before: dict[object, Event] = {}
     by_start = 0
-    for before, start in itertools.pairwise(history.starts):
-        history.continued_at.append(int(start.get("resumed_from") or 0))
-        between = [e for e in restart_events if when(before) < when(e) <= when(start)]
-        if between or int(start.get("attempt") or 0) > 0:
-            by_start += 1
-        else:
-            history.idle_seconds += _largest_gap(times, when(before), when(start))
-    # A replica of an asynchronous run restarts without a new run_started.
-    history.restarts = max(len(restart_events), by_start)
+    for start in history.starts:
+        rank = start.get("rank")
+        if (earlier := before.get(rank)) is not None:
+            history.continued_at.append(_mark(history, start))
+            between = any(when(earlier) < when(restart) <= when(start) for restart in restarts)
+            if rank != history.starts[0].get("rank"):
+                pass  # another replica of the same command
+            elif between or _attempt(start) > 0:
+                by_start += 1
+            else:
+                history.idle_seconds += _largest_gap(times, when(earlier), when(start))
+        before[rank] = start
+    history.restarts = max(len(restarts), by_start)
+
+
+def _attempt(start: Event) -> int:
+    return int(start.get("attempt") or 0)
+
+
+def _alone(start: Event) -> bool:
+    """Whether only the replica that wrote this start was restarted, while others may have gone on."""
+    return start.get("policy", "allreduce") != "allreduce" and _attempt(start) > 0
+
+
+def _mark(history: History, start: Event) -> int:
+    """The last step of earlier attempts that this start leaves standing."""
+    resumed = int(start.get("resumed_from") or 0)
+    if not _alone(start):
+        return resumed
+    rank = start.get("rank")
+    end = min(
+        (when(s) for s in history.starts if s.get("rank") == rank and when(s) > when(start)), default=math.inf
+    )
+    if not any(e.get("rank") == rank and when(start) <= when(e) < end for e in history.of("healed")):
+        return resumed
+    # It has its peers' weights. What it did until its last meeting is in them; what it did after that is not.
+    met = (e for e in history.of("membership") if e.get("rank") == rank and when(e) < when(start))
+    return max((int(e.get("step") or 0) for e in met), default=0)
 
 
 def _largest_gap(times: list[float], begin: float, end: float) -> float:
@@ -126,35 +157,29 @@ def _largest_gap(times: list[float], begin: float, end: float) -> float:
 
 
 def _survives(history: History, event: Event) -> bool:
-    """Whether no later start went back behind the step of `event`."""
-    step = int(event.get("step") or 0)
+    """Whether no later start that concerns the event's rank went back behind its step."""
+    step, rank = int(event.get("step") or 0), event.get("rank")
     return all(
-        step <= int(start.get("resumed_from") or 0) or _healed(history, start)
+        step <= _mark(history, start)
         for start in history.starts
-        if when(start) > when(event)
+        if when(start) > when(event) and (not _alone(start) or start.get("rank") == rank)
     )
 
 
-def _healed(history: History, start: Event) -> bool:
-    """Whether this start is a replica that came back from a living one: the run itself never went back."""
-    rank = start.get("rank")
-    own = [when(s) for s in history.starts if s.get("rank") == rank]
-    begin = max((t for t in own if t < when(start)), default=0.0)
-    end = min((t for t in own if t > when(start)), default=float("inf"))
-    return start.get("resumed_from") is None and any(
-        e.get("rank") == rank and begin < when(e) < end for e in history.of("healed")
-    )
+def _together(history: History, event: Event) -> bool:
+    """Whether the replicas made the step of this event together, so that any of them speaks for all."""
+    before = [start for start in history.starts if when(start) <= when(event)]
+    return not before or before[-1].get("policy", "allreduce") == "allreduce"
 
 
 def _sort_steps(history: History, events: list[Event]) -> None:
     leaders = sorted((e for e in events if number(e.get("loss")) is not None), key=when)
-    if together := history.start.get("policy", "allreduce") == "allreduce":
-        leaders = _one_speaker(history, leaders)  # every leader says the same of the whole step
+    leaders = _one_speaker(history, leaders)
     kept: dict[int, dict[int, Event]] = {}  # step → rank → event
     void: list[Event] = []
     for event in leaders:
         ranks = kept.setdefault(int(event.get("step") or 0), {})
-        rank = 0 if together else int(event.get("rank") or 0)
+        rank = 0 if _together(history, event) else int(event.get("rank") or 0)
         if rank in ranks:
             void.append(ranks.pop(rank))  # the last write wins
         if _survives(history, event):
@@ -172,12 +197,14 @@ def _sort_steps(history: History, events: list[Event]) -> None:
 
 
 def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
-    """Of several events about the same step of the same attempt, that of the lowest rank."""
+    """Of several events about one step that was made together, that of the lowest rank."""
     begins = [when(start) for start in history.starts]
-    speakers: dict[tuple[int, int], Event] = {}
+    speakers: dict[tuple[int, int, int], Event] = {}
     for event in leaders:
-        key = (bisect.bisect_right(begins, when(event)), int(event.get("step") or 0))
-        if key not in speakers or int(event.get("rank") or 0) < int(speakers[key].get("rank") or 0):
+        rank = int(event.get("rank") or 0)
+        attempt, replica = bisect.bisect_right(begins, when(event)), 0 if _together(history, event) else rank
+        key = (attempt, int(event.get("step") or 0), replica)
+        if key not in speakers or rank < int(speakers[key].get("rank") or 0):
             speakers[key] = event
     return sorted(speakers.values(), key=when)
 

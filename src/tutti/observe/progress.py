@@ -26,6 +26,8 @@ class Progress:
         self.step = 0
         self.bits_per_byte: float | None = None
         self._policy = "allreduce"
+        self._facts = ""
+        self._members: object = None
         self._recent: dict[int, deque[Event]] = {}  # leader → its last steps
 
     def take(self, event: Event) -> list[str]:
@@ -43,14 +45,22 @@ class Progress:
             text, prompt = str(event.get("text", "")), str(event.get("prompt", ""))
             whole = text if text.startswith(prompt) else prompt + text
             return ["the model writes:", *(f"  │ {line}" for line in whole.rstrip().splitlines())]
+        if kind == "membership":
+            changed = event.get("replicas") != self._members  # it is said at every meeting, by every replica
+            self._members = event.get("replicas")
+            if not changed:
+                return []
         shown = sentence(event) if kind in _SHOWN else None
         return [shown] if shown else []
 
     def _start(self, event: Event) -> list[str]:
         self.steps = int(event.get("steps") or 0)
-        self.step = int(event.get("resumed_from") or 0)
         self._policy = str(event.get("policy", "allreduce"))
-        self._recent.clear()  # an earlier attempt's speed says nothing about another world's
+        if self._policy == "allreduce" or not event.get("attempt"):
+            self.step = int(event.get("resumed_from") or 0)
+            self._recent.clear()  # an earlier attempt's speed says nothing about another world's
+        else:
+            self._recent.pop(int(event.get("rank") or 0), None)  # one replica comes back; the others went on
         world = int(event.get("world_size") or 1)
         facts = [
             f"{words.count(number(event.get('parameters')))} parameters",
@@ -59,7 +69,10 @@ class Progress:
             f"{words.count(number(event.get('tokens_per_step')))} tokens a step",
             words.plural(self.steps, "step"),
         ]
-        lines = [" · ".join(fact for fact in facts if fact and not fact.startswith("–"))]
+        line = " · ".join(fact for fact in facts if fact and not fact.startswith("–"))
+        if line == self._facts:
+            return []  # every leading rank of an asynchronous run says so, and every restart
+        self._facts, lines = line, [line]
         if not event.get("attempt"):
             lines = [*(f"chosen: {choice}" for choice in event.get("choices") or []), *lines]
         return lines

@@ -92,8 +92,10 @@ class TensorBoardTracker:
 
     def _write(self, event: Event) -> None:
         kind, time_written = event["kind"], when(event)
-        if kind == "run_started":
-            self._begin(int(event.get("resumed_from") or 0))
+        if kind == "run_started" and not event.get("rank"):
+            together = event.get("policy", "allreduce") == "allreduce"
+            if together or not event.get("attempt"):  # else one replica came back, and no step is done again
+                self._begin(int(event.get("resumed_from") or 0))
         leads = kind != "step" or number(event.get("loss")) is not None
         for field, name in _CURVES.get(kind, {}).items() if leads else ():
             value = number(event.get(field))

@@ -31,7 +31,7 @@ from tutti.observe.tail import Event
 #: Phases that may take long without finishing a step; they get `_PATIENCE` times as long.
 _SLOW_WORDS = (
     *("start", "load", "compil", "rehears", "valid", "evaluat", "sav", "checkpoint", "resum", "heal"),
-    *("export", "sampl", "prepar", "generat"),
+    *("export", "sampl", "prepar", "generat", "build", "finishing"),
 )
 _PATIENCE = 10.0
 
