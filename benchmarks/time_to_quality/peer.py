@@ -1,10 +1,10 @@
 """The peer: nanoGPT's published recipe for a laptop CPU, as a plain PyTorch loop.
 
-Recipe (nanoGPT's README, "I only have a macbook"): characters of tiny Shakespeare, 4 layers, 4 heads, 128 wide,
-block 64, batch 12, 2000 iterations, dropout 0; learning rate 1e-3 with a cosine to 1e-4, warm-up 100, betas
-(0.9, 0.99), weight decay 0.1 on matrices, gradients clipped at 1.0, fp32; the last 10 % of the text is validation.
-The code is our own; nothing of Tutti is imported. Where the choice was ours, it favours the peer: the fused AdamW,
-scaled_dot_product_attention, no logging, and evaluation outside its clock.
+Recipe (nanoGPT's README, "I only have a macbook"): characters of tiny Shakespeare, 4 layers, 4 heads, 128
+wide, block 64, batch 12, 2000 iterations, dropout 0; learning rate 1e-3 with a cosine to 1e-4, warm-up 100,
+betas (0.9, 0.99), weight decay 0.1 on matrices, gradients clipped at 1.0, fp32; the last 10 % of the text is
+validation. The code is our own; nothing of Tutti is imported. Where the choice was ours, it favours the peer:
+the fused AdamW, scaled_dot_product_attention, no logging, and evaluation outside its clock.
 
     python benchmarks/time_to_quality/peer.py --text input.txt --core 1 --out peer.json
 """
@@ -39,6 +39,7 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * WIDTH, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Hidden states [B, S, D] to hidden states."""
         b, s, d = x.shape
         q, k, v = (
             part.view(b, s, HEADS, d // HEADS).transpose(1, 2)
@@ -64,6 +65,7 @@ class Peer(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * LAYERS) if residual else 0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Characters [B, S] to logits [B, S, V]."""
         x = self.tokens(ids) + self.positions.weight[: ids.shape[1]]
         for block in self.blocks:
             x = block(x)

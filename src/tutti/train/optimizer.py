@@ -96,7 +96,7 @@ def _adamw(parameters: list[nn.Parameter], train: TrainConfig, learning_rate: fl
 
 
 def auto_learning_rate(parameters: int, tokens_per_step: int, optimizer: str) -> tuple[float, str]:
-    """Peak learning rate for a model of `parameters` parameters and steps of `tokens_per_step`, and the reason.
+    """Peak learning rate for a model of so many `parameters` and steps of `tokens_per_step`, and the reason.
 
     rate = base · (parameters / 1M)^−0.4 · √(tokens_per_step / 4096), within bounds.
     """
