@@ -1,0 +1,32 @@
+"""`tutti evaluate`: how good is the model of a run?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_pairs
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run: its directory, or its name in ./runs.")]
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="The part: train, validation or test.")] = "validation",
+    samples: Annotated[int | None, typer.Option(min=1, help="How many samples; all by default.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Measure the loss and bits per byte of a run's newest weights."""
+    from tutti.core.errors import RunError
+
+    if split not in ("train", "validation", "test"):
+        raise RunError(f"there is no part '{split}' of the text", "the parts are train, validation and test")
+    with only_the_answer(json_output):
+        from tutti import api
+
+        result = api.evaluate(find_run(run), split=split, samples=samples)
+    if json_output:
+        print_json(result)
+    else:
+        print_pairs(f"{split} of {run}", result)

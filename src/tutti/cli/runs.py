@@ -1,0 +1,66 @@
+"""`tutti runs`: what has been run here, and how runs differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutti.cli.evaluate import Run
+from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_nested, print_records
+
+app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_runs(
+    directory: Annotated[Path, typer.Option("--in", metavar="DIRECTORY", help="Holds the runs.")] = Path(
+        "runs"
+    ),
+    json_output: Json = False,
+) -> None:
+    """List the runs in a directory."""
+    with only_the_answer(json_output):
+        from tutti import api
+
+        found = api.list_runs(directory)
+    if json_output:
+        print_json({"runs": found})
+    elif found:
+        print_records(f"runs in {directory}", list(found))
+    else:
+        typer.echo(f"there are no runs in {directory}")
+
+
+@app.command("show")
+def show_run(run: Run, json_output: Json = False) -> None:
+    """Show the figures of one run."""
+    with only_the_answer(json_output):
+        from tutti import api
+
+        shown = api.show_run(find_run(run))
+    if json_output:
+        print_json(shown)
+    else:
+        print_nested(str(run), shown)
+
+
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more.")],
+    json_output: Json = False,
+) -> None:
+    """Compare runs side by side."""
+    from tutti.core.errors import RunError
+
+    if len(runs) < 2:
+        raise RunError("one run has nothing to be compared with", "name two runs or more")
+    with only_the_answer(json_output):
+        from tutti import api
+
+        compared = api.compare_runs([find_run(run) for run in runs])
+    if json_output:
+        print_json(compared)
+    else:
+        print_nested("", compared)
