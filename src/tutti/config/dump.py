@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tutti.config.read import _FLOAT, _INT, _TAG
+from tutti.config.read import FLOAT, INT, TAG
 from tutti.config.schema import Config
 
 
@@ -22,8 +22,8 @@ class _Dumper(yaml.SafeDumper):
         return super().increase_indent(flow, False)
 
 
-_Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, None)
-_Dumper.add_implicit_resolver(_TAG + "int", _INT, None)
+_Dumper.add_implicit_resolver(TAG + "float", FLOAT, None)
+_Dumper.add_implicit_resolver(TAG + "int", INT, None)
 
 
 def dump_config(config: Config) -> str:

@@ -15,11 +15,11 @@ import yaml
 
 from tutti.config.problems import KeyPath, Origin, Problem, SourceMap, dotted
 
-_TAG = "tag:yaml.org,2002:"
+TAG = "tag:yaml.org,2002:"
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
-_INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+|0o[0-7]+)$")
-_FLOAT = re.compile(
+INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+|0o[0-7]+)$")
+FLOAT = re.compile(
     r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
@@ -49,8 +49,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {}
-for _name, _pattern in (("bool", _BOOL), ("null", _NULL), ("int", _INT), ("float", _FLOAT)):
-    _Loader.add_implicit_resolver(_TAG + _name, _pattern, None)
+for _name, _pattern in (("bool", _BOOL), ("null", _NULL), ("int", INT), ("float", FLOAT)):
+    _Loader.add_implicit_resolver(TAG + _name, _pattern, None)
 
 
 @dataclass
@@ -134,9 +134,9 @@ class _Builder:
             raise _Unreadable(self.origin(node), "lists or mappings are nested too deeply")
         self.sources.keys.setdefault(path, self.origin(node))
         self.sources.values[path] = self.origin(node)
-        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+        if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self.mapping(node, path, inside | {id(node)})
-        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+        if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
             return [self.build(item, (*path, i), inside | {id(node)}) for i, item in enumerate(node.value)]
         try:
             if isinstance(node, yaml.ScalarNode):
@@ -171,7 +171,7 @@ class _Builder:
         return str(node.value)
 
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
-        kind, text = node.tag.removeprefix(_TAG), self.text(node)
+        kind, text = node.tag.removeprefix(TAG), self.text(node)
         plain = text.replace("_", "")
         if kind == "null":
             return None
@@ -179,9 +179,9 @@ class _Builder:
             return text
         if kind == "bool" and _BOOL.match(text):
             return text.lower() == "true"
-        if kind == "int" and _INT.match(text):
+        if kind == "int" and INT.match(text):
             return self.whole_number(node, plain)
-        if kind == "float" and (_FLOAT.match(text) or _INT.match(text)):
+        if kind == "float" and (FLOAT.match(text) or INT.match(text)):
             return self.number(node, plain, path)
         raise _Unreadable(self.origin(node), f"the tag {node.tag} does not fit {text[:40]!r} here")
 
