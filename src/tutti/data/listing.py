@@ -1,0 +1,194 @@
+"""Which files a `source` means: local paths, folders, globs and fsspec URLs become one ordered list.
+
+The order is that of the list in the configuration, and inside one entry that of the sorted paths, so that
+the same files always make the same token stream.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import fsspec
+
+from tutti.config.schema import DataConfig
+from tutti.core.errors import DataError
+from tutti.data.settings import ENDINGS, JSONL_ENDINGS
+from tutti.data.stdlib import stdlib_files
+
+_fsspec: Any = fsspec  # it has no types
+
+Kind = Literal["text", "jsonl", "python"]
+
+#: What file systems call the time or the version of a file.
+_STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file to read.
+
+    `name`: a local path or a URL. `size`: bytes, -1 where the file system does not say. `stamp`: changes when
+    the content does; None where the file system has no such thing. `explicit`: named by the user himself.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    stamp: str | None
+    explicit: bool
+
+
+def list_sources(config: DataConfig, source: str | Sequence[str]) -> list[SourceFile]:
+    """The files of `source`, each once.
+
+    Raises:
+        DataError: a path that does not exist, a glob without a match, a folder without text.
+    """
+    entries = [source] if isinstance(source, str) else list(source)
+    if not entries:
+        raise DataError("data.source is an empty list", "name a file, a folder, a glob or `python-stdlib`")
+    files: dict[str, SourceFile] = {}
+    for entry in entries:
+        for file in sorted(_expand(config, entry), key=lambda file: file.name):
+            files.setdefault(file.name, file)
+    return list(files.values())
+
+
+def open_binary(name: str) -> BinaryIO:
+    """Open a local path or URL for reading."""
+    try:
+        if is_url(name):
+            return cast(BinaryIO, _fsspec.open(name, "rb").open())
+        return Path(name).open("rb")
+    except OSError as error:
+        raise unreadable(name, error) from error
+
+
+def unreadable(name: str, error: OSError) -> DataError:
+    """The user's words for a file that is there but cannot be read."""
+    return DataError(
+        f"{name} cannot be read: {error.strerror or error}", "check the path and its permissions"
+    )
+
+
+def is_url(name: str) -> bool:
+    """Whether fsspec, not the operating system, opens `name`."""
+    return "://" in name
+
+
+def _expand(config: DataConfig, entry: str) -> Iterator[SourceFile]:
+    if entry == "python-stdlib":
+        return (_local(path, "python", explicit=False) for path in stdlib_files())
+    if is_url(entry):
+        return _remote(config, entry)
+    return _on_this_machine(config, entry)
+
+
+def _kind(config: DataConfig, name: str) -> Kind:
+    if config.format == "auto":
+        return "jsonl" if name.lower().endswith(JSONL_ENDINGS) else "text"
+    return config.format
+
+
+def _local(path: Path, kind: Kind, *, explicit: bool) -> SourceFile:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise unreadable(str(path), error) from error
+    return SourceFile(str(path), kind, stat.st_size, str(stat.st_mtime_ns), explicit)
+
+
+def _on_this_machine(config: DataConfig, entry: str) -> Iterator[SourceFile]:
+    path = Path(entry).expanduser()
+    if path.is_file():
+        yield _local(path.absolute(), _kind(config, entry), explicit=True)
+    elif path.is_dir():
+        names = _walk(path.absolute())
+        chosen = [name for name in names if name.lower().endswith(ENDINGS)]
+        if not chosen:
+            raise _nothing_in(entry, names)
+        yield from (_local(Path(name), _kind(config, name), explicit=False) for name in chosen)
+    elif glob.has_magic(entry):
+        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - `~` and `**`
+        chosen_paths = [match.absolute() for match in matches if match.is_file()]
+        if not chosen_paths:
+            raise DataError(
+                f"no file matches {entry}", "check the pattern; `**` matches folders at any depth"
+            )
+        yield from (_local(match, _kind(config, match.name), explicit=False) for match in chosen_paths)
+    else:
+        raise _missing(entry, path)
+
+
+def _walk(folder: Path) -> list[str]:
+    """All files below `folder` but hidden ones (`.git` and the like are no text of the user's)."""
+    found = []
+    for directory, directories, files in os.walk(folder):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        found += [str(Path(directory) / name) for name in files if not name.startswith(".")]
+    return found
+
+
+def _remote(config: DataConfig, entry: str) -> Iterator[SourceFile]:
+    try:
+        filesystem, path = _fsspec.core.url_to_fs(entry)
+        explicit = bool(filesystem.isfile(path))
+        if explicit:
+            found = {path: filesystem.info(path)}
+        elif filesystem.isdir(path):
+            everything = filesystem.find(path, detail=True)
+            found = {name: info for name, info in everything.items() if name.lower().endswith(ENDINGS)}
+            if not found:
+                raise _nothing_in(entry, everything)
+        else:
+            matches = filesystem.glob(path, detail=True) if glob.has_magic(path) else {}
+            found = {name: info for name, info in matches.items() if info.get("type") != "directory"}
+    except ImportError as error:
+        raise DataError(
+            f"{entry} needs a package that is not installed: {error}", "install it with pip"
+        ) from error
+    except OSError as error:
+        raise unreadable(entry, error) from error
+    except DataError:
+        raise
+    except ValueError as error:  # fsspec: unknown protocol
+        raise DataError(f"{entry} cannot be opened: {error}", "check the part before `://`") from error
+    if not found:
+        raise DataError(f"there is nothing at {entry}", "check the URL")
+    for name, info in found.items():
+        url = str(filesystem.unstrip_protocol(name))
+        yield SourceFile(url, _kind(config, name), int(info.get("size") or -1), _stamp(info), explicit)
+
+
+def _stamp(info: dict[str, Any]) -> str | None:
+    return next((f"{key}={info[key]}" for key in _STAMPS if info.get(key)), None)
+
+
+def _nothing_in(entry: str, names: Iterable[str]) -> DataError:
+    endings = Counter(Path(name).suffix or "(no ending)" for name in names)
+    if not endings:
+        return DataError(f"the folder {entry} is empty", "name a folder that holds text")
+    there = ", ".join(f"{count} × {ending}" for ending, count in endings.most_common(3))
+    return DataError(
+        f"the folder {entry} has no file that ends in {', '.join(ENDINGS)} (it has {there})",
+        f"name the files by a glob, such as '{entry.rstrip('/')}/**/*{endings.most_common(1)[0][0]}'",
+    )
+
+
+def _missing(entry: str, path: Path) -> DataError:
+    siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    guesses = difflib.get_close_matches(path.name, [*siblings, "python-stdlib"], n=1)
+    if not guesses:
+        return DataError(
+            f"there is no file or folder {entry}",
+            "check data.source; relative paths start at the current folder",
+        )
+    guess = guesses[0] if guesses[0] == "python-stdlib" else str(path.parent / guesses[0])
+    return DataError(f"there is no file or folder {entry}", f"did you mean {guess}?")

@@ -1,0 +1,280 @@
+"""Raw text to prepared text: the one function of this room that does the whole way.
+
+    sources → scan (hash, duplicates) → split → tokenizer → shards → manifest
+
+The result is found again in two steps. What files there are, with sizes and times, names a listing; if it is
+known, nothing is read. Otherwise the text is read once, and its content names the directory: text that was
+moved, copied or touched is not encoded again. A preparation that was killed goes on where it was, for the
+tokenizer and each shard are whole or not there, and the manifest comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from tutti.config.schema import DataConfig
+from tutti.core.errors import DataError
+from tutti.core.files import fsync_directory, write_json_atomically, write_text_atomically
+from tutti.core.rundir import unwritable
+from tutti.data.corpus import Corpus, Sources, digest, read_corpus
+from tutti.data.encode import Job
+from tutti.data.lock import locked
+from tutti.data.manifest import File, Manifest, Shard, Split, write_manifest
+from tutti.data.npy import write_npy
+from tutti.data.prepared import TOKENIZER, Prepared, open_prepared
+from tutti.data.reading import TextSettings, check_encoding
+from tutti.data.settings import FORMAT, TOKENIZER_SAMPLE_BYTES
+from tutti.data.shards import write_shards
+from tutti.data.texts import SegmentReader, changed
+from tutti.data.token_bytes import bytes_of_tokens
+from tutti.data.tokenizer import (
+    choose_vocabulary,
+    digest_of_directory,
+    end_token_of,
+    hugging_face_directory,
+    import_tokenizer,
+    load_for_encoding,
+    save_tokenizer,
+    train_bpe,
+    train_characters,
+    vocabulary_of,
+)
+
+Say = Callable[[str], None]
+_TRAINED_HERE = ("bpe", "characters")
+
+
+def _silent(message: str) -> None:
+    """Say nothing."""
+
+
+def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent) -> Prepared:
+    """Prepare the text that `config` names, or find it prepared already.
+
+    `workers`: processes that encode at the same time (few for little text); the result does not depend on it.
+    `say` is told what goes on, one line at a time.
+
+    Raises:
+        DataError: text, tokenizer or settings that cannot work; says which file and where in it.
+        RunError: the cache cannot be written.
+    """
+    check_encoding(config.encoding)
+    tokenizer = _name_tokenizer(config)
+    sources = Sources.of(config)
+    cache = Path(config.cache).expanduser()
+    key = sources.key(config, tokenizer)
+    prepared = _known(cache, key)
+    if prepared is None:
+        try:
+            with locked(cache / "locks" / f"{key or 'unlisted'}.lock", say):
+                prepared = _known(cache, key) or _prepare(
+                    config, sources, tokenizer, key, cache, workers, say
+                )
+        except OSError as error:  # reading reports its own errors: what is left is the cache
+            raise unwritable(cache, error) from error
+    prepared.require(config.sequence)
+    return prepared
+
+
+def _name_tokenizer(config: DataConfig) -> str:
+    """What names the tokenizer before there is one; raises DataError when it cannot be had."""
+    if config.tokenizer != "bpe" and config.vocabulary != "auto":
+        raise DataError(
+            f"data.vocabulary is {config.vocabulary}, but tokenizer '{config.tokenizer}' has its own size",
+            "leave data.vocabulary out, or set data.tokenizer: bpe",
+        )
+    if config.tokenizer in _TRAINED_HERE:
+        return f"{config.tokenizer} {config.vocabulary}"
+    return digest_of_directory(hugging_face_directory(config.tokenizer))
+
+
+def _pointer(cache: Path, key: str) -> Path:
+    return cache / "listings" / f"{key}.json"
+
+
+def _known(cache: Path, key: str | None) -> Prepared | None:
+    """What was prepared from the same listing, if it is whole."""
+    if key is None:
+        return None
+    try:
+        name = json.loads(_pointer(cache, key).read_text(encoding="utf-8"))["prepared"]
+        return open_prepared(cache / "prepared" / name)
+    except (OSError, ValueError, KeyError, TypeError):  # also DataError: then it is prepared again
+        return None
+
+
+def _prepare(
+    config: DataConfig, sources: Sources, tokenizer: str, key: str | None, cache: Path, workers: int, say: Say
+) -> Prepared:
+    settings = TextSettings(config.encoding, config.on_bad_encoding, config.text_field)
+    corpus = read_corpus(config, sources, settings, say)
+    name = digest([corpus.key, tokenizer])
+    directory = cache / "prepared" / name
+    with locked(cache / "locks" / f"{name}.lock", say):
+        try:
+            prepared = open_prepared(directory)
+            say("this text was prepared before")
+        except DataError:
+            directory.mkdir(parents=True, exist_ok=True)
+            _sweep(directory)
+            prepared = _write(config, corpus, settings, directory, workers, say)
+            if key != Sources.of(config).key(config, tokenizer):
+                (directory / "manifest.json").unlink()
+                raise changed("data.source") from None
+        if key is not None:
+            pointer = _pointer(cache, key)
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            write_json_atomically(pointer, {"prepared": name})
+    return prepared
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what a killed predecessor had begun."""
+    for path in directory.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write(
+    config: DataConfig, corpus: Corpus, settings: TextSettings, directory: Path, workers: int, say: Say
+) -> Prepared:
+    choices = list(corpus.choices)
+    tokenizer_digest, chosen = _make_tokenizer(config, corpus, settings, directory, say)
+    choices += chosen
+    tokenizer = load_for_encoding(directory / TOKENIZER)
+    vocabulary = vocabulary_of(tokenizer)
+    token_bytes = bytes_of_tokens(tokenizer, vocabulary)
+    job = Job(
+        directory,
+        directory / TOKENIZER,
+        tokenizer_digest,
+        end_token_of(directory / TOKENIZER, tokenizer),
+        token_bytes,
+        settings,
+    )
+    shards = write_shards(job, corpus.plan, corpus.files, workers=workers, say=say)
+    splits = {name: _split(part) for name, part in shards.items()}
+    choices += _inexact(splits, config.tokenizer)
+    tokenizer_files = sorted(path for path in (directory / TOKENIZER).iterdir() if path.is_file())
+    write_manifest(
+        directory,
+        Manifest(
+            format=FORMAT,
+            fingerprint=_fingerprint(tokenizer_digest, shards),
+            vocabulary=vocabulary,
+            end_token=job.end_token,
+            tokenizer=tuple(File.of(path, f"{TOKENIZER}/{path.name}") for path in tokenizer_files),
+            token_bytes=_save_token_bytes(directory, token_bytes),
+            splits=splits,
+            choices=tuple(choices),
+            counts=corpus.counts,
+        ),
+    )
+    return open_prepared(directory)
+
+
+def _make_tokenizer(
+    config: DataConfig, corpus: Corpus, settings: TextSettings, directory: Path, say: Say
+) -> tuple[str, list[str]]:
+    """Put the tokenizer into its directory, unless an earlier attempt did; its digest, and the choices."""
+    chosen = []
+    size = 0
+    if config.tokenizer == "bpe":
+        size = config.vocabulary if config.vocabulary != "auto" else 0
+        if not size:
+            size, reason = choose_vocabulary(corpus.train_bytes)
+            chosen = [f"data.vocabulary = {size}: {reason}"]
+    final, seal = directory / TOKENIZER, directory / f"{TOKENIZER}.sha256"
+    if not (final.is_dir() and seal.is_file() and seal.read_text().strip() == digest_of_directory(final)):
+        beside = directory / f".{TOKENIZER}.{os.getpid()}.tmp"
+        beside.mkdir()
+        try:
+            if config.tokenizer in _TRAINED_HERE:
+                say(f"training the tokenizer ({config.tokenizer})")
+                save_tokenizer(_train(config, corpus, settings, size), beside)
+            else:
+                import_tokenizer(config.tokenizer, beside)
+            for path in beside.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            if final.exists():
+                shutil.rmtree(final)
+            beside.rename(final)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        fsync_directory(directory)
+        write_text_atomically(seal, digest_of_directory(final) + "\n")
+    if chosen:
+        filled = vocabulary_of(load_for_encoding(final))
+        if filled < size:
+            chosen = [
+                f"data.vocabulary = {filled}: all that the text fills ({corpus.train_bytes / 1e6:.2f} MB)"
+            ]
+    return seal.read_text().strip(), chosen
+
+
+def _train(config: DataConfig, corpus: Corpus, settings: TextSettings, size: int) -> Tokenizer:
+    if config.tokenizer == "characters":
+        return train_characters(_train_texts(corpus, settings, None))
+    texts = _train_texts(corpus, settings, TOKENIZER_SAMPLE_BYTES)
+    return train_bpe(texts, size, exactly=config.vocabulary != "auto")
+
+
+def _train_texts(corpus: Corpus, settings: TextSettings, limit: int | None) -> Iterator[str]:
+    """The text to train on in pieces; with `limit`, about so many bytes of it, taken evenly from all over."""
+    part = corpus.plan["train"]
+    reader = SegmentReader(corpus.files, part.marks, settings)
+    share = 1.0 if limit is None else min(1.0, limit / max(corpus.train_bytes, 1))
+    try:
+        for index, row in enumerate(part.segments):
+            if int((index + 1) * share) > int(index * share):
+                yield from reader.pieces(row)
+    finally:
+        reader.close()
+
+
+def _split(shards: list[Shard]) -> Split:
+    tokens, documents, size = (
+        sum(getattr(shard, name) for shard in shards) for name in ("tokens", "documents", "bytes")
+    )
+    return Split(tokens=tokens, documents=documents, bytes=size, shards=tuple(shards))
+
+
+def _inexact(splits: dict[str, Split], tokenizer: str) -> list[str]:
+    """Words for the user where the bytes of the tokens are not the bytes of the text."""
+    said = []
+    for name, split in splits.items():
+        counted = sum(shard.counted_bytes for shard in split.shards)
+        if counted != split.bytes:
+            why = (
+                "characters that the training text lacks"
+                if tokenizer == "characters"
+                else "the tokenizer changes the text"
+            )
+            said.append(
+                f"bits per byte on {name} are not exact: "
+                f"its tokens stand for {counted:,} bytes of {split.bytes:,} ({why})"
+            )
+    return said
+
+
+def _save_token_bytes(directory: Path, token_bytes: NDArray[np.int64]) -> File:
+    path = directory / "token_bytes.npy"
+    write_npy(path, token_bytes, np.int64)
+    return File.of(path)
+
+
+def _fingerprint(tokenizer_digest: str, shards: dict[str, list[Shard]]) -> str:
+    named = {part: [shard.tokens_file.sha256 for shard in of_part] for part, of_part in shards.items()}
+    return hashlib.sha256(json.dumps([tokenizer_digest, named], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,38 @@
+"""The sizes that decide how text is cut. Whoever changes one changes the prepared data: raise FORMAT."""
+
+from __future__ import annotations
+
+#: Version of everything written to the cache; part of the key under which prepared text is found.
+FORMAT = 1
+
+#: Bytes read from a file at a time.
+BLOCK_BYTES = 1 << 18
+
+#: Characters given to the tokenizer as one string, at most.
+PIECE_CHARACTERS = 1 << 16
+
+#: Characters that are encoded by one call (several pieces: the tokenizer works on them in parallel).
+BATCH_CHARACTERS = 8 * PIECE_CHARACTERS
+
+#: A longer document is prepared in segments of about so many characters, so that it may span shards.
+SEGMENT_CHARACTERS = 1 << 20
+
+#: Smallest aim for the UTF-8 bytes of text in one shard, and the largest number of shards of a part.
+SHARD_TEXT_BYTES = 4_000_000
+SHARDS_OF_A_PART = 2048
+
+#: A `bpe` vocabulary is trained on so many bytes of text at most.
+TOKENIZER_SAMPLE_BYTES = 32_000_000
+
+#: Below so much text left to encode, starting worker processes costs more than it saves.
+BYTES_WORTH_PROCESSES = 16_000_000
+
+#: Folders are read for files with these endings.
+ENDINGS = (".txt", ".md", ".jsonl", ".py")
+JSONL_ENDINGS = (".jsonl", ".ndjson")
+
+#: The parts of a corpus.
+PARTS = ("train", "validation", "test")
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"

@@ -1,0 +1,80 @@
+"""The text of a segment, read again where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from tutti.core.errors import DataError
+from tutti.data.listing import SourceFile, open_binary, unreadable
+from tutti.data.pieces import pieces
+from tutti.data.reading import Mark, TextSettings, read_python, read_text, text_of_line
+
+
+class SegmentReader:
+    """Gives the pieces of segments. Keeps one JSONL file open, since neighbours come from the same file."""
+
+    def __init__(self, files: list[SourceFile], marks: list[Mark], settings: TextSettings) -> None:
+        self._files = files
+        self._marks = marks
+        self._settings = settings
+        self._open: tuple[str, BinaryIO] | None = None
+
+    def pieces(self, row: Any) -> Iterator[str]:
+        """Pieces of the text of one row of a segment table.
+
+        Raises:
+            DataError: the text is no longer there or is shorter than it was.
+        """
+        file = self._files[int(row["file"])]
+        start, stop = int(row["start"]), int(row["stop"])
+        mark = self._marks[int(row["mark"])] if row["mark"] >= 0 else Mark()
+        if file.kind == "jsonl":
+            chunks: Iterable[str] = [self._line(file, int(row["offset"]), int(row["length"]))]
+        elif file.kind == "python":
+            chunks = read_python(file.name)
+        else:
+            chunks = (text for text, _ in read_text(file.name, self._settings, mark))
+        given = 0
+        for piece in pieces(_window(chunks, start - mark.characters, stop - mark.characters)):
+            given += len(piece)
+            yield piece
+        if given != stop - start:
+            raise changed(file.name)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._open:
+            self._open[1].close()
+            self._open = None
+
+    def _line(self, file: SourceFile, offset: int, length: int) -> str:
+        if self._open is None or self._open[0] != file.name:
+            self.close()
+            self._open = (file.name, open_binary(file.name))
+        stream = self._open[1]
+        try:
+            stream.seek(offset)
+            line = stream.read(length)
+        except OSError as error:
+            raise unreadable(file.name, error) from error
+        with suppress(DataError):
+            return text_of_line(file.name, 0, offset, line, self._settings)
+        raise changed(file.name)  # the first pass could read this line
+
+
+def changed(name: str) -> DataError:
+    """A source that is not what it was a moment ago."""
+    return DataError(f"{name} changed while it was being prepared", "run the same command again")
+
+
+def _window(chunks: Iterable[str], start: int, stop: int) -> Iterator[str]:
+    """Characters [start, stop) of the joined `chunks`."""
+    at = 0
+    for chunk in chunks:
+        if at + len(chunk) > start:
+            yield chunk[max(0, start - at) : stop - at]
+        at += len(chunk)
+        if at >= stop:
+            return
