@@ -1,0 +1,148 @@
+"""Finding the newest checkpoint that is whole, and loading one into any layout.
+
+torch.distributed.checkpoint reshards: every rank reads the parts that its own shards need, whatever layout
+wrote them. Files hold pickles (as DCP defines them): load only checkpoints that you trust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
+from tutti import __version__
+from tutti.core import CheckpointError
+from tutti.train.checkpoints.manifest import LATEST, Damaged, Manifest, read_manifest, read_pointer, verify
+from tutti.train.checkpoints.retention import Entry, entries
+
+_SHOWN = 5
+
+
+def newest_valid(directory: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The newest checkpoint in `directory` of which every byte is as it was written; None when there is none.
+
+    It is the one that `LATEST` names, or, when that is torn or damaged, the one written before it, and so on;
+    `say` is told what was passed over and why. Reads the whole checkpoint, so let one rank call it.
+    """
+    candidates = entries(directory)
+    try:
+        latest = read_pointer(directory / LATEST)
+    except Damaged as damage:
+        say(f"{directory / LATEST} cannot be followed ({damage}): looking for the newest whole checkpoint")
+    else:
+        # Whatever is newer was never committed: it comes last.
+        first = next((i for i, entry in enumerate(candidates) if entry.path == latest), 0)
+        candidates = candidates[first:] + candidates[:first]
+    for entry in candidates:
+        manifest = _whole(entry, say)
+        if manifest is not None:
+            _compare_versions(entry.path, manifest, say)
+            return entry.path
+    return None
+
+
+def _whole(entry: Entry, say: Callable[[str], None]) -> Manifest | None:
+    try:
+        if entry.manifest is None:
+            raise Damaged(entry.damage)
+        return verify(entry.path)
+    except Damaged as damage:
+        say(f"checkpoint {entry.path} is passed over: {damage}")
+        return None
+
+
+def _compare_versions(path: Path, manifest: Manifest, say: Callable[[str], None]) -> None:
+    for package, here in (("tutti", __version__), ("torch", torch.__version__)):
+        there = manifest.versions.get(package, "?")
+        if there != here:
+            say(f"checkpoint {path} was written with {package} {there}; this is {package} {here}")
+
+
+def load(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+    """Fill `state` in place from the checkpoint at `path`; returns its meta, with `saved_with` (versions)
+    added.
+
+    Tensors of `state` say what is wanted and where it goes: plain or DTensors of any mesh, whatever was
+    saved. Plain values are replaced. Top-level keys of the checkpoint that `state` does not have are left
+    out. `group`: its ranks load together, and an error on one is raised on all; without it every process
+    loads by itself, which needs no collectives, also for DTensors. The content is not verified here: see
+    `newest_valid` and `verify`.
+
+    Raises:
+        CheckpointError: `path` is no whole checkpoint, or one of another model (names or shapes differ).
+    """
+    try:
+        manifest = read_manifest(path)
+    except Damaged as damage:
+        raise CheckpointError(
+            f"{path} cannot be loaded: {damage}",
+            "choose another checkpoint, or --resume to take the newest whole one",
+        ) from None
+    try:
+        dcp_load(
+            state,
+            storage_reader=FileSystemReader(path),
+            planner=_ComparingPlanner(path),
+            process_group=group,
+            no_dist=group is None,
+        )
+    except CheckpointException as error:
+        _, (cause, _) = sorted(error.failures.items())[0]
+        if isinstance(cause, CheckpointError):
+            raise cause from None
+        raise CheckpointError(
+            f"{path} cannot be loaded: {type(cause).__name__}: {cause}",
+            "check the disk; --resume verifies every file",
+        ) from error
+    return {**manifest.meta, "saved_with": manifest.versions}
+
+
+class _ComparingPlanner(DefaultLoadPlanner):
+    """Refuses a checkpoint of another model in words, before the first byte is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        differences = _differences(self.state_dict, set(self.original_state_dict), self.metadata)
+        if differences:
+            raise _of_another_model(self._path, differences)
+        return super().create_local_plan()
+
+
+def _differences(wanted: dict[str, Any], parts: set[str], metadata: Metadata) -> dict[str, str]:
+    """Name → what differs, for everything under the top-level keys `parts`."""
+    found: dict[str, str] = {}
+    saved = metadata.state_dict_metadata
+    paths = metadata.planner_data or {}
+    for name, entry in saved.items():
+        if name not in wanted and str(paths.get(name, (name,))[0]) in parts:
+            found[name] = "only in the checkpoint"
+        elif name in wanted and isinstance(entry, TensorStorageMetadata) != isinstance(wanted[name], Tensor):
+            found[name] = "a tensor in one, a plain value in the other"
+        elif name in wanted and isinstance(entry, TensorStorageMetadata) and entry.size != wanted[name].shape:
+            found[name] = f"{tuple(entry.size)} in the checkpoint, {tuple(wanted[name].shape)} here"
+    return found | {name: "not in the checkpoint" for name in wanted if name not in saved}
+
+
+def _of_another_model(path: Path, differences: dict[str, str]) -> CheckpointError:
+    shown = "; ".join(f"{name}: {what}" for name, what in list(differences.items())[:_SHOWN])
+    more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    other = "optimizer" if all(name.startswith("optimizer.") for name in differences) else "model"
+    return CheckpointError(
+        f"{path} was saved with another {other} ({shown}{more})",
+        "resume with the configuration that the run was started with (its config.yaml), "
+        "or start a new run with name=OTHER",
+    )
