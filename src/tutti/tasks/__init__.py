@@ -1,0 +1,7 @@
+"""What is learned: each task turns a model into an `Objective` (batch → sum of the loss, number of targets)."""
+
+from tutti.tasks.causal import CausalLanguageModelling
+from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy
+from tutti.tasks.function import FunctionObjective
+
+__all__ = ["IGNORED", "CausalLanguageModelling", "FunctionObjective", "chunked_cross_entropy"]
