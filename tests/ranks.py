@@ -20,7 +20,9 @@ multiprocessing.set_forkserver_preload(
 )
 
 
-def _rank(function: Callable[..., Any], rank: int, size: int, store: str, pipe: Connection, arguments: Any) -> None:
+def _rank(
+    function: Callable[..., Any], rank: int, size: int, store: str, pipe: Connection, arguments: Any
+) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
@@ -32,7 +34,9 @@ def _rank(function: Callable[..., Any], rank: int, size: int, store: str, pipe: 
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
 
 
-def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> list[Any]:
+def run_ranks(
+    size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120
+) -> list[Any]:
     """What `function(rank, *arguments)` returned on each of `size` ranks."""
     context = multiprocessing.get_context("forkserver")
     with tempfile.TemporaryDirectory() as directory:

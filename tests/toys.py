@@ -1,4 +1,4 @@
-"""A tiny regression whose loss counts unequal numbers of targets per sample: what exact gradients are about."""
+"""A tiny regression with unequal numbers of targets per sample: what exact gradients are about."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def make_objective(seed: int = 3, **options: Any) -> MaskedSquares:
     return MaskedSquares(Net(**options))
 
 
-def reference_gradients(source: Numbers, objective: MaskedSquares, samples: Sequence[int]) -> dict[str, Tensor]:
+def reference_gradients(
+    source: Numbers, objective: MaskedSquares, samples: Sequence[int]
+) -> dict[str, Tensor]:
     """Mean over the targets of `samples`, in one piece, by autograd alone."""
     total, targets = objective(source.load(0, samples))
     (total / targets).backward()

@@ -1,3 +1,75 @@
-"""Tutti: all your machines, one model."""
+"""Tutti: all your machines, one model.
+
+    import tutti
+    report = tutti.train(tutti.load_config("demo.yaml"))
+
+The public API; `tutti.cli` calls nothing else. Names are imported when they are first used, because torch takes
+seconds and `tutti --help` should not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tutti.api import (
+        compare_runs,
+        doctor,
+        evaluate,
+        export,
+        generate,
+        list_runs,
+        prepare,
+        show_run,
+        train,
+    )
+    from tutti.config import Config, load_config
+    from tutti.core.errors import TuttiError
+    from tutti.fitting import FitResult, fit
+
+_WHERE = {
+    "Config": "tutti.config",
+    "FitResult": "tutti.fitting",
+    "TuttiError": "tutti.core.errors",
+    "compare_runs": "tutti.api",
+    "doctor": "tutti.api",
+    "evaluate": "tutti.api",
+    "export": "tutti.api",
+    "fit": "tutti.fitting",
+    "generate": "tutti.api",
+    "list_runs": "tutti.api",
+    "load_config": "tutti.config",
+    "prepare": "tutti.api",
+    "show_run": "tutti.api",
+    "train": "tutti.api",
+}
+
+__all__ = [
+    "Config",
+    "FitResult",
+    "TuttiError",
+    "compare_runs",
+    "doctor",
+    "evaluate",
+    "export",
+    "fit",
+    "generate",
+    "list_runs",
+    "load_config",
+    "prepare",
+    "show_run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tutti' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,8 +1,8 @@
 """The public functions. The command line calls these, and a notebook can do all that it can.
 
-    config = tutti.load_config(Path("demo.yaml"), ["train.steps=200"])
-    report = tutti.train(config)
-    tutti.generate(Path("runs/demo"), ["def read_csv("])
+config = tutti.load_config(Path("demo.yaml"), ["train.steps=200"])
+report = tutti.train(config)
+tutti.generate(Path("runs/demo"), ["def read_csv("])
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tutti import data, hardware, models, observe
+from tutti import data, hardware, models
 from tutti.config import Config, load_config
 from tutti.core.errors import CheckpointError, ConfigError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
@@ -69,18 +69,15 @@ def train(config: Config, *, resume: bool = False, console: bool = True) -> dict
     """
     if config.model.python is not None:
         raise ConfigError("model.python belongs to tutti.fit", "give model a size, a path or a config")
-    run = run_directory(config)
+    run = RunDirectory.of(config.runs, config.name)
     if in_started_world():
         return run_in_started_world(
             lambda: _check_run(run, config, resume), run, resume=resume, console=console, start=_start
         )
     resolved, prepared = _start(_check_run(run, config, resume), _printer(console))
+    if not resume:
+        run.create()
     return Supervision(run, resolved, prepared.directory, resume=resume, console=console).execute()
-
-
-def run_directory(config: Config) -> RunDirectory:
-    """Where the run of `config` is or will be."""
-    return RunDirectory(Path(config.runs).expanduser() / config.name)
 
 
 def _check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
@@ -111,17 +108,19 @@ def _start(config: Config, say: Say, processes: int | None = None) -> tuple[Reso
     """Everything that can be known before a worker starts: the text, and a value for every `auto`."""
     prepared = prepare(config, say=say)
     prepared.require(config.data.sequence)
-    parameters, model_choices = models.count_before_building(
+    # Built here once, so that a model that cannot be is refused before a worker starts.
+    model, model_choices = models.build_model(
         config.model,
         vocabulary=prepared.vocabulary,
         sequence=config.data.sequence,
+        seed=config.train.seed,
         end_token=prepared.end_token,
     )
+    parameters = models.count_parameters(model).total
+    del model
     validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
     resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
     resolved.choices[:0] = [*prepared.choices, *model_choices]
-    for choice in resolved.choices:
-        say(choice)
     return resolved, prepared
 
 
@@ -209,15 +208,21 @@ def _load_trained(run: Path) -> tuple[LanguageModelJob, Config, int]:
     directory.require()
     config = load_config(directory.config)
     if config.model.python is not None:
-        raise RunError(f"{run} was trained by tutti.fit: its model is your own class", "load export/model.safetensors into it")
+        raise RunError(
+            f"{run} was trained by tutti.fit: its model is your own class",
+            "load export/model.safetensors into it",
+        )
     path = checkpoints.newest_valid(directory.checkpoints)
     if path is None:
-        raise CheckpointError(f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume")
+        raise CheckpointError(
+            f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"
+        )
     job = language_model_job(config, prepare(config).directory)
     identity = checkpoints.read_manifest(path).meta["identity"]
     if identity["data"] != job.train_data.fingerprint:
         raise CheckpointError(
-            f"the text of {run} has changed since it was trained", "restore the text, or train anew under another name"
+            f"the text of {run} has changed since it was trained",
+            "restore the text, or train anew under another name",
         )
     state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
     meta = checkpoints.load(path, state)

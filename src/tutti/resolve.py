@@ -69,7 +69,9 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         micro,
         f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once",
     )
-    rate, reason = auto_learning_rate(facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer)
+    rate, reason = auto_learning_rate(
+        facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer
+    )
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)
     warmup = min(_WARMUP_MOST, max(1, round(_WARMUP_SHARE * train.steps)))
     warmup = choose("train.warmup", train.warmup, warmup, "5 % of the steps, at most 1000")
@@ -82,14 +84,21 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         ),
         "evaluate": config.evaluate.model_copy(
             update={
-                "every": choose("evaluate.every", config.evaluate.every, every, "ten validations over the run"),
+                "every": choose(
+                    "evaluate.every", config.evaluate.every, every, "ten validations over the run"
+                ),
                 "samples": choose(
-                    "evaluate.samples", config.evaluate.samples, samples, f"of {facts.validation_samples} that there are"
+                    "evaluate.samples",
+                    config.evaluate.samples,
+                    samples,
+                    f"of {facts.validation_samples} that there are",
                 ),
             }
         ),
         "checkpoint": config.checkpoint.model_copy(
-            update={"every": choose("checkpoint.every", config.checkpoint.every, every, "ten saves over the run")}
+            update={
+                "every": choose("checkpoint.every", config.checkpoint.every, every, "ten saves over the run")
+            }
         ),
     }
     return Resolved(config.model_copy(update=updates), threads, choices)

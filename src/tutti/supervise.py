@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pickle
 import shutil
@@ -47,11 +48,10 @@ class Supervision:
         """
         config, run = self.resolved.config, self.run
         began = time.time()
-        if not self.resume:
-            run.create()
         _write_config(run, config)
         clear_signs(run.live)
         events = EventWriter(run.events, LAUNCHER_RANK)
+        events.write("launched", resume=self.resume)  # wall time counts from here
         launch = LocalLaunch(
             run=run.path,
             replicas=_number(config.replicas),
@@ -66,7 +66,9 @@ class Supervision:
             watchdog = Watchdog(
                 run.path,
                 config.watch.stall_seconds,
-                lambda event: events.write("stalled" if event["kind"] == "stalled" else "recovered", **_fields(event)),
+                lambda event: events.write(
+                    "stalled" if event["kind"] == "stalled" else "recovered", **_fields(event)
+                ),
             )
 
             def look() -> None:
@@ -82,8 +84,12 @@ class Supervision:
             raise self._failure(began)
         return report
 
-    def _assignment(self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None) -> Assignment:
-        elastic = Elastic(replica, lighthouse, store) if replica is not None and lighthouse and store else None
+    def _assignment(
+        self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
+    ) -> Assignment:
+        elastic = (
+            Elastic(replica, lighthouse, store) if replica is not None and lighthouse and store else None
+        )
         return Assignment(
             run=self.run.path.absolute(),
             prepared=self.prepared,
@@ -100,7 +106,9 @@ class Supervision:
         cause = min(causes, key=lambda event: event["time"], default=None)
         if cause is None or not cause.get("user"):
             summary = summarise_errors(self.run.path, began) or "the workers died more often than they may"
-            return LaunchError(summary, f"`tutti train … --resume` goes on from the last checkpoint of {self.run.path}")
+            return LaunchError(
+                summary, f"`tutti train … --resume` goes on from the last checkpoint of {self.run.path}"
+            )
         if not self.resume and not any(True for _ in read_events(self.run.path, "step")):
             shutil.rmtree(self.run.path, ignore_errors=True)
         return TrainingError(cause["message"], cause["hint"])
@@ -111,7 +119,9 @@ class Show:
 
     def __init__(self, run: RunDirectory, console: bool, since: float) -> None:
         self._stop = threading.Event()
-        self._tracker = TensorBoardTracker(run.path, lambda message: print(message, file=sys.stderr), since=since)
+        self._tracker = TensorBoardTracker(
+            run.path, lambda message: print(message, file=sys.stderr), since=since
+        )
         self._thread = threading.Thread(
             target=follow,
             args=(run.path, self._stop),
@@ -168,12 +178,12 @@ def run_in_started_world(
                 run.create()
             _write_config(run, resolved.config)
         except TuttiError as error:
-            store.set(_CONFIG_KEY, pickle.dumps(error))
+            store.set(_CONFIG_KEY, _packed(error))
             raise
-        store.set(_CONFIG_KEY, pickle.dumps((resolved, prepared.directory)))
+        store.set(_CONFIG_KEY, _packed((resolved, prepared.directory)))
     else:
         store.wait([_CONFIG_KEY], _PREPARE_TIMEOUT)
-        received = pickle.loads(store.get(_CONFIG_KEY))
+        received = pickle.loads(base64.b64decode(store.get(_CONFIG_KEY)))
         if isinstance(received, TuttiError):
             raise SystemExit(2)  # rank 0 says why
         resolved, directory = received
@@ -197,6 +207,10 @@ def run_in_started_world(
 # Small things -------------------------------------------------------------------------------------------------
 
 
+def _packed(value: object) -> str:
+    return base64.b64encode(pickle.dumps(value)).decode()
+
+
 def _nothing(_: str) -> None:
     pass
 
@@ -215,7 +229,11 @@ def _number(value: int | str) -> int:
 
 def _fields(event: dict[str, Any]) -> dict[str, Any]:
     """An observer's event without what the writer adds; the rank that it is about becomes `of_rank`."""
-    return {("of_rank" if key == "rank" else key): value for key, value in event.items() if key not in ("kind", "time")}
+    return {
+        ("of_rank" if key == "rank" else key): value
+        for key, value in event.items()
+        if key not in ("kind", "time")
+    }
 
 
 def _at_most_every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:

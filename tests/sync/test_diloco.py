@@ -1,4 +1,4 @@
-"""DiLoCo's arithmetic against NumPy written from the paper's equation, and its accounts when a peer is lost."""
+"""DiLoCo against NumPy written from the paper's equation, and its accounts when a peer is lost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 from torch import Tensor, nn
 
+from ranks import run_ranks
 from tutti.sync import DiLoCo, Ledger, PeerLost, Place, StaticTransport, Totals, positions
 
 LEARNING_RATE, MOMENTUM, EVERY = 0.7, 0.9, 3
@@ -59,7 +59,9 @@ def train(rank: int, replicas: int, steps: int) -> tuple[list[list[float]], list
 def numpy_diloco(replicas: int, steps: int) -> list[np.ndarray]:
     """All replicas' weights after every step, in float64, from the equations."""
     torch.manual_seed(1)
-    start = np.concatenate([p.detach().numpy().ravel() for p in nn.Linear(3, 2).parameters()]).astype(np.float64)
+    start = np.concatenate([p.detach().numpy().ravel() for p in nn.Linear(3, 2).parameters()]).astype(
+        np.float64
+    )
     agreed, momentum = start.copy(), np.zeros_like(start)
     local = [start.copy() for _ in range(replicas)]
     history = []

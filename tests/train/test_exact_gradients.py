@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from toys import Numbers, make_objective, reference_gradients
 
+from ranks import run_ranks
+from toys import Numbers, make_objective, reference_gradients
 from tutti.sync import AllReduce, DistributedDataParallelAllReduce, Ledger, Place, StaticTransport, share
 from tutti.train.feed import Feed
 from tutti.train.precision import LossScale
@@ -78,7 +78,9 @@ def check(results: list[dict[str, Tensor]]) -> None:
     expected = reference_gradients(Numbers(), make_objective(), wanted_samples())
     for gradients in results:
         for name, gradient in expected.items():
-            torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                gradients[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+            )
         for name in gradients.keys() - expected.keys():
             assert gradients[name].abs().max() == 0, f"{name} has no gradient on one process"
 

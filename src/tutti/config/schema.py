@@ -7,6 +7,7 @@ The reference page in `docs/` is generated from the descriptions below.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -39,17 +40,23 @@ class DataConfig(Section):
         default="auto", description="`auto` goes by the file's ending; a text file is one document."
     )
     text_field: str = Field(default="text", description="The field of a JSONL line that holds the text.")
-    encoding: str = Field(default="utf-8", description="Encoding of text files (`python-stdlib` knows its own).")
-    on_bad_encoding: Literal["fail", "skip", "replace"] = Field(
-        default="fail", description="What to do with a file that does not decode: stop, leave it out, or put U+FFFD."
+    encoding: str = Field(
+        default="utf-8", description="Encoding of text files (`python-stdlib` knows its own)."
     )
-    deduplicate: bool = Field(default=True, description="Leave out documents that are exactly equal to an earlier one.")
+    on_bad_encoding: Literal["fail", "skip", "replace"] = Field(
+        default="fail",
+        description="What to do with a file that does not decode: stop, leave it out, or put U+FFFD.",
+    )
+    deduplicate: bool = Field(
+        default=True, description="Leave out documents that are exactly equal to an earlier one."
+    )
     tokenizer: str = Field(
         default="bpe",
         description="`bpe` (byte-level, trained on the text), `characters`, or a Hugging Face tokenizer directory.",
     )
     vocabulary: Positive | Auto = Field(
-        default="auto", description="Entries of a trained `bpe` vocabulary; `auto` goes by the size of the text."
+        default="auto",
+        description="Entries of a trained `bpe` vocabulary; `auto` goes by the size of the text.",
     )
     sequence: Positive = Field(default=256, description="Tokens of one training sample.")
     split: Literal["auto", "document", "tail"] = Field(
@@ -67,7 +74,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _shares_leave_something(self) -> DataConfig:
         if self.validation + self.test >= 0.9:
-            raise ValueError("validation and test together take 90 % or more of the text; leave more to train on")
+            raise ValueError(
+                "validation and test together take 90 % or more of the text; leave more to train on"
+            )
         return self
 
 
@@ -80,7 +89,8 @@ class ModelConfig(Section):
         description="One dial: about so many parameters (`800K`, `15M`, `1B`); depth, width and heads follow.",
     )
     path: str | None = Field(
-        default=None, description="A Hugging Face model directory: `config.json`, and weights where there are any."
+        default=None,
+        description="A Hugging Face model directory: `config.json`, and weights where there are any.",
     )
     config: dict[str, Any] | None = Field(
         default=None,
@@ -90,14 +100,20 @@ class ModelConfig(Section):
     python: str | None = Field(
         default=None, description="The class of a module given to `tutti.fit`; written by Tutti, not by hand."
     )
-    from_scratch: bool = Field(default=False, description="Take only the architecture from `path`, not its weights.")
-    dropout: Fraction = Field(default=0.0, description="Dropout in attention and residuals, where the architecture has it.")
+    from_scratch: bool = Field(
+        default=False, description="Take only the architecture from `path`, not its weights."
+    )
+    dropout: Fraction = Field(
+        default=0.0, description="Dropout in attention and residuals, where the architecture has it."
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
         given = [name for name in ("size", "path", "config", "python") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of size, path and config (got {' and '.join(given) or 'none'})")
+            raise ValueError(
+                f"give exactly one of size, path and config (got {' and '.join(given) or 'none'})"
+            )
         if self.from_scratch and self.path is None:
             raise ValueError("from_scratch takes the architecture from `path`, which is not given")
         return self
@@ -109,10 +125,12 @@ class TrainConfig(Section):
     steps: Positive = Field(default=1000, description="Optimizer steps of the whole run.")
     batch: Positive = Field(default=32, description="Samples of one step over all workers together.")
     micro_batch: Positive | Auto = Field(
-        default="auto", description="Samples that a worker computes at once; changes memory and speed, never the result."
+        default="auto",
+        description="Samples that a worker computes at once; changes memory and speed, never the result.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="`muon` orthogonalises the update of matrices; everything else takes AdamW."
+        default="adamw",
+        description="`muon` orthogonalises the update of matrices; everything else takes AdamW.",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="Peak learning rate; `auto` goes by model size and the tokens of a step."
@@ -120,27 +138,37 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         default="cosine", description="`wsd`: warm-up, stable, then linear decay over the last fifth."
     )
-    warmup: NonNegative | Auto = Field(default="auto", description="Steps of linear warm-up; `auto`: 5 %, at most 1000.")
+    warmup: NonNegative | Auto = Field(
+        default="auto", description="Steps of linear warm-up; `auto`: 5 %, at most 1000."
+    )
     final_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="Learning rate at the end, as a share of the peak."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.1, description="On matrices and embeddings; never on norms and biases."
     )
-    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.95), strict=False, description="AdamW's moments.")
-    clip: Annotated[float, Field(gt=0)] | None = Field(default=1.0, description="Largest norm of the whole gradient.")
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.95), strict=False, description="AdamW's moments."
+    )
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        default=1.0, description="Largest norm of the whole gradient."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="Arithmetic of matrix products; master weights stay fp32. `auto`: what is measured fastest here.",
     )
     compile: bool = Field(default=False, description="torch.compile the model; falls back with a message.")
-    seed: NonNegative = Field(default=0, description="Everything random follows from it: weights, order, dropout.")
+    seed: NonNegative = Field(
+        default=0, description="Everything random follows from it: weights, order, dropout."
+    )
 
 
 class LayoutConfig(Section):
     """How one copy of the model is split over ranks."""
 
-    shard: Positive = Field(default=1, description="Ranks over which parameters, gradients and optimizer are sharded (FSDP2).")
+    shard: Positive = Field(
+        default=1, description="Ranks over which parameters, gradients and optimizer are sharded (FSDP2)."
+    )
 
     @property
     def ranks(self) -> int:
@@ -152,16 +180,24 @@ class SyncConfig(Section):
     """How the copies agree."""
 
     policy: Literal["allreduce", "diloco"] = Field(
-        default="allreduce", description="`allreduce`: every step; `diloco`: every `every` steps, by an outer optimizer."
+        default="allreduce",
+        description="`allreduce`: every step; `diloco`: every `every` steps, by an outer optimizer.",
     )
     implementation: Literal["auto", "buckets", "ddp"] = Field(
-        default="auto", description="How `allreduce` is carried out: Tutti's overlapped buckets or torch's DDP."
+        default="auto",
+        description="How `allreduce` is carried out: Tutti's overlapped buckets or torch's DDP.",
     )
-    bucket_mb: Annotated[float, Field(gt=0)] = Field(default=8.0, description="Size of a gradient bucket in MB (10^6 bytes).")
+    bucket_mb: Annotated[float, Field(gt=0)] = Field(
+        default=8.0, description="Size of a gradient bucket in MB (10^6 bytes)."
+    )
     every: Positive = Field(default=50, description="`diloco`: steps of a round.")
-    outer_learning_rate: Annotated[float, Field(gt=0)] = Field(default=0.7, description="`diloco`: outer SGD.")
+    outer_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.7, description="`diloco`: outer SGD."
+    )
     outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
-    min_replicas: Positive = Field(default=1, description="`diloco`: a round needs at least so many live replicas.")
+    min_replicas: Positive = Field(
+        default=1, description="`diloco`: a round needs at least so many live replicas."
+    )
 
 
 def _layout(value: Any) -> Any:
@@ -178,48 +214,69 @@ def _model(value: Any) -> Any:
     """`model: 15M` is short for a size, `model: DIR` for a path."""
     if not isinstance(value, str):
         return value
-    is_size = value[:1].isdigit() and value[-1:] in "KMB" and "/" not in value
+    is_size = re.fullmatch(r"[\d.]+[KMBkmb]", value) is not None
     return {"size": value} if is_size else {"path": value}
 
 
 class CheckpointConfig(Section):
     """When the run is saved and what is kept."""
 
-    every: Positive | Auto = Field(default="auto", description="Steps between saves; `auto`: ten over the run.")
-    keep: Positive = Field(default=2, description="Newest checkpoints to keep; the one with the best validation loss stays as well.")
+    every: Positive | Auto = Field(
+        default="auto", description="Steps between saves; `auto`: ten over the run."
+    )
+    keep: Positive = Field(
+        default=2,
+        description="Newest checkpoints to keep; the one with the best validation loss stays as well.",
+    )
 
 
 class EvaluateConfig(Section):
     """What is measured on text that the model has not seen."""
 
-    every: Positive | Auto = Field(default="auto", description="Steps between validations; `auto`: ten over the run.")
-    samples: Positive | Auto = Field(default="auto", description="Validation samples a time; `auto`: all, at most 256.")
-    prompts: list[str] = Field(default_factory=list, description="Prompts that the model continues at the end.")
+    every: Positive | Auto = Field(
+        default="auto", description="Steps between validations; `auto`: ten over the run."
+    )
+    samples: Positive | Auto = Field(
+        default="auto", description="Validation samples a time; `auto`: all, at most 256."
+    )
+    prompts: list[str] = Field(
+        default_factory=list, description="Prompts that the model continues at the end."
+    )
     new_tokens: Positive = Field(default=64, description="Tokens of a continuation.")
 
 
 class WatchConfig(Section):
     """When somebody is told."""
 
-    stall_seconds: Positive = Field(default=30, description="A rank without progress for so long is named, with its stack.")
-    kill_after_seconds: Positive = Field(default=300, description="A rank that has been silent for so long is killed and healed.")
-    max_restarts: NonNegative = Field(default=3, description="How often dead workers are started again before the run gives up.")
+    stall_seconds: Positive = Field(
+        default=30, description="A rank without progress for so long is named, with its stack."
+    )
+    kill_after_seconds: Positive = Field(
+        default=300, description="A rank that has been silent for so long is killed and healed."
+    )
+    max_restarts: NonNegative = Field(
+        default=3, description="How often dead workers are started again before the run gives up."
+    )
 
 
 class Config(Section):
     """A Tutti file."""
 
     name: str = Field(
-        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="The run's name: `runs/NAME`."
+        default="run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="The run's name: `runs/NAME`.",
     )
     runs: str = Field(default="runs", description="Directory that holds the runs.")
     data: DataConfig = Field(default_factory=DataConfig)
     model: Annotated[ModelConfig, BeforeValidator(_model)] = Field(
-        default_factory=lambda: ModelConfig(size="5M"), description="A size such as `15M`, a directory, or a mapping."
+        default_factory=lambda: ModelConfig(size="5M"),
+        description="A size such as `15M`, a directory, or a mapping.",
     )
     train: TrainConfig = Field(default_factory=TrainConfig)
     replicas: Positive | Auto = Field(
-        default="auto", description="Copies of the model, each on its own worker(s); `auto`: as many as fit the cores or devices."
+        default="auto",
+        description="Copies of the model, each on its own worker(s); `auto`: as many as fit the cores or devices.",
     )
     layout: Annotated[LayoutConfig, BeforeValidator(_layout)] = Field(
         default_factory=LayoutConfig, description="How one copy is split; `1`: not at all."
@@ -239,7 +296,9 @@ class Config(Section):
                 f"{self.layout.shard}; use implementation: buckets"
             )
         if self.sync.policy != "allreduce" and self.sync.implementation != "auto":
-            raise ValueError(f"sync.implementation belongs to allreduce; policy {self.sync.policy} has only one")
+            raise ValueError(
+                f"sync.implementation belongs to allreduce; policy {self.sync.policy} has only one"
+            )
         if isinstance(self.replicas, int) and self.sync.min_replicas > self.replicas:
             raise ValueError(
                 f"sync.min_replicas is {self.sync.min_replicas}, but there are only {self.replicas} replicas"

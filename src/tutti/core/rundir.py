@@ -15,6 +15,11 @@ class RunDirectory:
 
     path: Path
 
+    @classmethod
+    def of(cls, runs: str, name: str) -> RunDirectory:
+        """The directory of run `name` among `runs`."""
+        return cls(Path(runs).expanduser() / name)
+
     @property
     def name(self) -> str:
         """The run's name: the last part of its path."""
@@ -98,7 +103,11 @@ class RunDirectory:
 def unwritable(path: Path, error: OSError) -> RunError:
     """The user's words for an OSError met while writing to `path`."""
     if error.errno == errno.ENOSPC:
-        return RunError(f"the disk that holds {path} is full", "free some space, then run the same command again")
+        return RunError(
+            f"the disk that holds {path} is full", "free some space, then run the same command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(f"{path} cannot be written: {error.strerror}", "choose a directory that you may write to")
+        return RunError(
+            f"{path} cannot be written: {error.strerror}", "choose a directory that you may write to"
+        )
     return RunError(f"{path} cannot be written: {error.strerror or error}", "check the path and the disk")

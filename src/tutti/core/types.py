@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 #: What a sample source yields and a model is given: named tensors whose first dimension is B.
@@ -38,7 +40,7 @@ class SampleSource(Protocol):
         """How many samples epoch `epoch` has (at least 1)."""
         ...
 
-    def load(self, epoch: int, indices: Sequence[int]) -> Batch:
+    def load(self, epoch: int, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The samples `indices` (each below `samples_in_epoch(epoch)`), collated in that order, on the CPU."""
         ...
 

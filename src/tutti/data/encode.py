@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from tokenizers import Tokenizer
 
 from tutti.core.errors import DataError
 from tutti.core.files import write_json_atomically
 from tutti.core.rundir import unwritable
+from tutti.data.encoder import TextEncoder
 from tutti.data.listing import SourceFile
 from tutti.data.manifest import File, Shard
 from tutti.data.npy import NpyWriter, write_npy
@@ -25,7 +25,6 @@ from tutti.data.reading import Mark, TextSettings
 from tutti.data.segments import PlanOfPart
 from tutti.data.settings import BATCH_CHARACTERS
 from tutti.data.texts import SegmentReader
-from tutti.data.tokenizer import load_for_encoding
 
 
 @dataclass(frozen=True)
@@ -84,34 +83,33 @@ def find_finished(job: Job, name: str, digest: str) -> Shard | None:
     return shard
 
 
-def encode_shard(job: Job, task: ShardTask, tokenizer: Tokenizer | None = None) -> Shard:
+def encode_shard(job: Job, task: ShardTask, encoder: TextEncoder) -> Shard:
     """Write the files and the record of one shard.
 
     Raises:
         DataError: the text changed, or contains what the tokenizer takes for its end token.
         RunError: the disk is full or the directory is read-only.
     """
-    tokenizer = tokenizer or load_for_encoding(job.tokenizer)
     tokens_path = job.directory / f"{task.name}.npy"
     documents_path = job.directory / f"{task.name}.documents.npy"
     dtype = np.uint16 if len(job.token_bytes) <= 1 << 16 else np.uint32
     with NpyWriter(tokens_path, dtype) as writer:
-        encoder = _Encoder(job, tokenizer, writer)
+        books = _Books(job, encoder, writer)
         reader = SegmentReader(task.files, task.marks, job.settings)
         try:
             for row in task.rows:
-                encoder.segment(reader, row, task.files[row["file"]].name)
-            encoder.flush()
+                books.segment(reader, row, task.files[row["file"]].name)
+            books.flush()
         finally:
             reader.close()
-    write_npy(documents_path, encoder.starts, np.int64)
+    write_npy(documents_path, books.starts, np.int64)
     shard = Shard(
         tokens_file=File.of(tokens_path),
         documents_file=File.of(documents_path),
         tokens=writer.length,
-        documents=len(encoder.starts),
-        bytes=encoder.bytes,
-        counted_bytes=encoder.counted_bytes,
+        documents=len(books.starts),
+        bytes=books.bytes,
+        counted_bytes=books.counted_bytes,
         digest=task.digest,
         tokenizer=job.tokenizer_digest,
     )
@@ -123,15 +121,15 @@ def encode_shard(job: Job, task: ShardTask, tokenizer: Tokenizer | None = None) 
     return shard
 
 
-class _Encoder:
+class _Books:
     """Gathers pieces of text, encodes many at once, and keeps the books of one shard."""
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, writer: NpyWriter) -> None:
+    def __init__(self, job: Job, encoder: TextEncoder, writer: NpyWriter) -> None:
         self.starts: list[int] = []
         self.bytes = 0
         self.counted_bytes = 0
         self._job = job
-        self._tokenizer = tokenizer
+        self._encoder = encoder
         self._writer = writer
         self._texts: list[str] = []
         self._begins: list[bool] = []
@@ -158,9 +156,7 @@ class _Encoder:
         at = self._writer.length
         written: list[NDArray[np.int64]] = []
         end = np.array([self._job.end_token])
-        encodings = self._tokenizer.encode_batch_fast(self._texts, add_special_tokens=False)
-        for index, encoding in enumerate(encodings):
-            ids = np.array(encoding.ids, dtype=np.int64)
+        for index, ids in enumerate(self._encoder.encode(self._texts)):
             if (ids == self._job.end_token).any():
                 raise DataError(
                     f"{self._names[index]} contains text that the tokenizer turns into its own end token",

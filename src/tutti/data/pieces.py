@@ -1,7 +1,8 @@
 """Long text in pieces that a tokenizer sees as if it were whole.
 
-A piece ends after a line break between two characters that are no white space, where there is one: the
-pre-tokenizers of byte-level BPE never join text over such a place, so the tokens are those of the whole text.
+A piece ends before a line feed, or else before a space, that is followed by a character that is no white
+space. Byte-level BPE splits at such places by itself (its pattern `\\s+(?!\\S)` leaves the last character of
+white space to what follows), so the tokens of the pieces are those of the whole text.
 Where the text starts decides all cuts: the same text is always cut at the same places.
 """
 
@@ -28,11 +29,12 @@ def pieces(chunks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str
 
 
 def _end_of_piece(text: str, start: int, limit: int) -> int:
-    """The best place to cut `text[start:]`, in (start + limit/2, start + limit]."""
-    low = start + limit // 2
-    at = fallback = text.rfind("\n", low, start + limit)
-    while at > low:
-        if not text[at - 1].isspace() and not text[at + 1].isspace():
-            return at + 1
-        at = text.rfind("\n", low, at)
-    return (fallback if fallback >= 0 else start + limit - 1) + 1
+    """The best place to cut `text[start:]`, in its second half."""
+    low = start + (limit + 1) // 2
+    for white in ("\n", " "):
+        at = text.rfind(white, low, start + limit)
+        while at >= 0:
+            if not text[at + 1].isspace():
+                return at
+            at = text.rfind(white, low, at)
+    return start + limit

@@ -28,6 +28,7 @@ from tutti.core.rundir import unwritable
 from tutti.data.corpus import Corpus, Sources, digest, read_corpus
 from tutti.data.encode import Job
 from tutti.data.lock import locked
+from tutti.data.manifest import NAME as MANIFEST
 from tutti.data.manifest import File, Manifest, Shard, Split, write_manifest
 from tutti.data.npy import write_npy
 from tutti.data.prepared import TOKENIZER, Prepared, open_prepared
@@ -107,8 +108,16 @@ def _known(cache: Path, key: str | None) -> Prepared | None:
         return None
     try:
         name = json.loads(_pointer(cache, key).read_text(encoding="utf-8"))["prepared"]
-        return open_prepared(cache / "prepared" / name)
-    except (OSError, ValueError, KeyError, TypeError):  # also DataError: then it is prepared again
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: then the text is read again
+        return None
+    return _complete(cache / "prepared" / name)
+
+
+def _complete(directory: Path) -> Prepared | None:
+    """What is in `directory`, unless something is missing or damaged: that is then written again."""
+    try:
+        return open_prepared(directory)
+    except DataError:
         return None
 
 
@@ -120,16 +129,16 @@ def _prepare(
     name = digest([corpus.key, tokenizer])
     directory = cache / "prepared" / name
     with locked(cache / "locks" / f"{name}.lock", say):
-        try:
-            prepared = open_prepared(directory)
+        prepared = _complete(directory)
+        if prepared is not None:
             say("this text was prepared before")
-        except DataError:
+        else:
             directory.mkdir(parents=True, exist_ok=True)
             _sweep(directory)
             prepared = _write(config, corpus, settings, directory, workers, say)
             if key != Sources.of(config).key(config, tokenizer):
-                (directory / "manifest.json").unlink()
-                raise changed("data.source") from None
+                (directory / MANIFEST).unlink()
+                raise changed("data.source")
         if key is not None:
             pointer = _pointer(cache, key)
             pointer.parent.mkdir(parents=True, exist_ok=True)

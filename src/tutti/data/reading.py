@@ -157,7 +157,7 @@ def text_of_line(name: str, number: int, offset: int, line: bytes, settings: Tex
         _refuse_binary(name, line[:_HEAD_BYTES], offset)
         raise _undecodable(where, "utf-8", error, offset) from error
     try:
-        value: Any = json.loads(decoded)
+        value: Any = json.loads(decoded.rstrip())
     except json.JSONDecodeError as error:
         _refuse_binary(name, line[:_HEAD_BYTES], offset)
         raise DataError(

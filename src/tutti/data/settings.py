@@ -9,7 +9,7 @@ FORMAT = 1
 BLOCK_BYTES = 1 << 18
 
 #: Characters given to the tokenizer as one string, at most.
-PIECE_CHARACTERS = 1 << 16
+PIECE_CHARACTERS = 1 << 15
 
 #: Characters that are encoded by one call (several pieces: the tokenizer works on them in parallel).
 BATCH_CHARACTERS = 8 * PIECE_CHARACTERS

@@ -18,11 +18,11 @@ from typing import IO, cast
 
 from tutti.core.errors import DataError
 from tutti.data.encode import Job, ShardTask, encode_shard, find_finished
+from tutti.data.encoder import TextEncoder
 from tutti.data.listing import SourceFile
 from tutti.data.manifest import Shard
 from tutti.data.segments import PlanOfPart
 from tutti.data.settings import BYTES_WORTH_PROCESSES
-from tutti.data.tokenizer import load_for_encoding
 
 
 def write_shards(
@@ -70,9 +70,9 @@ def _reachable(files: Sequence[SourceFile]) -> bool:
 
 
 def _here(job: Job, tasks: Iterable[ShardTask]) -> Iterator[tuple[str, Shard]]:
-    tokenizer = load_for_encoding(job.tokenizer)
+    encoder = TextEncoder(job.tokenizer)
     for task in tasks:
-        yield task.name, encode_shard(job, task, tokenizer)
+        yield task.name, encode_shard(job, task, encoder)
 
 
 def _in_processes(job: Job, tasks: Iterator[ShardTask], processes: int) -> Iterator[tuple[str, Shard]]:

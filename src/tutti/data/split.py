@@ -39,22 +39,22 @@ def choose_split(config: DataConfig, documents: int) -> tuple[str, str | None]:
 
 def assign(rows: NDArray[Any], validation: float, test: float) -> NDArray[np.int8]:
     """[n] rows → [n]: 0 train, 1 validation, 2 test."""
-    parts = np.zeros(len(rows), dtype=np.int8)
-    place = rows["hash"][:, 0].astype(np.float64) / 2.0**64
+    contents, content = np.unique(rows["hash"], axis=0, return_inverse=True)  # sorted by hash
+    sizes = np.bincount(content, weights=rows["bytes"])
+    place = contents[:, 0].astype(np.float64) / 2.0**64
+    parts = np.zeros(len(contents), dtype=np.int8)
     parts[place < validation + test] = 2
     parts[place < validation] = 1
-    order = np.lexsort((rows["hash"][:, 1], rows["hash"][:, 0]))
-    sizes = rows["bytes"]
     for part, share in ((1, validation), (2, test)):
         wanted = share * float(sizes.sum()) / 2
         has = float(sizes[parts == part].sum())
-        for row in order:
-            if has >= wanted or (parts == 0).sum() <= 1:
+        left = np.flatnonzero(parts == 0)
+        for number in left[:-1]:  # the last one stays, to train on
+            if has >= wanted:
                 break
-            if parts[row] == 0:
-                parts[row] = part
-                has += float(sizes[row])
-    return parts
+            parts[number] = part
+            has += float(sizes[number])
+    return parts[content]
 
 
 def tail_bounds(characters: int, validation: float, test: float) -> tuple[int, int, int, int]:

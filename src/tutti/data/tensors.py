@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
@@ -58,7 +59,7 @@ class TensorSource(SampleSource):
         """Number of samples."""
         return self._length
 
-    def load(self, epoch: int, indices: Sequence[int]) -> Batch:
+    def load(self, epoch: int, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The samples `indices`, in that order."""
         numbers = np.asarray(indices, dtype=np.int64).tolist()
         if self._tensors is not None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tutti.core.errors import DataError
+from tutti.data.pieces import pieces
 from tutti.data.settings import END_OF_TEXT, UNKNOWN
 
 #: Strings of this length go to the trainer, which holds 256 of them at a time.
@@ -58,7 +59,8 @@ def train_bpe(texts: Iterable[str], vocabulary: int, *, exactly: bool) -> Tokeni
         special_tokens=[AddedToken(END_OF_TEXT, normalized=False, special=True)],
         initial_alphabet=_ALPHABET,
     )
-    tokenizer.train_from_iterator(_small(texts), trainer)
+    small = (piece for text in texts for piece in pieces([text], _TRAINING_CHARACTERS))
+    tokenizer.train_from_iterator(small, trainer)
     filled = tokenizer.get_vocab_size()
     if exactly and filled < vocabulary:
         raise DataError(
@@ -74,7 +76,7 @@ def train_characters(texts: Iterable[str]) -> Tokenizer:
     for text in texts:
         characters.update(text)
     vocabulary = {token: index for index, token in enumerate([END_OF_TEXT, UNKNOWN, *sorted(characters)])}
-    # BPE without merges is the fastest model that goes by character; it is given stretches, not whole texts.
+    # BPE without merges goes by character; it is given short stretches, since its time is not linear in them.
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex("(?m).{1,64}"), "isolated"
@@ -175,15 +177,3 @@ def end_token_of(directory: Path, tokenizer: Tokenizer) -> int:
 def vocabulary_of(tokenizer: Tokenizer) -> int:
     """One more than the highest token number, counting added tokens."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
-
-def _small(texts: Iterable[str]) -> Iterator[str]:
-    """Cut at line breaks, so that what the trainer holds stays small."""
-    for text in texts:
-        at = 0
-        while at < len(text):
-            end = at + _TRAINING_CHARACTERS
-            if end < len(text):
-                end = text.rfind("\n", at, end) + 1 or end
-            yield text[at:end]
-            at = end

@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from pathlib import Path
 
 from tutti.core.errors import TuttiError
 from tutti.data.encode import Job, encode_shard
-from tutti.data.tokenizer import load_for_encoding
+from tutti.data.encoder import TextEncoder
 
 
 def main() -> None:
@@ -24,14 +23,14 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else prints must not get between the answers
     tasks = sys.stdin.buffer
     job: Job = pickle.load(tasks)
-    tokenizer = load_for_encoding(Path(job.tokenizer))
+    encoder = TextEncoder(job.tokenizer)
     while True:
         try:
             task = pickle.load(tasks)
         except EOFError:
             return
         try:
-            answer: object = encode_shard(job, task, tokenizer)
+            answer: object = encode_shard(job, task, encoder)
         except TuttiError as error:
             answer = error
         pickle.dump(answer, answers)

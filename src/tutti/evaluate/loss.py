@@ -64,7 +64,9 @@ def sum_losses(
             with context:
                 total, targets = module({name: tensor.to(device) for name, tensor in batch.items()})
             if len(indices):
-                sums += torch.tensor([float(total), float(targets), _bytes(batch.get("labels"), target_bytes)])
+                sums += torch.tensor(
+                    [float(total), float(targets), _bytes(batch.get("labels"), target_bytes)]
+                )
     module.train(was_training)
     return sums
 

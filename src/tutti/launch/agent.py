@@ -26,7 +26,6 @@ _MONITOR_SECONDS = 0.1
 _SHUTDOWN_SECONDS = 10
 
 
-
 class ReplicaAgent(LocalElasticAgent):
     """Runs `entry(*arguments)` in `processes` processes; restarts them all when one dies by a signal or a lost peer.
 
@@ -69,7 +68,11 @@ class ReplicaAgent(LocalElasticAgent):
             local_addr="localhost",
         )
         super().__init__(
-            spec, DefaultLogsSpecs(), START_METHOD, exit_barrier_timeout=30, shutdown_timeout=_SHUTDOWN_SECONDS
+            spec,
+            DefaultLogsSpecs(),
+            START_METHOD,
+            exit_barrier_timeout=30,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
         )
         self._max_restarts = max_restarts
         self._on_restart = on_restart
@@ -81,29 +84,38 @@ class ReplicaAgent(LocalElasticAgent):
         return list(self._pcontext.pids().values()) if self._pcontext is not None else []
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            self._reason = _reason(result)
+            self._reason = self._why(result)
             if self._is_fatal():
                 self._remaining_restarts = 0
         return result
 
+    def _why(self, result: RunResult) -> str:
+        """Who died, and of what; a death by a signal comes first, for the others only lost their peer.
+
+        Elastic names the first process that it found dead, which is often one of the others, and ends the
+        rest by SIGTERM.
+        """
+        codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+        context = getattr(self._pcontext, "_pc", None)
+        for rank, process in enumerate(context.processes if context is not None else ()):
+            if process.exitcode is not None:
+                codes[rank] = process.exitcode
+        for rank, code in codes.items():
+            if code < 0 and -code != signal.SIGTERM:
+                name = signal.Signals(-code).name
+                return f"worker {rank} was killed by {name}" + (
+                    " (out of memory?)" if name == "SIGKILL" else ""
+                )
+        for rank, code in codes.items():
+            if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
+                return f"worker {rank} exited with {code}"
+        return "the workers died"
+
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._on_restart(self._max_restarts - self._remaining_restarts, self._reason)
         super()._restart_workers(worker_group)
-
-
-def _reason(result: RunResult) -> str:
-    """Who died, and of what; a death by a signal comes first, for it explains the others."""
-    failures = sorted(result.failures.items(), key=lambda item: item[1].exitcode >= 0)
-    if not failures:
-        return "the workers died"
-    rank, failure = failures[0]
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"worker {rank} was killed by {name}{hint}"
-    return f"worker {rank} exited with {failure.exitcode}"
 
 
 def preload(modules: list[str]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult
 
 from tutti.core.errors import LaunchError
@@ -176,7 +176,7 @@ class LocalLaunch:
                 quorum_tick_ms=50,
                 heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
             )
-            store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+            store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         except (RuntimeError, OSError) as error:
             raise LaunchError(f"the server of the replicas' membership cannot start: {error}") from error
         return _Servers(lighthouse, store)
@@ -185,7 +185,7 @@ class LocalLaunch:
 @dataclass
 class _Servers:
     lighthouse: Any
-    store: dist.TCPStore
+    store: TCPStore
 
     @property
     def address(self) -> tuple[str, int]:

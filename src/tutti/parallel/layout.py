@@ -14,7 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from tutti.models import find_blocks
 
 
-def apply_layout(objective: nn.Module, *, mesh: DeviceMesh | None, dtype: torch.dtype | None, compile: bool) -> None:
+def apply_layout(
+    objective: nn.Module, *, mesh: DeviceMesh | None, dtype: torch.dtype | None, compile: bool
+) -> None:
     """Split `objective` in place over `mesh` (None: it stays whole).
 
     `dtype`: arithmetic of a sharded model; its parameters, gradients and their reduction stay fp32 (None: all fp32).

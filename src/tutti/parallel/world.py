@@ -14,6 +14,7 @@ from functools import cache
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tutti.core.errors import LaunchError
@@ -62,10 +63,11 @@ def pick_device() -> torch.device:
 
 
 @cache
-def started_store() -> dist.Store:
+def started_store() -> Store:
     """The store of the world that the environment describes; open before the process group and used by it."""
     store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=2)))
-    return store
+    # The launcher's store outlives a restart: nobody may read the addresses of dead processes.
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> World:
@@ -88,7 +90,7 @@ def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> Wor
         backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{_accelerator_backend(device)}"
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("world", started_store()),
+            store=PrefixStore("world", started_store()),
             rank=rank,
             world_size=size,
             timeout=_COLLECTIVE_TIMEOUT,

@@ -92,7 +92,9 @@ class DistributedDataParallelAllReduce(AllReduce):
     def attach(self, objective: nn.Module) -> nn.Module:
         self._device = module_device(objective)
         parameters = [p for _, p in named_trainable(objective)]
-        assert not any(isinstance(p, DTensor) for p in parameters), "the schema refuses ddp with a sharded layout"
+        assert not any(isinstance(p, DTensor) for p in parameters), (
+            "the schema refuses ddp with a sharded layout"
+        )
         assert isinstance(self.transport, StaticTransport)
         self._gradient_bytes = sum(p.numel() * p.element_size() for p in parameters)
         self._parameters = parameters
@@ -121,5 +123,7 @@ class DistributedDataParallelAllReduce(AllReduce):
         if isinstance(self._module, DistributedDataParallel):
             self.transport.meter.all_reduce(self._gradient_bytes, self.transport.size)
             # DDP averages; the contract is a sum.
-            torch._foreach_mul_([p.grad for p in self._parameters if p.grad is not None], float(self.transport.size))
+            torch._foreach_mul_(
+                [p.grad for p in self._parameters if p.grad is not None], float(self.transport.size)
+            )
         return result

@@ -10,7 +10,7 @@ sharded parameters are made anew by FSDP after every backward, so those are copi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Bucket:
         parts = [local_part(p.detach()) for p in self.parameters]
         # fp32 whatever the parameters are: a sum over replicas must not lose what one of them found.
         self.flat = torch.zeros(sum(p.numel() for p in parts), dtype=torch.float32, device=parts[0].device)
-        pieces = self.flat.split([p.numel() for p in parts])
+        pieces = torch.split(self.flat, [p.numel() for p in parts])
         self.views = [piece.view(p.shape) for piece, p in zip(pieces, parts, strict=True)]
         self.missing = len(self.parameters)
 
@@ -63,7 +63,11 @@ def _like(view: Tensor, parameter: nn.Parameter) -> Tensor:
     """`view` as a gradient of `parameter`, which got none on this rank but perhaps on another."""
     if isinstance(parameter, DTensor):
         return DTensor.from_local(
-            view.clone(), parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+            view.clone(),
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
         )
     return view.to(parameter.dtype)
 
@@ -78,8 +82,8 @@ class OverlappedBuckets:
         self._waits: list[Wait] = []
         self.buckets = [Bucket(group) for group in _group(parameters, bucket_bytes)]
         for bucket in self.buckets:
-            for index, parameter in enumerate(bucket.parameters):
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket, index))
+            for parameter in bucket.parameters:
+                parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Before the first micro-batch of a step."""
@@ -101,7 +105,7 @@ class OverlappedBuckets:
             wait()
             bucket.hand_out()
 
-    def _hook(self, bucket: Bucket, index: int):  # type: ignore[no-untyped-def]
+    def _hook(self, bucket: Bucket) -> Callable[[Tensor], None]:
         def on_gradient(_: Tensor) -> None:
             if not self._armed:
                 return

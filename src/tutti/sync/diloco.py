@@ -138,7 +138,14 @@ class DiLoCo(Policy):
 
     def _exchange(self, step: int, stop: bool) -> tuple[Tensor | None, list[list[int]]]:
         """The members' mean Δ (None when nobody has worked) and the roll call."""
-        call = [self.place.replica, self._incarnation, self._done_samples, self._done_targets, step, int(stop)]
+        call = [
+            self.place.replica,
+            self._incarnation,
+            self._done_samples,
+            self._done_targets,
+            step,
+            int(stop),
+        ]
         roll = [part.tolist() for part in self.transport.all_gather(torch.tensor(call, dtype=torch.int64))]
         targets = sum(entry[3] for entry in roll)
         if targets == 0:
@@ -188,7 +195,7 @@ class DiLoCo(Policy):
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         locals_ = {name: local_part(p.detach()) for name, p in self._parameters.items()}
-        pieces = flat.split([p.numel() for p in locals_.values()])
+        pieces = torch.split(flat, [p.numel() for p in locals_.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(locals_.items(), pieces, strict=True)}
 
 
@@ -200,6 +207,10 @@ def _placed_like(local: Tensor, parameter: nn.Parameter) -> Tensor:
     """`local` as a tensor placed like `parameter`, sharing memory."""
     if isinstance(parameter, DTensor):
         return DTensor.from_local(
-            local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+            local,
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
         )
     return local

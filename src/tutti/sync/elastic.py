@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import AllgatherOptions, AllreduceOptions, ReduceOp
+from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions
 from torchft import Manager, ProcessGroupGloo
 
 from tutti.sync.transport import PeerLost, Transport, Wait
@@ -98,8 +98,7 @@ class ElasticTransport(Transport):
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
         self._require_sound()
-        options = AllreduceOptions()
-        options.reduceOp = ReduceOp.SUM
+        options = AllreduceOptions()  # a sum, unless told otherwise
         self.meter.all_reduce(tensor.nbytes, self.size)
         work = self._attempt(lambda: self._group.allreduce([tensor], options))
 

@@ -33,7 +33,9 @@ class LossGuard:
         return self._high_steps >= _EXPLOSION_STEPS
 
 
-def first_bad_layer(objective: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[None]) -> str:
+def first_bad_layer(
+    objective: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[None]
+) -> str:
     """Where non-finite numbers first appear: in a parameter, else in an output of the forward pass, else a gradient."""
     for name, parameter in objective.named_parameters():
         if not torch.isfinite(local_part(parameter.detach())).all():

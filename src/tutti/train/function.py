@@ -15,8 +15,10 @@ from safetensors.torch import save_model
 from torch import nn
 
 from tutti.core.files import fsync_directory
+from tutti.core.rundir import RunDirectory
 from tutti.core.types import SampleSource
 from tutti.tasks import FunctionObjective
+from tutti.train.checkpoints import gather_state, load, newest_valid
 from tutti.train.job import Job
 
 _FILE = "fit.pickle"
@@ -45,32 +47,38 @@ def write_function_job(
 ) -> None:
     """Put the job where workers find it: the run directory."""
     with (run / _FILE).open("wb") as file:
-        cloudpickle.dump((model, loss, train_data, validation_data), file)
+        cloudpickle.dump(
+            (  # type: ignore[no-untyped-call]
+                model,
+                loss,
+                train_data,
+                validation_data,
+            ),
+            file,
+        )
 
 
 def function_job(run: Path) -> FunctionJob:
     """The job that `write_function_job` left in `run`. The file is code: open only runs that you trust."""
 
-    def load() -> tuple[nn.Module, Any, SampleSource, SampleSource | None]:
+    def read() -> tuple[nn.Module, Any, SampleSource, SampleSource | None]:
         with (run / _FILE).open("rb") as file:
             content: tuple[nn.Module, Any, SampleSource, SampleSource | None] = cloudpickle.load(file)
         return content
 
-    model, loss, train_data, validation_data = load()
+    model, loss, train_data, validation_data = read()
     return FunctionJob(
         objective=FunctionObjective(model, loss),
         train_data=train_data,
         validation_data=validation_data,
         tokens_per_sample=1,
-        make_model=lambda: load()[0],
+        make_model=lambda: read()[0],
     )
 
 
-def load_exported(model: nn.Module, export: Path) -> nn.Module:
-    """`model` with the weights that the run exported."""
-    from safetensors.torch import load_model
-
-    load_model(model, str(export / "model.safetensors"))
+def load_trained(model: nn.Module, run: RunDirectory) -> nn.Module:
+    """`model` with the weights of the run's newest sound checkpoint; as it is when there is none."""
+    path = newest_valid(run.checkpoints)
+    if path is not None:
+        load(path, {"model": gather_state(model)["model"]})
     return model
-
-

@@ -39,7 +39,13 @@ class LanguageModelJob(Job):
             return
         assert isinstance(model, PreTrainedModel)
         tokenizer = AutoTokenizer.from_pretrained(self.prepared.tokenizer_directory)
-        texts = generate(model, tokenizer, prompts, new_tokens or self.config.evaluate.new_tokens, seed=self.config.train.seed)
+        texts = generate(
+            model,
+            tokenizer,
+            prompts,
+            new_tokens or self.config.evaluate.new_tokens,
+            seed=self.config.train.seed,
+        )
         for prompt, text in zip(prompts, texts, strict=True):
             say(prompt, text)
 
@@ -54,7 +60,9 @@ def language_model_job(config: Config, prepared_directory: Path) -> LanguageMode
     return LanguageModelJob(
         objective=CausalLanguageModelling(model),
         train_data=train_data,
-        validation_data=TokenSource(prepared, "validation", sequence, seed, shift=False) if has_validation else None,
+        validation_data=TokenSource(prepared, "validation", sequence, seed, shift=False)
+        if has_validation
+        else None,
         tokens_per_sample=sequence,
         flops_per_sample=flops_per_token(model, sequence) * sequence,
         target_bytes=torch.from_numpy(train_data.token_bytes.astype("int64")),

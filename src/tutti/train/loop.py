@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
-
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.evaluate import Evaluation, sum_losses
@@ -76,7 +74,11 @@ class Loop:
         )
         self._check(step, gradient, portion)
         factor = learning_rate_factor(
-            step, self.settings.steps, self.settings.warmup, self.settings.schedule, self.settings.final_learning_rate
+            step,
+            self.settings.steps,
+            self.settings.warmup,
+            self.settings.schedule,
+            self.settings.final_learning_rate,
         )
         self.optimizers.set_learning_rate(factor)
         if gradient.usable:
@@ -105,7 +107,9 @@ class Loop:
         if gradient.usable and math.isfinite(gradient.norm) and math.isfinite(gradient.loss) and not exploded:
             return
         if not gradient.usable and math.isfinite(gradient.loss):
-            self.events.write("warning", step=step, message=f"step {step}: fp16 overflow, step skipped, scale halved")
+            self.events.write(
+                "warning", step=step, message=f"step {step}: fp16 overflow, step skipped, scale halved"
+            )
             return
         where = "the loss is three times its first value" if exploded else self._bad_layer(portion)
         raise bad_numbers(step, gradient.loss, gradient.norm, where)
@@ -181,7 +185,14 @@ class Loop:
         return self.world.part == 0 and self.policy.transport.rank == 0
 
     def _note_step(
-        self, step: int, gradient: Gradient, portion: Portion, seconds: float, data: float, sync: float, factor: float
+        self,
+        step: int,
+        gradient: Gradient,
+        portion: Portion,
+        seconds: float,
+        data: float,
+        sync: float,
+        factor: float,
     ) -> None:
         fields: dict[str, object] = {
             "step": step,
@@ -212,15 +223,21 @@ class Loop:
         self.state.rounds += 1
         if self.world.part != 0:
             return
-        self.events.write("membership", step=meeting.step, replicas=meeting.members, divergence=meeting.divergence)
-        for kind, ranges in (("commit", meeting.committed), ("return", meeting.returned), ("lease", meeting.leased)):
+        self.events.write(
+            "membership", step=meeting.step, replicas=meeting.members, divergence=meeting.divergence
+        )
+        for kind, ranges in (
+            ("commit", meeting.committed),
+            ("return", meeting.returned),
+            ("lease", meeting.leased),
+        ):
             for member, pieces in ranges.items():
-                self.events.write(kind, step=meeting.step, round=self.state.rounds, member=member, ranges=pieces)
+                self.events.write(
+                    kind, step=meeting.step, round=self.state.rounds, member=member, ranges=pieces
+                )
 
     def note_memory(self) -> None:
         """Peak resident memory of this process so far."""
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         self.events.write("memory", peak_memory_bytes=peak)
-
-

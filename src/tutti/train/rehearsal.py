@@ -29,7 +29,9 @@ CHECKPOINT_BYTES_PER_PARAMETER = 12
 class Rehearsal:
     """Tries disk, a batch, an evaluation, a save and load, an export and a sample, each timed in the events."""
 
-    def __init__(self, job: Job, world: World, settings: Settings, events: EventWriter, live: LiveSign) -> None:
+    def __init__(
+        self, job: Job, world: World, settings: Settings, events: EventWriter, live: LiveSign
+    ) -> None:
         self._job = job
         self._world = world
         self._settings = settings

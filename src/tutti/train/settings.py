@@ -11,7 +11,6 @@ import torch
 from tutti.config.schema import Config
 from tutti.train.precision import compute_context
 
-
 Number = TypeVar("Number", int, float)
 
 

@@ -58,7 +58,9 @@ class StateKeeper:
 
     def save(self, state: RunState, *, best: bool, wait: bool) -> None:
         """Begin writing a checkpoint of `state`; with `wait`, end it too."""
-        self._checkpointer.save(state.step, self._tensors(with_policy=True), self._meta(state), best=best, wait=wait)
+        self._checkpointer.save(
+            state.step, self._tensors(with_policy=True), self._meta(state), best=best, wait=wait
+        )
         self.saved_step = state.step
 
     def finish(self) -> None:
@@ -99,7 +101,9 @@ class StateKeeper:
         same_policy = meta["policy"] == self.policy_name
         self._read(path, with_policy=same_policy)
         if not same_policy:
-            self.say(f"the checkpoint's state of policy {meta['policy']} is left out: this run syncs by {self.policy_name}")
+            self.say(
+                f"the checkpoint's state of policy {meta['policy']} is left out: this run syncs by {self.policy_name}"
+            )
         state.step, state.rounds = meta["step"], meta["rounds"]
         state.best_loss, state.best_step = meta["best_loss"], meta["best_step"]
         state.ledger.load_state(meta["ledger"])

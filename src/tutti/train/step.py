@@ -56,7 +56,9 @@ class Accumulator:
         self._scale = loss_scale
         self._sharded_over = sharded_over
         self._seed = seed
-        self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or _has_dropout(objective)
+        self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or _has_dropout(
+            objective
+        )
 
     @property
     def module(self) -> nn.Module:
@@ -96,7 +98,9 @@ class Accumulator:
             if self._clip is not None and norm > self._clip:
                 factor *= self._clip / (norm + 1e-6)
             if factor != 1.0:
-                torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor)
+                torch._foreach_mul_(
+                    [g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor
+                )
         return Gradient(totals.loss / max(totals.targets, 1), norm, totals, usable)
 
 

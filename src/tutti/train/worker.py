@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tutti.config import Config, load_config
@@ -25,7 +26,15 @@ from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
 from tutti.hardware import measure_matmul
 from tutti.parallel import World, apply_layout, join_world, leave_world
-from tutti.sync import AllReduce, DiLoCo, DistributedDataParallelAllReduce, PeerLost, Place, Policy, StaticTransport
+from tutti.sync import (
+    AllReduce,
+    DiLoCo,
+    DistributedDataParallelAllReduce,
+    PeerLost,
+    Place,
+    Policy,
+    StaticTransport,
+)
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
@@ -82,7 +91,7 @@ def main(assignment: Assignment) -> None:
         _die_with(assignment.launcher_pid)
     if assignment.launcher_pid is not None or rank != 0:
         _redirect_output(run.logs / f"rank-{rank}.log")
-    stop = _stop_on_signal()
+    stop = StopRequest()
     events = EventWriter(run.events, rank, replica=rank // parts)
     with LiveSign(run.live, rank) as live:
         try:
@@ -103,16 +112,18 @@ def _train(
     attempt: int,
     events: EventWriter,
     live: LiveSign,
-    stop: threading.Event,
+    stop: StopRequest,
 ) -> None:
     elastic = assignment.elastic
     assert not isinstance(config.replicas, str), "api.py resolves every auto before a worker starts"
     world = join_world(
-        replicas=config.replicas, parts=config.layout.ranks, elastic_replica=elastic.replica if elastic else None
+        replicas=config.replicas,
+        parts=config.layout.ranks,
+        elastic_replica=elastic.replica if elastic else None,
     )
     live.set(phase="building the model")
     job = _job(assignment, run, config)
-    job.choices[:0] = assignment.choices
+    job.choices = list(assignment.choices)
     settings = settings_of(config, world.device)
     state = RunState()
     objective = job.objective.to(world.device)
@@ -122,7 +133,13 @@ def _train(
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
     policy = _policy(
-        config, world, state, elastic, attempt, give=lambda: keeper.give(state), take=lambda given: keeper.take(given, state)
+        config,
+        world,
+        state,
+        elastic,
+        attempt,
+        give=lambda: keeper.give(state),
+        take=lambda given: keeper.take(given, state),
     )
     accumulator = Accumulator(
         objective,
@@ -181,8 +198,9 @@ def _train(
         state=state,
         events=events,
         live=live,
-        stop_requested=stop.is_set,
+        stop_requested=lambda: stop.asked,
     )
+    stop.training = True
     outcome = loop.run()
     _finish(loop, run, outcome)
 
@@ -198,7 +216,10 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
             if loop.world.part == 0:
                 loop.job.export(model, run.export)
                 loop.job.write_samples(
-                    model, lambda prompt, text: loop.events.write("sample_text", step=loop.state.step, prompt=prompt, text=text)
+                    model,
+                    lambda prompt, text: loop.events.write(
+                        "sample_text", step=loop.state.step, prompt=prompt, text=text
+                    ),
                 )
         loop.note_memory()
         if loop.leads:
@@ -237,7 +258,9 @@ def _policy(
         )
     transport = StaticTransport(world.peers)
     if elastic is not None:
-        from tutti.sync.elastic import ElasticTransport  # torchft starts servers; only who needs it imports it
+        from tutti.sync.elastic import (
+            ElasticTransport,
+        )  # torchft starts servers; only who needs it imports it
 
         transport = ElasticTransport(  # type: ignore[assignment]
             lighthouse=elastic.lighthouse,
@@ -266,7 +289,7 @@ def _replica_store(world: World) -> tuple[str, int]:
     """A store for the parts of this replica, new at every attempt, so that nobody reads a dead manager's address."""
     address: list[Any] = [None]
     if world.part == 0:
-        store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         _keep_open.append(store)
         address = [("localhost", store.port)]
     if world.inside is not None:
@@ -287,7 +310,7 @@ def _resume_transport(policy: Policy, state: RunState) -> None:
 
 def _start_together(elastic: Elastic, world: World) -> None:
     """Wait until all replicas that were started with this one are ready; go on without those that don't come."""
-    store = dist.TCPStore(*elastic.store, is_master=False, wait_for_workers=False)
+    store = TCPStore(*elastic.store, is_master=False, wait_for_workers=False)
     if world.part == 0:
         store.add("ready", 1)
     deadline = time.monotonic() + _START_TOGETHER_SECONDS
@@ -373,17 +396,32 @@ def _die_with(launcher: int) -> None:
     threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
 
 
-def _stop_on_signal() -> threading.Event:
-    """SIGTERM and Ctrl-C ask for a stop after the current step."""
-    stop = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
-    return stop
+class StopRequest:
+    """SIGTERM and Ctrl-C ask for a stop after the current step; before the first step there is nothing to save."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.training = False
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        self.asked = True
+        if not self.training:
+            os._exit(128 + number)
 
 
 #: Words of gloo, NCCL and the store when the other side is gone.
-_PEER_WORDS = ("closed by peer", "connection reset", "connection refused", "broken pipe", "timed out", "socket", "gloo")
+_PEER_WORDS = (
+    "closed by peer",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out",
+    "socket",
+    "gloo",
+)
 
 
 def is_peer_error(error: BaseException) -> bool:

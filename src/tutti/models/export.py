@@ -1,0 +1,70 @@
+"""The trained model as a directory that plain `transformers` opens, with the tokenizer it was trained with.
+
+Written beside its destination and renamed, so a directory of that name is always complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tutti.core import ModelError
+from tutti.core.files import fsync_directory
+from tutti.core.rundir import unwritable
+
+
+def export_model(
+    model: nn.Module,
+    tokenizer_directory: Path,
+    destination: Path,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files to `destination`.
+
+    A directory that is there already is replaced. `state` holds other weights to write instead of the
+    model's own (whole tensors, by the model's parameter names).
+
+    Raises:
+        ModelError: `model` is no Hugging Face model, so there is no format that others could open.
+        RunError: `destination` cannot be written.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"a {type(model).__name__} has no Hugging Face format to export to",
+            "save it yourself with torch.save(model.state_dict(), …)",
+        )
+    beside = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        model.save_pretrained(beside, state_dict=None if state is None else dict(state))
+        for file in sorted(tokenizer_directory.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, beside / file.name)
+        _fsync_all(beside)
+        if destination.exists():
+            destination.rename(old)
+        beside.rename(destination)
+        fsync_directory(destination.parent)
+    except OSError as error:
+        if old.exists() and not destination.exists():
+            old.rename(destination)
+        raise unwritable(destination, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return destination
+
+
+def _fsync_all(directory: Path) -> None:
+    for file in directory.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    fsync_directory(directory)

@@ -1,0 +1,125 @@
+"""Continuations of prompts, several at once, from any Hugging Face causal model.
+
+transformers' `generate` does the decoding (with its key-value cache). What is added: prompts of different
+lengths side by side, a seed that leaves the caller's random numbers alone, and texts longer than the
+model's context: then the newest half of the context is read again and the text goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    new_tokens: int,
+    *,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> list[str]:
+    """What `model` writes after each of `prompts` (the prompt itself is not repeated).
+
+    Args:
+        model: any causal language model; its mode (training or not) and the caller's random state stay as they are.
+        tokenizer: a Hugging Face tokenizer.
+        prompts: may be of different lengths, and empty.
+        new_tokens: at most so many tokens each; the end token stops earlier.
+        temperature: 0 always takes the likeliest token.
+        top_k: sample among the k likeliest; 0: among all.
+        seed: same seed, same prompts, same texts.
+    """
+    if not prompts or new_tokens < 1:
+        return ["" for _ in prompts]
+    end = _end_token(model, tokenizer)
+    starts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] or [end] for prompt in prompts]
+    device = next(model.parameters()).device
+    training = model.training
+    model.train(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            written = _continue(model, starts, new_tokens, end, temperature, top_k)
+    finally:
+        model.train(training)
+    return [_text(tokenizer, start, new) for start, new in zip(starts, written, strict=True)]
+
+
+def _continue(
+    model: Any, starts: list[list[int]], new_tokens: int, end: int, temperature: float, top_k: int
+) -> list[list[int]]:
+    """New tokens of every text, in rounds that fit the model's context."""
+    context = _context(model)
+    written: list[list[int]] = [[] for _ in starts]
+    going = list(range(len(starts)))
+    while going:
+        # Texts still going are all equally long in new tokens, so one round serves them all.
+        left = new_tokens - len(written[going[0]])
+        if left <= 0:
+            break
+        reach = max(len(starts[i]) + len(written[i]) for i in going)
+        if reach + left > context:
+            reach = min(reach, max(1, context // 2))
+        room = min(left, max(1, context - reach))
+        tails = [(starts[i] + written[i])[-reach:] for i in going]
+        for i, new in zip(going, _round(model, tails, room, end, temperature, top_k), strict=True):
+            written[i] += new
+        going = [i for i in going if written[i][-1] != end]
+    return [new[: new.index(end)] if end in new else new for new in written]
+
+
+def _round(
+    model: Any, texts: list[list[int]], new_tokens: int, end: int, temperature: float, top_k: int
+) -> list[list[int]]:
+    """`new_tokens` more of every text; a text that ends sooner is cut after its end token."""
+    longest = max(map(len, texts))
+    device = next(model.parameters()).device
+    # On the left, so that every text continues at the same column.
+    ids = torch.tensor([[end] * (longest - len(text)) + text for text in texts], device=device)
+    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts], device=device)
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": None}
+    output: Tensor = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        eos_token_id=end,
+        pad_token_id=end,
+        use_cache=True,
+        **sampling,
+    )
+    new: list[list[int]] = output[:, longest:].tolist()
+    return [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in new]
+
+
+def _end_token(model: Any, tokenizer: Any) -> int:
+    end = model.config.get_text_config(decoder=True).eos_token_id
+    if isinstance(end, list):
+        end = end[0]
+    if end is None:
+        end = tokenizer.eos_token_id
+    return int(end) if end is not None else 0
+
+
+def _context(model: Any) -> int:
+    """Tokens that the model was made to see at once."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return int(context) if context else 1 << 30
+
+
+def _text(tokenizer: Any, start: list[int], new: list[int]) -> str:
+    """The new tokens as text, decoded after their prompt: some letters only come out in company."""
+    before: str = tokenizer.decode(start, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    whole: str = tokenizer.decode(start + new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    alone: str = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return alone

@@ -1,0 +1,93 @@
+"""Weights from a directory: safetensors only, every parameter found, in fp32, for the tokenizer at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tutti.core import ModelError
+from tutti.models.architecture import one_line, without_chatter
+
+
+def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
+    """The model in `directory` as fp32.
+
+    Raises:
+        ModelError: no weights, weights only as pickle (which can run code), torn, or of another model.
+    """
+    if not any(directory.glob("*.safetensors")):
+        pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(
+            path.name for path in directory.glob("*.pt*")
+        )
+        if pickles:
+            raise ModelError(
+                f"{directory} has its weights only as pickle ({pickles[0]}), which can run code when it is opened",
+                "convert them to safetensors, or set model.from_scratch: true to take only the architecture",
+            )
+        raise ModelError(
+            f"{directory} has no weights (no *.safetensors)",
+            "set model.from_scratch: true to take only the architecture, or fetch the weights",
+        )
+    factory: Any = AutoModelForCausalLM
+    try:
+        # Missing parameters are drawn at random before they are noticed: that must not move the caller's dice.
+        with without_chatter(), torch.random.fork_rng(devices=[]):
+            model, report = factory.from_pretrained(
+                directory,
+                config=architecture,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise ModelError(
+            f"the weights in {directory} cannot be loaded: {one_line(error)}",
+            "fetch the files again; a download that broke off is the usual reason",
+        ) from error
+    wrong = [*report.get("missing_keys", ()), *(str(key) for key in report.get("mismatched_keys", ()))]
+    if wrong:
+        raise ModelError(
+            f"the weights in {directory} do not fit its config.json: {len(wrong)} parameters are missing or of "
+            f"another shape, e.g. {sorted(wrong)[0]}",
+            "fetch config.json and weights from the same place",
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def check_vocabulary(directory: Path, entries: int, vocabulary: int) -> None:
+    """Weights mean nothing for another tokenizer: refuse when the numbers of entries say so.
+
+    The model may have more `entries` than the tokenizer's `vocabulary`: tables are often padded.
+
+    Raises:
+        ModelError: the data's tokenizer is not the one the model was trained with.
+    """
+    own = _own_vocabulary(directory)
+    padded = vocabulary <= entries <= vocabulary + max(128, vocabulary // 100)
+    if own == vocabulary <= entries or (own is None and padded):
+        return
+    theirs = f"{own} entries" if own is not None else f"{entries} entries in its embedding"
+    raise ModelError(
+        f"the model in {directory} was trained with another tokenizer: {theirs}, the data's has {vocabulary}",
+        f"set data.tokenizer: {directory} to use the model's own"
+        + ("" if own is not None else " (put its tokenizer files there)")
+        + ", or model.from_scratch: true to take only the architecture",
+    )
+
+
+def _own_vocabulary(directory: Path) -> int | None:
+    """Entries of the tokenizer that lies beside the weights, if one does."""
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        return int(Tokenizer.from_file(str(file)).get_vocab_size(with_added_tokens=True))
+    except Exception:  # a broken tokenizer is for the data room to complain about
+        return None
