@@ -32,7 +32,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": _LIKE_LLAMA | {"sliding_window": 5},
     "gemma": _LIKE_LLAMA,
     "gemma2": _LIKE_LLAMA | {"sliding_window": 5},
-    "gemma3_text": _LIKE_LLAMA | {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": _LIKE_LLAMA
+    | {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "granite": _LIKE_LLAMA | {"logits_scaling": 4.0},
     "gpt2": {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "bloom": {"vocab_size": V, "hidden_size": 32, "n_layer": 2, "n_head": 2},
@@ -91,10 +92,7 @@ def test_first_document_leaves_second_bit_identical(kind: str) -> None:
         batch = _batch(first_document)
         batch["labels"][0, :CUT] = -100  # only the second document is learned from
         objective.zero_grad()
-        hidden: list[Tensor] = []
-        hook = objective.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
         result = objective(batch)
-        hook.remove()
         result.total.backward()
         gradients = [p.grad.clone() for p in objective.parameters() if p.grad is not None]
         seen.append((result.total.detach(), gradients, _second_document(objective, batch)))
@@ -143,10 +141,11 @@ def test_plain_batches_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(seen) == {(True, True)}
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_compiled_as_a_whole_it_gives_the_same(kind: str) -> None:
-    objective = CausalLanguageModelling(_model(kind))
-    compiled = torch.compile(objective, backend="aot_eager")
+def test_traced_as_a_whole_it_gives_the_same() -> None:
+    objective = CausalLanguageModelling(_model("mistral"))
+    compiled = torch.compile(
+        objective, backend="eager"
+    )  # the tracing is what could go wrong; code is slow to make
     packed = _batch()
     plain = packed | {"position_ids": torch.arange(S).repeat(2, 1)}
     for batch in (plain, packed, plain):
