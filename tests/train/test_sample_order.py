@@ -12,7 +12,8 @@ from runs import Running, SlowNet, regression
 from torch import nn
 
 from tutti.core import read_events
-from tutti.sync.ledger import Ledger
+from tutti.train.checkpoints import newest_valid, read_manifest
+from tutti.train.checkpoints.manifest import LATEST, write_manifest, write_pointer
 
 SAMPLES, BATCH, STEPS, SEED = 97, 12, 46, 11
 
@@ -109,25 +110,34 @@ def test_the_samples_of_a_disturbed_run_are_those_of_the_list(tmp_path: Path) ->
         assert trained[step] == expected[step], f"step {step}"
 
 
+def advance_cursor(checkpoints: Path) -> None:
+    """Make the newest checkpoint claim that one sample more was trained on."""
+    path = newest_valid(checkpoints)
+    assert path is not None
+    manifest = read_manifest(path)
+    manifest.meta["ledger"]["cursor"] += 1
+    write_pointer(checkpoints / LATEST, path, write_manifest(path, manifest))
+
+
 @pytest.mark.distributed
-def test_one_sample_too_far_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof can fail: a resume at cursor + 1 gives other samples than the list."""
+@pytest.mark.parametrize("tampered", [False, True])
+def test_a_resume_one_sample_too_far_is_noticed(tmp_path: Path, tampered: bool) -> None:
+    """The proof can fail: the same comparison tells a resume at cursor + 1 from a right one."""
+    run = tmp_path / "run"
     arguments: dict[str, Any] = {
-        "model": SlowNet(0.0),
+        "model": SlowNet(0.02),
         "loss": nn.MSELoss(),
         "data": regression(SAMPLES),
         "workers": 1,
+        "steps": STEPS,
         "batch": BATCH,
         "train__seed": SEED,
     }
-    run = tmp_path / "run"
-    running = Running(run, steps=STEPS, train__schedule="constant", checkpoint__every=5, **arguments)
+    running = Running(run, **arguments)
     running.until_step(7)
-    report = running.end()
-    assert report["state"] == "finished"
-    trained = trained_samples(run)
-    assert trained == expected_steps()
-    shifted = Ledger()
-    shifted.load_state({"cursor": 5 * BATCH + 1, "returned": [], "loans": {}})
-    ((start, stop),) = shifted.take(BATCH)
-    assert numpy_order(SEED, SAMPLES, stop)[start:] != expected_steps()[6]
+    running.stop(1)
+    assert running.end()["state"] == "interrupted"
+    if tampered:
+        advance_cursor(run / "checkpoints")
+    assert Running(run, resume=True, **arguments).end()["state"] == "finished"
+    assert (trained_samples(run) == expected_steps()) != tampered

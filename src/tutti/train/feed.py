@@ -31,28 +31,30 @@ class Feed:
 
     def load(self, ranges: Sequence[Range], micro_batch: int, slots: int) -> Portion:
         """The samples at `ranges` in micro-batches of `micro_batch`, then empty ones up to `slots` of them."""
-        ids: list[tuple[int, np.ndarray]] = []
-        for start, stop in ranges:
-            ids.extend(self._order.locate(start, stop))
-        pieces = [
-            (epoch, indices[first : first + micro_batch])
-            for epoch, indices in _joined(ids)
+        ids = self._locate(ranges)
+        batches = [
+            self._to_device(self._source.load(epoch, indices[first : first + micro_batch]))
+            for epoch, indices in ids
             for first in range(0, len(indices), micro_batch)
         ]
-        batches = [self._to_device(self._source.load(epoch, indices)) for epoch, indices in pieces]
         batches += [self._to_device(self._source.empty()) for _ in range(slots - len(batches))]
-        return Portion(batches, [(epoch, indices.tolist()) for epoch, indices in _joined(ids)])
+        return Portion(batches, [(epoch, indices.tolist()) for epoch, indices in ids])
+
+    def count(self, ranges: Sequence[Range], micro_batch: int) -> int:
+        """How many micro-batches `load` makes of `ranges`; an epoch's end in them may cost one more."""
+        return sum(-(-len(indices) // micro_batch) for _, indices in self._locate(ranges))
+
+    def _locate(self, ranges: Sequence[Range]) -> list[tuple[int, np.ndarray]]:
+        """The samples at `ranges`; neighbours of the same epoch as one, for fewer, fuller micro-batches."""
+        joined: list[tuple[int, np.ndarray]] = []
+        for start, stop in ranges:
+            for epoch, indices in self._order.locate(start, stop):
+                if joined and joined[-1][0] == epoch:
+                    joined[-1] = (epoch, np.concatenate([joined[-1][1], indices]))
+                else:
+                    joined.append((epoch, indices))
+        return joined
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
 
-
-def _joined(ids: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
-    """Neighbours of the same epoch as one: fewer, fuller micro-batches."""
-    joined: list[tuple[int, np.ndarray]] = []
-    for epoch, indices in ids:
-        if joined and joined[-1][0] == epoch:
-            joined[-1] = (epoch, np.concatenate([joined[-1][1], indices]))
-        else:
-            joined.append((epoch, indices))
-    return joined

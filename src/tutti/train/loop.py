@@ -16,7 +16,7 @@ from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.parallel import World
-from tutti.sync import Meeting, Policy, StaticTransport, count, share
+from tutti.sync import Meeting, Policy, StaticTransport, share
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
@@ -97,9 +97,9 @@ class Loop:
         ranges = self.policy.samples(step)
         mine = share(ranges, self.world.part, self.world.parts)
         self._cursor = [list(piece) for piece in mine]
-        largest = math.ceil(count(ranges) / self.world.parts)
-        # Ranks of one replica run equally many micro-batches; one extra where an epoch ends inside a portion.
-        slots = math.ceil(largest / self.settings.micro_batch) + 1 if self.world.parts > 1 else 0
+        # Ranks of one replica run equally many micro-batches: as many as the one with the most.
+        parts = range(self.world.parts)
+        slots = max(self.feed.count(share(ranges, part, len(parts)), self.settings.micro_batch) for part in parts)
         return self.feed.load(mine, self.settings.micro_batch, slots)
 
     def _check(self, step: int, gradient: Gradient, portion: Portion) -> None:

@@ -107,7 +107,8 @@ class StateKeeper:
         state.step, state.rounds = meta["step"], meta["rounds"]
         state.best_loss, state.best_step = meta["best_loss"], meta["best_step"]
         state.ledger.load_state(meta["ledger"])
-        state.ledger.return_loans()
+        if not self.policy.drifts:
+            state.ledger.return_loans()  # with leases, the coming meeting settles them: borrowers may be alive
         self.saved_step = state.step
         return path
 
