@@ -58,7 +58,9 @@ class SlowToReturn(SlowNet):
 @pytest.mark.distributed
 def test_a_replica_dies_in_mid_round_and_comes_back(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    running = Running(run, model=SlowToReturn(0.04), workers=2, layout=2, steps=STEPS, sync=diloco(), **ARGUMENTS)
+    running = Running(
+        run, model=SlowToReturn(0.04), workers=2, layout=2, steps=STEPS, sync=diloco(), **ARGUMENTS
+    )
     running.until_step(2 * EVERY + 2, rank=2)
     running.kill(rank=3)  # half of replica 1; its other half cannot go on alone
     report = running.end(180)
@@ -111,7 +113,9 @@ def check_accounts(run: Path) -> None:
                 for start, stop in event["cursor"]
                 for position in range(start, stop)
             ]
-            assert set(positions.tolist()) <= set(trained), f"{member} committed samples that it never saw in {number}"
+            assert set(positions.tolist()) <= set(trained), (
+                f"{member} committed samples that it never saw in {number}"
+            )
 
 
 def check_resume(run: Path) -> None:
@@ -123,7 +127,9 @@ def check_resume(run: Path) -> None:
     losses = [e["loss"] for e in sorted(read_events(run, "step"), key=lambda e: e["time"]) if "loss" in e]
     after = losses[-30:]
     early = losses[:5]
-    assert np.mean(after[:5]) < 0.5 * np.mean(early), "the curve goes on from where it was, not from the start"
+    assert np.mean(after[:5]) < 0.5 * np.mean(early), (
+        "the curve goes on from where it was, not from the start"
+    )
     assert report["validation_loss"] <= 1.1 * before["loss"]
     assert not any(b["step"] - a["step"] > 1 for a, b in pairwise(steps_of_last_attempt(run)))
 
@@ -142,12 +148,17 @@ def test_all_replicas_asked_to_stop_meet_save_and_resume(tmp_path: Path) -> None
     report = running.end()
     assert report["state"] == "interrupted"
     assert EVERY < report["steps"] < 40
-    report = Running(run, model=SlowNet(0.0), workers=2, resume=True, steps=40, sync=diloco(), **ARGUMENTS).end()
+    report = Running(
+        run, model=SlowNet(0.0), workers=2, resume=True, steps=40, sync=diloco(), **ARGUMENTS
+    ).end()
     assert report["state"] == "finished" and report["steps"] == 40
     path = newest_valid(run / "checkpoints")
     assert path is not None
     ledger = read_manifest(path).meta["ledger"]
     committed = [
-        piece for members in by_round(run, "commit").values() for pieces in members.values() for piece in pieces
+        piece
+        for members in by_round(run, "commit").values()
+        for pieces in members.values()
+        for piece in pieces
     ]
     assert merge([*committed, *map(tuple, ledger["returned"])]) == [(0, ledger["cursor"])]

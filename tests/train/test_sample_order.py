@@ -58,7 +58,8 @@ def trained_samples(run: Path) -> dict[int, list[tuple[int, int]]]:
         mine = [
             e
             for e in steps
-            if start["time"] <= e["time"] and (last is None or (e["time"] < last["time"] and e["step"] <= last["resumed_from"]))
+            if start["time"] <= e["time"]
+            and (last is None or (e["time"] < last["time"] and e["step"] <= last["resumed_from"]))
         ]
         for event in sorted(mine, key=lambda event: (event["step"], event["rank"])):
             ids = [(epoch, sample) for epoch, samples in event["samples"] for sample in samples]

@@ -99,7 +99,9 @@ class Loop:
         self._cursor = [list(piece) for piece in mine]
         # Ranks of one replica run equally many micro-batches: as many as the one with the most.
         parts = range(self.world.parts)
-        slots = max(self.feed.count(share(ranges, part, len(parts)), self.settings.micro_batch) for part in parts)
+        slots = max(
+            self.feed.count(share(ranges, part, len(parts)), self.settings.micro_batch) for part in parts
+        )
         return self.feed.load(mine, self.settings.micro_batch, slots)
 
     def _check(self, step: int, gradient: Gradient, portion: Portion) -> None:
