@@ -7,6 +7,7 @@ DOCUMENTS: a list of token lists; the loss is the mean over all next-token targe
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -18,12 +19,11 @@ def main(directory: str, documents: str, out: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     total = torch.zeros(())
     targets = 0
-    with open(documents) as file:
-        for tokens in json.load(file):
-            ids = torch.tensor([tokens])
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-            total = total + torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum")
-            targets += ids.shape[1] - 1
+    for tokens in json.loads(Path(documents).read_text()):
+        ids = torch.tensor([tokens])
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        total = total + torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum")
+        targets += ids.shape[1] - 1
     (total / targets).backward()
     gradients = {name: p.grad.contiguous() for name, p in model.named_parameters() if p.grad is not None}
     save_file(gradients | {"loss": (total / targets).detach().reshape(1)}, out)

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from ranks import run_ranks
 from tutti.config import DataConfig, ModelConfig
 from tutti.data import TokenSource, prepare
 from tutti.models import build_model, export_model

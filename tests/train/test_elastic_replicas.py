@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import Running, SlowNet, regression
 from torch import nn
 
+from runs import Running, SlowNet, regression
 from tutti.core import read_events
 from tutti.sync import merge
 from tutti.train.checkpoints import newest_valid, read_manifest
@@ -120,7 +120,7 @@ def check_accounts(run: Path) -> None:
 
 def check_resume(run: Path) -> None:
     """One plain process continues where four ranks stopped."""
-    before = [e for e in read_events(run, "validation")][-1]
+    before = list(read_events(run, "validation"))[-1]
     running = Running(run, model=SlowNet(0.0), workers=1, resume=True, steps=STEPS + 30, **ARGUMENTS)
     report = running.end()
     assert report["state"] == "finished" and report["steps"] == STEPS + 30

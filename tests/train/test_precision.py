@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import SlowNet, regression
 from torch import nn
-from toys import Numbers, make_objective
 
 import tutti
+from runs import SlowNet, regression
+from toys import Numbers, make_objective
 from tutti.core import read_events
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import Running, SlowNet, regression
 from torch import nn
 
+from runs import Running, SlowNet, regression
 from tutti.core import read_events
 from tutti.train.checkpoints import newest_valid, read_manifest
 from tutti.train.checkpoints.manifest import LATEST, write_manifest, write_pointer
