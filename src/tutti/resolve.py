@@ -77,8 +77,18 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     warmup = choose("train.warmup", train.warmup, warmup, "5 % of the steps, at most 1000")
     every = max(1, train.steps // _TIMES)
     samples = min(_VALIDATION_SAMPLES, max(1, facts.validation_samples))
+    sync = config.sync
+    if sync.policy == "allreduce":
+        how = choose(
+            "sync.implementation",
+            sync.implementation,
+            "buckets",
+            "as fast as DDP, and right with any layout and transport",
+        )
+        sync = sync.model_copy(update={"implementation": how})
     updates = {
         "replicas": replicas,
+        "sync": sync,
         "train": train.model_copy(
             update={"precision": precision, "micro_batch": micro, "learning_rate": rate, "warmup": warmup}
         ),

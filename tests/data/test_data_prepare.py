@@ -377,3 +377,18 @@ def test_a_part_of_the_standard_library(tmp_path: Path, configure: Configure) ->
     prepared = prepare(configure(f"{source}/a*.py", tokenizer="bpe", sequence=128, split="document"))
     expected = {path.read_text("utf-8") for path in source.glob("a*.py")}
     assert set(every_document(prepared)) == expected - {""}
+
+
+def test_what_was_chosen_names_the_same_text(tmp_path: Path) -> None:
+    """A run's resolved configuration, without `auto`, finds what the original one prepared."""
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text(f"text {number} " * 40)
+    config = DataConfig(source=str(tmp_path), sequence=16, cache=str(tmp_path / "cache"))
+    prepared = prepare(config)
+    resolved = prepared.resolved(config)
+    assert resolved.split == "document" and isinstance(resolved.vocabulary, int)
+    said: list[str] = []
+    again = prepare(resolved, say=said.append)
+    assert again.directory == prepared.directory
+    assert not said, "nothing was read again"
+    assert again.resolved(resolved) == resolved

@@ -139,8 +139,10 @@ def _prepare(
             if key != Sources.of(config).key(config, tokenizer):
                 (directory / MANIFEST).unlink()
                 raise changed("data.source")
-        if key is not None:
-            pointer = _pointer(cache, key)
+        # A run keeps the configuration with what was chosen for `auto`; that names the same text.
+        resolved = prepared.resolved(config)
+        for known in {key, sources.key(resolved, _name_tokenizer(resolved))} - {None}:
+            pointer = _pointer(cache, str(known))
             pointer.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(pointer, {"prepared": name})
     return prepared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tutti.config.schema import DataConfig
 from tutti.core.errors import DataError
 from tutti.data.manifest import Counts, Manifest, Shard, Split, read_manifest
 
 TOKENIZER = "tokenizer"
+#: How every choice begins: `data.KEY = VALUE: why`.
+_CHOICE = re.compile(r"data\.(\w+) = (\w+):")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,16 @@ class Prepared:
     def choices(self) -> list[str]:
         """Every `auto` that was resolved, with its reason, and what else the user should know."""
         return list(self.manifest.choices)
+
+    def resolved(self, config: DataConfig) -> DataConfig:
+        """`config` with the values that were chosen for its `auto`; names the same prepared text."""
+        chosen = dict(found.groups() for choice in self.choices if (found := _CHOICE.match(choice)))
+        updates: dict[str, int | str] = {}
+        if config.vocabulary == "auto" and "vocabulary" in chosen:
+            updates["vocabulary"] = int(chosen["vocabulary"])
+        if config.split == "auto" and "split" in chosen:
+            updates["split"] = chosen["split"]
+        return config.model_copy(update=updates)
 
     @property
     def counts(self) -> Counts:
