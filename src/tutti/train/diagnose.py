@@ -13,24 +13,36 @@ from tutti.core.errors import TrainingError
 from tutti.core.types import Batch
 from tutti.sync.policy import local_part
 
-#: A loss this many times the first one, three steps in a row, is an explosion.
-EXPLOSION_FACTOR = 3.0
-_EXPLOSION_STEPS = 3
+#: A loss so many times the largest of the first ones, so many steps in a row, is an explosion. An untrained
+#: model's loss is about the worst that a model which learns will see again; single bad batches are no explosion.
+_EXPLOSION_FACTOR, _EXPLOSION_STEPS, _FIRST_STEPS = 2.0, 5, 10
 
 
 class LossGuard:
-    """Raises a TrainingError when the loss stops being a number or leaves every bound."""
+    """Watches the losses of a run for an explosion."""
 
     def __init__(self) -> None:
-        self._first: float | None = None
+        self._first: list[float] = []
         self._high_steps = 0
 
     def exploded(self, loss: float) -> bool:
-        """Whether `loss` is the third in a row above three times the first loss of the run."""
-        if self._first is None:
-            self._first = loss
-        self._high_steps = self._high_steps + 1 if loss > EXPLOSION_FACTOR * self._first else 0
+        """Whether with `loss` the run has left every bound."""
+        if len(self._first) < _FIRST_STEPS:
+            self._first.append(loss)
+            return False
+        high = loss > _EXPLOSION_FACTOR * max(self._first)
+        self._high_steps = self._high_steps + 1 if high else 0
         return self._high_steps >= _EXPLOSION_STEPS
+
+
+def largest_gradient(objective: nn.Module) -> str:
+    """The parameter whose gradient is the largest on this rank: where an explosion is worst."""
+    norms = {
+        name: float(local_part(parameter.grad).norm())
+        for name, parameter in objective.named_parameters()
+        if parameter.grad is not None
+    }
+    return _bare(max(norms, key=norms.__getitem__)) if norms else "no parameter"
 
 
 def first_bad_layer(

@@ -17,7 +17,7 @@ from tutti.core.live import LiveSign
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.parallel import World
 from tutti.sync import Meeting, Policy, StaticTransport, share
-from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer
+from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
 from tutti.train.optimizer import Optimizers
@@ -113,7 +113,11 @@ class Loop:
                 "warning", step=step, message=f"step {step}: fp16 overflow, step skipped, scale halved"
             )
             return
-        where = "the loss is three times its first value" if exploded else self._bad_layer(portion)
+        if exploded:
+            worst = largest_gradient(self.job.objective)
+            where = f"the loss has been twice its first values for some steps; the largest gradient is that of {worst}"
+        else:
+            where = self._bad_layer(portion)
         raise bad_numbers(step, gradient.loss, gradient.norm, where)
 
     def _bad_layer(self, portion: Portion) -> str:
