@@ -59,7 +59,8 @@ class Prepared:
 
     def resolved(self, config: DataConfig) -> DataConfig:
         """`config` with the values that were chosen for its `auto`; names the same prepared text."""
-        chosen = dict(found.groups() for choice in self.choices if (found := _CHOICE.match(choice)))
+        matches = filter(None, map(_CHOICE.match, self.choices))
+        chosen: dict[str, str] = {found[1]: found[2] for found in matches}
         updates: dict[str, int | str] = {}
         if config.vocabulary == "auto" and "vocabulary" in chosen:
             updates["vocabulary"] = int(chosen["vocabulary"])
