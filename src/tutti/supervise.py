@@ -26,7 +26,8 @@ from tutti.launch import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import TensorBoardTracker, Watchdog, follow, summarise_errors, write_report
 from tutti.parallel import started_store
 from tutti.resolve import Resolved
-from tutti.train.worker import Assignment, Elastic
+from tutti.train.replicas import Elastic
+from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
 
 
@@ -78,6 +79,9 @@ class Supervision:
                         launch.kill(stall.pid)
 
             outcome = launch.execute(_at_most_every(1.0, look))
+            if outcome.stopped and not _ended(run, began):
+                # Asked to stop before the workers trained: they had nothing to save and said nothing.
+                events.write("interrupted", trained=False)
         events.close()
         report = write_report(run.path)
         if not outcome.succeeded and not outcome.stopped:
@@ -177,6 +181,8 @@ def run_in_started_world(
             if not resume and not restarted:
                 run.create()
             _write_config(run, resolved.config)
+            if not restarted:
+                _note_launch(run, resume)
         except TuttiError as error:
             store.set(_CONFIG_KEY, _packed(error))
             raise
@@ -213,6 +219,22 @@ def _packed(value: object) -> str:
 
 def _nothing(_: str) -> None:
     pass
+
+
+def _note_launch(run: RunDirectory, resume: bool) -> None:
+    """Wall time counts from here; what was written before is of an earlier command."""
+    events = EventWriter(run.events, LAUNCHER_RANK)
+    events.write("launched", resume=resume)
+    events.close()
+
+
+def _ended(run: RunDirectory, since: float) -> bool:
+    """Whether the workers said how it ended."""
+    return any(
+        event["time"] >= since
+        for kind in ("finished", "interrupted")
+        for event in read_events(run.path, kind)
+    )
 
 
 def _write_config(run: RunDirectory, config: Config) -> None:

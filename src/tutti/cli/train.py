@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,5 +31,38 @@ def train(
         report = api.train(resolved, resume=resume, console=not json_output)
     if json_output:
         print_json(report)
+    elif report:  # of several ranks that torchrun started, one reports
+        from tutti.core.rundir import RunDirectory
+        from tutti.observe import Commands, print_ending
+
+        run = RunDirectory.of(resolved.runs, resolved.name).path
+        words = ["train", str(config), *(overrides or ())]
+        print_ending(run, report, Commands(_program(), f"{_launcher()} {shlex.join(words)}"))
     if report.get("state") == "interrupted":
         raise SystemExit(INTERRUPTED)  # what happened has been said already
+
+
+def _program() -> str:
+    """What to type for `tutti` here: the very program that runs now, when it is not the one on the path."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(_short(Path(sys.executable)))} -m tutti"
+    found = shutil.which("tutti")
+    if called.name != "tutti" or (found and Path(found).resolve() == called.resolve()):
+        return "tutti"
+    return shlex.quote(_short(called))
+
+
+def _launcher() -> str:
+    """What to type before `train` to start as many processes as there are now."""
+    size, here = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
+    if size is None:
+        return _program()
+    several = f" --nnodes {int(size) // int(here)} …" if here and size != here else ""
+    return f"torchrun{several} --nproc-per-node {here or size} -m tutti"
+
+
+def _short(path: Path) -> str:
+    """Relative to the current directory where that is shorter to type."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

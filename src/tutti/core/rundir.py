@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +80,19 @@ class RunDirectory:
             )
 
     def create(self) -> None:
-        """Make the directory.
+        """Make the directory, or leave nothing.
 
         Raises:
             RunError: it exists already, or the place cannot be written.
         """
         self.refuse_existing()
+        was_there = self.path.exists()
         try:
             for directory in (self.events, self.logs, self.live, self.checkpoints):
                 directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if not was_there:
+                shutil.rmtree(self.path, ignore_errors=True)
             raise unwritable(self.path, error) from error
 
     def require(self) -> None:

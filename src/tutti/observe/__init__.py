@@ -2,13 +2,16 @@
 
 from tutti.observe.console import follow
 from tutti.observe.curve import draw_curve
+from tutti.observe.ending import print_ending
 from tutti.observe.errors import summarise_errors
 from tutti.observe.report import summarise, write_report
+from tutti.observe.result import Commands
 from tutti.observe.runs import compare_runs, list_runs, show_run
 from tutti.observe.tensorboard import TensorBoardTracker
 from tutti.observe.watch import Stall, Watchdog
 
 __all__ = [
+    "Commands",
     "Stall",
     "TensorBoardTracker",
     "Watchdog",
@@ -16,6 +19,7 @@ __all__ = [
     "draw_curve",
     "follow",
     "list_runs",
+    "print_ending",
     "show_run",
     "summarise",
     "summarise_errors",

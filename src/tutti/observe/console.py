@@ -29,7 +29,6 @@ _STYLES = {
     "restart": "yellow",
     "interrupted": "yellow",
     "finished": "bold green",
-    "rehearsal": "dim",
     "sample_text": "cyan",
     "checkpoint": "dim",
 }

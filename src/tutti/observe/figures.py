@@ -145,7 +145,7 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
     What the last attempt wrote last decides. A run that was killed whole wrote nothing: it counts as running
     only while it shows signs of life.
     """
-    since = when(history.start)
+    since = max([when(history.start), *(when(event) for event in history.of("launched"))])
     ends: list[Event] = []
     for kind in ("finished", "interrupted", "error"):
         ends += [event for event in history.of(kind) if when(event) >= since]

@@ -71,7 +71,11 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "restart": lambda e: f"workers are started again (attempt {e.get('attempt')}): {e.get('reason')}",
     "resumed": lambda e: f"went on from the checkpoint of {_step(e)}",
     "healed": lambda e: f"replica {e.get('replica')} was healed by its peers at {_step(e)}",
-    "interrupted": lambda e: f"interrupted after {_step(e)}; everything is saved",
+    "interrupted": lambda e: (
+        f"interrupted after {_step(e)}; everything is saved"
+        if e.get("trained", True)
+        else "interrupted before training went on; nothing was lost"
+    ),
     # A run that was interrupted says so itself.
     "finished": lambda e: f"finished at {_step(e)}" if e.get("state") != "interrupted" else None,
     "rehearsal": lambda e: f"rehearsed: {e.get('what')} ({words.seconds(number(e.get('seconds')))})",
@@ -102,14 +106,17 @@ def happenings(history: History) -> list[str]:
         )
     told = sorted((event for kind in _TOLD for event in history.of(kind)), key=when)
     members: object = None
+    before = ""
     for event in told:
         if event["kind"] == "membership":  # written at every meeting; only a change is news
             if event.get("replicas") == members:
                 continue
             members = event.get("replicas")
-        if sentence(event) is None:
+        said = sentence(event)
+        if said is None or said == before:  # every rank may say it
             continue
-        lines.append(f"- {words.date(when(event))} · {sentence(event)}")
+        before = said
+        lines.append(f"- {words.date(when(event))} · {said}")
         if event["kind"] == "error" and event.get("hint"):
             lines.append(f"  - {event['hint']}")
         stack = event.get("stack")

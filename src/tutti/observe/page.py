@@ -15,6 +15,7 @@ from tutti.core import RunDirectory
 from tutti.observe import words
 from tutti.observe.happened import happenings
 from tutti.observe.history import History
+from tutti.observe.result import Commands, next_moves, result_rows
 from tutti.observe.tail import Event, number
 
 _STATES = {
@@ -86,28 +87,8 @@ def _lead(run: Path, figures: dict[str, Any]) -> str:
 
 
 def _result(figures: dict[str, Any]) -> str:
-    planned = figures["steps_planned"]
-    rows = [
-        ("State", f"**{figures['state']}**"),
-        ("Steps", f"{figures['steps']:,}" + (f" of {planned:,}" if planned else "")),
-        ("Tokens", f"{figures['tokens']:,}"),
-        ("Training loss", f"{words.figure(figures['train_loss'])} ({figures['train_loss_basis']})"),
-        ("Validation loss", _best(figures)),
-        ("Validation bits per byte", words.figure(figures["validation_bits_per_byte"])),
-        ("Speed", f"{words.rate(figures['tokens_per_second'])} tokens/s"),
-        ("MFU", f"{words.percent(figures['mfu'])} ({figures['mfu_basis']})"),
-        ("Goodput", f"{words.percent(figures['goodput'])} of the wall time went into steps that count"),
-        ("Peak memory of a worker", words.size(figures["peak_memory_bytes"])),
-        ("Sent over the network", f"{words.size(figures['bytes_sent'])} by all workers"),
-        ("Restarts", f"{figures['restarts']}"),
-    ]
+    rows = [(name, f"**{value}**" if name == "State" else value) for name, value in result_rows(figures)]
     return _table(("", ""), rows, "ll")
-
-
-def _best(figures: dict[str, Any]) -> str:
-    last, best = figures["validation_loss"], figures["best_validation_loss"]
-    note = f" (best: {words.figure(best)})" if best is not None and last is not None and best < last else ""
-    return words.figure(last) + note
 
 
 def _samples(events: list[Event]) -> str:
@@ -171,20 +152,21 @@ def _time(figures: dict[str, Any]) -> str:
 
 
 def _go_on(run: Path, figures: dict[str, Any]) -> str:
-    place = f"{run.parent.name}/{run.name}"
-    prompts = (read_config(run).get("evaluate") or {}).get("prompts") or ["Once upon a time"]
-    commands = [
-        (f"tutti evaluate {place}", "loss on text that was kept aside"),
-        (f"tutti generate {place} {shlex.quote(str(prompts[0]))}", "let the model continue a prompt"),
-        (f"tutti export {place}", "a directory that plain transformers opens"),
-    ]
-    if figures["state"] in ("interrupted", "failed"):
-        commands.insert(0, (f"tutti train {place}/config.yaml --resume", "go on from the last checkpoint"))
-    elif figures["state"] == "finished":
-        more = 2 * int(figures["steps_planned"] or figures["steps"] or 1)
-        commands.append(
-            (f"tutti train {place}/config.yaml --resume train.steps={more}", "train on, to twice the steps")
+    config = read_config(run)
+    if (config.get("model") or {}).get("python"):
+        return (
+            f"The model is your own: in your program, `tutti.fit(…, name={run.name!r}, resume=True)` goes on from the "
+            "last checkpoint."
         )
-    width = max(len(command) for command, _ in commands)
-    lines = "\n".join(f"{command:<{width}}   # {purpose}" for command, purpose in commands)
-    return f"```sh\n{lines}\n```"
+    place = Path(str(config.get("runs", run.parent.name))) / run.name
+    commands = Commands("tutti", f"tutti train {shlex.quote(str(place / 'config.yaml'))}")
+    moves = next_moves(place, figures, first_prompt(config), commands)
+    width = max(len(command) for command, _ in moves)
+    lines = "\n".join(f"{command:<{width}}   # {purpose}" for command, purpose in moves)
+    return f"In the directory where the run was started:\n\n```sh\n{lines}\n```"
+
+
+def first_prompt(config: dict[str, Any]) -> str:
+    """Something for the model to go on from: what the user asked for, if anything."""
+    prompts = (config.get("evaluate") or {}).get("prompts") or ["Once upon a time"]
+    return str(prompts[0])

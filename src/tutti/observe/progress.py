@@ -11,8 +11,12 @@ from tutti.observe.tail import Event, number, when
 #: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
 _SHOWN = (
     *("checkpoint", "validation", "restart", "resumed", "healed", "membership", "warning", "stalled"),
-    *("recovered", "rehearsal", "interrupted", "finished"),
+    *("recovered", "interrupted", "finished"),
 )
+#: What every rank may say, and is news once.
+_SAID_ONCE = ("warning", "interrupted")
+#: A save is told when none was for so long: the first always, the many of a short run not.
+_SAVE_SECONDS = 30.0
 
 #: Steps over which speed and loss are averaged.
 _WINDOW = 20
@@ -29,9 +33,30 @@ class Progress:
         self._facts = ""
         self._members: object = None
         self._recent: dict[int, deque[Event]] = {}  # leader → its last steps
+        self._rehearsed: dict[str, float] = {}  # what was tried → seconds
+        self._said: set[str] = set()
+        self._save_told = 0.0
 
     def take(self, event: Event) -> list[str]:
         """Learn from `event`; returns the lines that it is worth."""
+        kind = event["kind"]
+        if kind == "launched":  # another command: what an earlier one said is no news of this one
+            self._facts, self._said, self._save_told = "", set(), 0.0
+        if kind == "rehearsal":
+            what = str(event.get("what"))
+            self._rehearsed[what] = max(self._rehearsed.get(what, 0.0), number(event.get("seconds")) or 0.0)
+            return []
+        # What ranks tried at the same time is one line, said when the first of them goes on.
+        rehearsed = self._rehearsal() if kind in ("step", "membership", "restart", "interrupted") else []
+        return rehearsed + self._lines(event)
+
+    def _rehearsal(self) -> list[str]:
+        tried, self._rehearsed = self._rehearsed, {}
+        if not tried:
+            return []
+        return [f"rehearsed in {words.seconds(sum(tried.values()))}: {', '.join(tried)}"]
+
+    def _lines(self, event: Event) -> list[str]:
         kind = event["kind"]
         if kind == "run_started":
             return self._start(event)
@@ -50,8 +75,15 @@ class Progress:
             self._members = event.get("replicas")
             if not changed:
                 return []
+        if kind == "checkpoint":
+            if when(event) - self._save_told < _SAVE_SECONDS:
+                return []
+            self._save_told = when(event)
         shown = sentence(event) if kind in _SHOWN else None
-        return [shown] if shown else []
+        if shown is None or (kind in _SAID_ONCE and shown in self._said):
+            return []
+        self._said.add(shown)
+        return [shown]
 
     def _start(self, event: Event) -> list[str]:
         self.steps = int(event.get("steps") or 0)
