@@ -96,7 +96,7 @@ class StateKeeper:
             if theirs != mine:
                 raise CheckpointError(
                     f"checkpoint {path.name} was made with {key} = {theirs!r}, this run has {mine!r}",
-                    "resume with the configuration that the run was started with, or start a new run under another name",
+                    "resume with the configuration that the run was started with, or choose a new name=NAME",
                 )
         same_policy = meta["policy"] == self.policy_name
         self._read(path, with_policy=same_policy)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tutti.config import Config, load_config
-from tutti.core.errors import TuttiError
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
 from tutti.hardware import measure_matmul
 from tutti.parallel import World, apply_layout, join_world, leave_world
 from tutti.sync import (
-    AllReduce,
-    DiLoCo,
-    DistributedDataParallelAllReduce,
-    PeerLost,
-    Place,
-    Policy,
     StaticTransport,
 )
 from tutti.train.checkpoints import Checkpointer
@@ -43,22 +29,12 @@ from tutti.train.language import language_model_job
 from tutti.train.loop import Loop
 from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import DTYPES, LossScale
+from tutti.train.process import StopRequest, die_with, redirect_output, report_error
 from tutti.train.rehearsal import Rehearsal
+from tutti.train.replicas import Elastic, make_policy, resume_transport, start_together
 from tutti.train.settings import Settings, settings_of
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator
-
-#: How long replicas that are started together wait for each other before the first round.
-_START_TOGETHER_SECONDS = 120
-
-
-@dataclass(frozen=True)
-class Elastic:
-    """How this replica finds the others: torchft's lighthouse, and a store to start together."""
-
-    replica: int
-    lighthouse: str
-    store: tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -88,9 +64,9 @@ def main(assignment: Assignment) -> None:
     local_rank = int(os.environ.get("RANK", "0"))
     rank = local_rank if assignment.elastic is None else assignment.elastic.replica * parts + local_rank
     if assignment.launcher_pid is not None:
-        _die_with(assignment.launcher_pid)
+        die_with(assignment.launcher_pid)
     if assignment.launcher_pid is not None or rank != 0:
-        _redirect_output(run.logs / f"rank-{rank}.log")
+        redirect_output(run.logs / f"rank-{rank}.log")
     stop = StopRequest()
     events = EventWriter(run.events, rank, replica=rank // parts)
     with LiveSign(run.live, rank) as live:
@@ -98,7 +74,7 @@ def main(assignment: Assignment) -> None:
             torch.set_num_threads(assignment.threads)
             _train(assignment, run, config, attempt, events, live, stop)
         except BaseException as error:
-            _report(error, events, live)
+            report_error(error, events, live)
             # Skip torch's orderly shutdown: it may wait for peers that will never answer.
             sys.stdout.flush()
             sys.stderr.flush()
@@ -132,7 +108,7 @@ def _train(
     optimizers = build_optimizers(objective.model, config.train, settings.learning_rate)
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
-    policy = _policy(
+    policy = make_policy(
         config,
         world,
         state,
@@ -172,7 +148,7 @@ def _train(
     if resumed is not None and world.rank == 0:
         events.write("resumed", step=state.step, path=str(resumed))
     if elastic is not None:
-        _resume_transport(policy, state)
+        resume_transport(policy, state)
     if attempt == 0 and not assignment.resume:
         Rehearsal(job, world, settings, events, live).run(
             module=accumulator.module,
@@ -185,7 +161,7 @@ def _train(
             compiled=config.train.compile,
         )
     if elastic is not None and attempt == 0:
-        _start_together(elastic, world)
+        start_together(elastic, world)
     loop = Loop(
         job=job,
         world=world,
@@ -232,90 +208,6 @@ def _job(assignment: Assignment, run: RunDirectory, config: Config) -> Job:
     if assignment.prepared is None:
         return function_job(run.path)
     return language_model_job(config, assignment.prepared)
-
-
-def _policy(
-    config: Config,
-    world: World,
-    state: RunState,
-    elastic: Elastic | None,
-    attempt: int,
-    *,
-    give: Callable[[], Any],
-    take: Callable[[Any], None],
-) -> Policy:
-    sync = config.sync
-    place = Place(world.replica, world.replicas, world.part, world.parts)
-    if sync.policy == "allreduce":
-        kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
-        return kind(
-            StaticTransport(world.peers),
-            place,
-            state.ledger,
-            config.train.batch,
-            bucket_bytes=round(sync.bucket_mb * 1e6),
-            everyone=world.everyone,
-        )
-    transport = StaticTransport(world.peers)
-    if elastic is not None:
-        from tutti.sync.elastic import (
-            ElasticTransport,
-        )  # torchft starts servers; only who needs it imports it
-
-        transport = ElasticTransport(  # type: ignore[assignment]
-            lighthouse=elastic.lighthouse,
-            store=_replica_store(world),
-            replica=world.replica,
-            part=world.part,
-            parts=world.parts,
-            min_replicas=sync.min_replicas,
-            give_state=give,
-            take_state=take,
-        )
-    return DiLoCo(
-        transport,
-        place,
-        state.ledger,
-        config.train.batch,
-        every=sync.every,
-        learning_rate=sync.outer_learning_rate,
-        momentum=sync.outer_momentum,
-        inside=StaticTransport(world.inside),
-        incarnation=attempt,
-    )
-
-
-def _replica_store(world: World) -> tuple[str, int]:
-    """A store for the parts of this replica, new at every attempt, so that nobody reads a dead manager's address."""
-    address: list[Any] = [None]
-    if world.part == 0:
-        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        _keep_open.append(store)
-        address = [("localhost", store.port)]
-    if world.inside is not None:
-        dist.broadcast_object_list(address, group=world.inside, group_src=0)
-    host, port = address[0]
-    return host, port
-
-
-_keep_open: list[Any] = []
-
-
-def _resume_transport(policy: Policy, state: RunState) -> None:
-    from tutti.sync.elastic import ElasticTransport
-
-    if isinstance(policy.transport, ElasticTransport):
-        policy.transport.resume_at(state.rounds)
-
-
-def _start_together(elastic: Elastic, world: World) -> None:
-    """Wait until all replicas that were started with this one are ready; go on without those that don't come."""
-    store = TCPStore(*elastic.store, is_master=False, wait_for_workers=False)
-    if world.part == 0:
-        store.add("ready", 1)
-    deadline = time.monotonic() + _START_TOGETHER_SECONDS
-    while store.add("ready", 0) < world.replicas and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _whole_model(job: Job, world: World) -> nn.Module:
@@ -368,78 +260,4 @@ def _write_started(
         tokens_per_step=settings.batch * job.tokens_per_sample,
         resumed_from=resumed_from,
         choices=job.choices,
-    )
-
-
-# The process -------------------------------------------------------------------------------------------------
-
-
-def _redirect_output(path: Path) -> None:
-    """What a worker prints goes to its own file, not among N others on the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-
-
-def _die_with(launcher: int) -> None:
-    """Leave when the launcher is gone: a worker without one can be neither watched nor restarted."""
-
-    def watch() -> None:
-        while True:
-            try:
-                os.kill(launcher, 0)
-            except ProcessLookupError:
-                os._exit(1)
-            time.sleep(1)
-
-    threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
-
-
-class StopRequest:
-    """SIGTERM and Ctrl-C ask for a stop after the current step; before the first step there is nothing to save."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.training = False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        self.asked = True
-        if not self.training:
-            os._exit(128 + number)
-
-
-#: Words of gloo, NCCL and the store when the other side is gone.
-_PEER_WORDS = (
-    "closed by peer",
-    "connection reset",
-    "connection refused",
-    "broken pipe",
-    "timed out",
-    "socket",
-    "gloo",
-)
-
-
-def is_peer_error(error: BaseException) -> bool:
-    """Whether `error` only says that somebody else is gone."""
-    if isinstance(error, PeerLost | dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PEER_WORDS)
-
-
-def _report(error: BaseException, events: EventWriter, live: LiveSign) -> None:
-    traceback.print_exc()
-    events.write(
-        "error",
-        step=live.step,
-        type=type(error).__name__,
-        message=error.problem if isinstance(error, TuttiError) else str(error),
-        hint=error.hint if isinstance(error, TuttiError) else "",
-        traceback=traceback.format_exc(),
-        peer=is_peer_error(error),
-        user=isinstance(error, TuttiError),
     )
