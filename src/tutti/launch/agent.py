@@ -45,7 +45,7 @@ class ReplicaAgent(LocalElasticAgent):
         is_fatal: Callable[[], bool],
     ) -> None:
         # Elastic narrates; the run's events say it in the user's words.
-        for logger in ("torch.distributed.elastic", "torch.distributed.run"):
+        for logger in ("torch.distributed.elastic", "torch.distributed.run", "torch.multiprocessing.spawn"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
         handler = get_rendezvous_handler(
             RendezvousParameters(

@@ -67,6 +67,7 @@ class LocalLaunch:
 
         SIGTERM or Ctrl-C asks the workers to save and stop; a second one kills them.
         """
+        os.environ.setdefault("RUST_LOG", "error")  # torchft's servers narrate every heartbeat that they miss
         preload(WORKER_IMPORTS)
         self._events = EventWriter(self.run / "events", LAUNCHER_RANK)
         self._began = time.time()
