@@ -1,0 +1,66 @@
+"""Pages that repeat what the code says, say it as the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tutti
+from tutti.observe.history import History
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_the_arrows_of_the_house_are_those_that_are_kept() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = settings["tool"]["importlinter"]["contracts"][0]
+    page = (DOCS / "explanation" / "the-house.md").read_text(encoding="utf-8")
+    assert "\n".join(contract["layers"]) in page
+
+
+def test_the_house_shows_every_room() -> None:
+    page = (DOCS / "explanation" / "the-house.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / "src" / "tutti").glob("*/__init__.py")}
+    assert all(f"`{room}/`" in page for room in rooms)
+
+
+def test_every_field_of_the_report_is_explained() -> None:
+    from tutti.observe.figures import compute_figures
+
+    page = (DOCS / "reference" / "report.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]*)\|", page, re.MULTILINE))))
+    assert set(compute_figures(Path("runs/none"), History())) <= explained
+
+
+def test_every_kind_of_event_is_explained() -> None:
+    page = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    kinds = set(re.findall(r"events\.write\(\s*\"(\w+)\"", source))
+    assert len(kinds) > 10
+    assert all(f"`{kind}`" in page for kind in kinds), kinds
+
+
+def test_every_public_name_is_explained() -> None:
+    page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    assert all(name in page for name in tutti.__all__)
+
+
+def test_generated_pages_show_every_key_and_verb() -> None:
+    hooks = _hooks()
+    assert "`validation_source`" in hooks.configuration_page()
+    page = hooks.command_line_page()
+    verbs = ("init", "validate", "schema", "doctor", "prepare", "train", "evaluate", "generate", "export")
+    assert all(f"## `tutti {verb}`" in page for verb in (*verbs, "runs list", "runs show", "runs compare"))
+    assert "--resume" in page
+
+
+def _hooks() -> Any:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
