@@ -7,6 +7,7 @@ tutti.generate(Path("runs/demo"), ["def read_csv("])
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from tutti.observe import compare_runs, list_runs, show_run
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
 from tutti.train import checkpoints
+from tutti.train.checkpoints.retention import entries
 from tutti.train.language import LanguageModelJob, language_model_job
 from tutti.train.precision import compute_context
 
@@ -70,11 +72,12 @@ def train(config: Config, *, resume: bool = False, console: bool = True) -> dict
     if config.model.python is not None:
         raise ConfigError("model.python belongs to tutti.fit", "give model a size, a path or a config")
     run = RunDirectory.of(config.runs, config.name)
+    start = functools.partial(_start, continues=run if resume else None)
     if in_started_world():
         return run_in_started_world(
-            lambda: _check_run(run, config, resume), run, resume=resume, console=console, start=_start
+            lambda: _check_run(run, config, resume), run, resume=resume, console=console, start=start
         )
-    resolved, prepared = _start(_check_run(run, config, resume), _printer(console))
+    resolved, prepared = start(_check_run(run, config, resume), _printer(console))
     if not resume:
         run.create()
     return Supervision(run, resolved, prepared.directory, resume=resume, console=console).execute()
@@ -85,7 +88,23 @@ def _check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
         run.refuse_existing()
         return config
     run.require()
-    return continued(config, load_config(run.config))
+    former = load_config(run.config)
+    merged = continued(config, former)
+    for section, key in _FIXED:
+        new, old = (getattr(getattr(whole, section), key) for whole in (merged, former))
+        if new != old:
+            raise CheckpointError(
+                f"run '{run.name}' was started with {section}.{key} = {old}, not {new}",
+                "leave that as it was, or start a new run with name=OTHER",
+            )
+    return merged
+
+
+#: What a run is: with another value, what was learnt so far is of no use, or samples would be lost or seen twice.
+_FIXED = (
+    *(("model", "size"), ("model", "path"), ("model", "config"), ("data", "sequence")),
+    *(("train", "batch"), ("train", "optimizer"), ("train", "seed")),
+)
 
 
 def continued(config: Config, former: Config) -> Config:
@@ -104,10 +123,17 @@ def continued(config: Config, former: Config) -> Config:
     return Config.model_validate(merged)
 
 
-def _start(config: Config, say: Say, processes: int | None = None) -> tuple[Resolved, Prepared]:
-    """Everything that can be known before a worker starts: the text, and a value for every `auto`."""
+def _start(
+    config: Config, say: Say, processes: int | None = None, *, continues: RunDirectory | None = None
+) -> tuple[Resolved, Prepared]:
+    """Everything that can be known before a worker starts: the text, and a value for every `auto`.
+
+    `continues`: the run whose text this must be.
+    """
     prepared = prepare(config, say=say)
     prepared.require(config.data.sequence)
+    if continues is not None:
+        _refuse_other_text(continues, config, prepared)
     # Built here once, so that a model that cannot be is refused before a worker starts.
     model, model_choices = models.build_model(
         config.model,
@@ -119,9 +145,26 @@ def _start(config: Config, say: Say, processes: int | None = None) -> tuple[Reso
     parameters = models.count_parameters(model).total
     del model
     validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
+    config = config.model_copy(update={"data": prepared.resolved(config.data)})
     resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
     resolved.choices[:0] = [*prepared.choices, *model_choices]
     return resolved, prepared
+
+
+def _refuse_other_text(run: RunDirectory, config: Config, prepared: Prepared) -> None:
+    """Said here, before a worker starts, and in words; the workers compare again, whatever the job."""
+    source = data.TokenSource(prepared, "train", config.data.sequence, config.train.seed, shift=True)
+    saved = (entry.manifest for entry in entries(run.checkpoints) if entry.manifest is not None)
+    newest = next(saved, None)
+    if newest is not None and newest.meta["identity"]["data"] != source.fingerprint:
+        raise _text_has_changed(run.path)
+
+
+def _text_has_changed(run: Path) -> CheckpointError:
+    return CheckpointError(
+        f"the text of {run} has changed since it was trained",
+        "restore the text, or train anew under another name",
+    )
 
 
 def _printer(console: bool) -> Say:
@@ -182,7 +225,7 @@ def generate(
     """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token."""
     directory = RunDirectory(run)
     directory.require()
-    if (directory.export / "config.json").is_file():
+    if _export_is_current(directory):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory.export)
         tokenizer = AutoTokenizer.from_pretrained(directory.export)
     else:
@@ -193,6 +236,14 @@ def generate(
     return models.generate(
         model, tokenizer, list(prompts), new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
+
+
+def _export_is_current(directory: RunDirectory) -> bool:
+    """Whether `export/` was written after the newest checkpoint (a resumed run may have gone on since)."""
+    exported, latest = directory.export / "config.json", directory.checkpoints / "LATEST"
+    if not exported.is_file():
+        return False
+    return not latest.is_file() or exported.stat().st_mtime >= latest.stat().st_mtime
 
 
 def export(run: Path, destination: Path | None = None) -> Path:
@@ -220,10 +271,7 @@ def _load_trained(run: Path) -> tuple[LanguageModelJob, Config, int]:
     job = language_model_job(config, prepare(config).directory)
     identity = checkpoints.read_manifest(path).meta["identity"]
     if identity["data"] != job.train_data.fingerprint:
-        raise CheckpointError(
-            f"the text of {run} has changed since it was trained",
-            "restore the text, or train anew under another name",
-        )
+        raise _text_has_changed(run)
     state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
     meta = checkpoints.load(path, state)
     job.objective.eval()

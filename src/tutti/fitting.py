@@ -8,6 +8,7 @@ result.model, result.report["validation_loss"]
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from tutti.config import Config, parse_config
 from tutti.core.errors import ConfigError
-from tutti.core.rundir import RunDirectory
+from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
 from tutti.data import TensorSource
 from tutti.data.tensors import Pairs
@@ -81,7 +82,12 @@ def fit(
     resolved = resolve(config, facts)
     if not resume:
         run.create()
-    write_function_job(run.path, model, loss, train_data, validation_data)
+    try:
+        write_function_job(run.path, model, loss, train_data, validation_data)
+    except OSError as error:
+        if not resume:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise unwritable(run.path, error) from error
     report = Supervision(run, resolved, None, resume=resume, console=console).execute()
     return FitResult(load_trained(copy.deepcopy(model), run), report)
 

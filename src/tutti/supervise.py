@@ -49,10 +49,8 @@ class Supervision:
         """
         config, run = self.resolved.config, self.run
         began = time.time()
-        _write_config(run, config)
-        clear_signs(run.live)
-        events = EventWriter(run.events, LAUNCHER_RANK)
-        events.write("launched", resume=self.resume)  # wall time counts from here
+        former = run.config.read_text(encoding="utf-8") if self.resume else None
+        events = self._begin()
         launch = LocalLaunch(
             run=run.path,
             replicas=_number(config.replicas),
@@ -83,10 +81,26 @@ class Supervision:
                 # Asked to stop before the workers trained: they had nothing to save and said nothing.
                 events.write("interrupted", trained=False)
         events.close()
+        if former is not None and not _begun(run, began):
+            write_text_atomically(run.config, former)  # refused: the run is what it was
         report = write_report(run.path)
         if not outcome.succeeded and not outcome.stopped:
             raise self._failure(began)
         return report
+
+    def _begin(self) -> EventWriter:
+        """Write the configuration and the first event: wall time counts from here."""
+        run = self.run
+        try:
+            write_text_atomically(run.config, dump_config(self.resolved.config))
+            clear_signs(run.live)
+            events = EventWriter(run.events, LAUNCHER_RANK)
+            events.write("launched", resume=self.resume)
+        except OSError as error:
+            if not self.resume:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise unwritable(run.path, error) from error
+        return events
 
     def _assignment(
         self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
@@ -226,6 +240,11 @@ def _note_launch(run: RunDirectory, resume: bool) -> None:
     events = EventWriter(run.events, LAUNCHER_RANK)
     events.write("launched", resume=resume)
     events.close()
+
+
+def _begun(run: RunDirectory, since: float) -> bool:
+    """Whether the workers came so far as to train."""
+    return any(event["time"] >= since for event in read_events(run.path, "run_started"))
 
 
 def _ended(run: RunDirectory, since: float) -> bool:

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names and consoles need not be Unicode
             stream.reconfigure(errors="backslashreplace")
+    # Bars of libraries would stand in the middle of ours; they read this when they are imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     try:
         if sys.stdout is not None:

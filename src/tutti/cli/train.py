@@ -45,8 +45,10 @@ def train(
 def _program() -> str:
     """What to type for `tutti` here: the very program that runs now, when it is not the one on the path."""
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        return f"{shlex.quote(_short(Path(sys.executable)))} -m tutti"
+    if called.parts[-2:] == ("tutti", "__main__.py"):
+        python = Path(sys.executable)
+        on_path = shutil.which(python.name)
+        return f"{python.name if on_path == str(python) else shlex.quote(_short(python))} -m tutti"
     found = shutil.which("tutti")
     if called.name != "tutti" or (found and Path(found).resolve() == called.resolve()):
         return "tutti"

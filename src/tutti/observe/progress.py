@@ -26,6 +26,9 @@ class Progress:
     """The state of a run, as its events tell it."""
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         self.steps = 0
         self.step = 0
         self.bits_per_byte: float | None = None
@@ -40,8 +43,8 @@ class Progress:
     def take(self, event: Event) -> list[str]:
         """Learn from `event`; returns the lines that it is worth."""
         kind = event["kind"]
-        if kind == "launched":  # another command: what an earlier one said is no news of this one
-            self._facts, self._said, self._save_told = "", set(), 0.0
+        if kind == "launched":  # another command: what an earlier one did is no news of this one
+            self._forget()
         if kind == "rehearsal":
             what = str(event.get("what"))
             self._rehearsed[what] = max(self._rehearsed.get(what, 0.0), number(event.get("seconds")) or 0.0)

@@ -47,7 +47,7 @@ def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Wall time", _if(get("wall_seconds"), words.seconds)),
         ("Peak memory", _if(get("peak_memory_bytes"), lambda v: f"{words.size(v)} (the largest worker)")),
         (
-            "Sent over the network",
+            "Sent between replicas",
             _if(
                 sent,
                 lambda v: (
