@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Material for MkDocs announces its successor at every build.
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo test test-all docs clean
 

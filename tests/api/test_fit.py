@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,36 @@ def test_mlp_with_a_loss_sum_and_no_validation(tmp_path: Path) -> None:
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(result.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     assert result.report["validation_loss"] is None
+
+
+SCRIPT = """
+import torch, tutti
+
+class Doubler(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.factor * x
+
+x = torch.linspace(-1, 1, 64)
+result = tutti.fit(
+    Doubler(), torch.nn.MSELoss(), (x, 2 * x), workers=2, steps=80, batch=16, console=False, train__learning_rate=0.05
+)
+print(f"{float(result.model.factor):.2f} {result.report['restarts']}")
+"""
+
+
+@pytest.mark.distributed
+def test_a_plain_script_without_a_guard_and_with_its_own_classes(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    factor, restarts = done.stdout.split()
+    assert abs(float(factor) - 2.0) < 0.2 and restarts == "0"
 
 
 def test_bad_arguments_are_one_clear_error(tmp_path: Path) -> None:

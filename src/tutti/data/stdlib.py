@@ -1,6 +1,6 @@
 """`source: python-stdlib`: the text that every machine with Python has.
 
-The modules of the standard library without its tests, its editor and what other projects put beside it.
+The modules of the standard library without its tests, its editor, generated tables and what other projects put beside it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ LEFT_OUT = frozenset(
     {
         "__pycache__",
         "dist-packages",
+        "encodings",  # tables, generated, each like the next
         "ensurepip",
         "idlelib",
         "lib-dynload",
         "lib2to3",
+        "pydoc_data",  # one huge string
         "site-packages",
         "test",
         "tests",

@@ -6,11 +6,13 @@ failure that would only repeat itself (an error of the user, a bug) is not tried
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -121,3 +123,19 @@ class ReplicaAgent(LocalElasticAgent):
 def preload(modules: list[str]) -> None:
     """Import `modules` once, in the server that workers are forked from; before the first worker starts."""
     multiprocessing.set_forkserver_preload(modules)
+
+
+@contextlib.contextmanager
+def hidden_main() -> Iterator[None]:
+    """Keep workers from running the user's script again.
+
+    multiprocessing imports the script of `__main__` in every child, which starts a second training there unless
+    it is guarded by `if __name__ == "__main__"`. Workers need nothing of it: cloudpickle carries its classes.
+    """
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    main.__spec__, main.__file__ = None, None
+    try:
+        yield
+    finally:
+        main.__spec__, main.__file__ = spec, file

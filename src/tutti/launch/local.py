@@ -22,7 +22,7 @@ from torch.distributed.elastic.agent.server.api import RunResult
 
 from tutti.core.errors import LaunchError
 from tutti.core.events import EventWriter, read_events
-from tutti.launch.agent import ReplicaAgent, preload
+from tutti.launch.agent import ReplicaAgent, hidden_main, preload
 
 #: The launcher's own number among the events' ranks.
 LAUNCHER_RANK = -1
@@ -82,7 +82,7 @@ class LocalLaunch:
                 threading.Thread(target=self._attend, args=(index,), name=f"agent-{index}", daemon=True)
                 for index in range(len(self._agents))
             ]
-            with self._signals():
+            with self._signals(), hidden_main():
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):

@@ -51,10 +51,10 @@ class World:
         return self.replicas * self.parts
 
 
-def pick_device() -> torch.device:
-    """The accelerator of this local rank, or the CPU."""
+def pick_device(neighbours: int = 0) -> torch.device:
+    """The accelerator of this local rank, or the CPU. `neighbours`: ranks of other launches on this host before it."""
     if torch.accelerator.is_available():
-        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count()
+        index = (neighbours + int(os.environ.get("LOCAL_RANK", "0"))) % torch.accelerator.device_count()
         torch.accelerator.set_device_index(index)
         kind = torch.accelerator.current_accelerator()
         assert kind is not None
@@ -78,7 +78,7 @@ def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> Wor
     Raises:
         LaunchError: the environment has another number of processes than replicas × parts.
     """
-    device = pick_device()
+    device = pick_device((elastic_replica or 0) * parts)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     expected = parts if elastic_replica is not None else replicas * parts
     if size != expected:

@@ -53,20 +53,20 @@ class LanguageModelJob(Job):
 def language_model_job(config: Config, prepared_directory: Path) -> LanguageModelJob:
     """The job of a run with `config` on the text prepared in `prepared_directory`."""
     prepared = open_prepared(prepared_directory)
-    model, choices = _build(config, prepared)
+    objective = CausalLanguageModelling(_build(config, prepared)[0])
     sequence, seed = config.data.sequence, config.train.seed
     has_validation = prepared.splits["validation"].tokens > 0
     train_data = TokenSource(prepared, "train", sequence, seed, shift=True)
     return LanguageModelJob(
-        objective=CausalLanguageModelling(model),
+        objective=objective,
         train_data=train_data,
         validation_data=TokenSource(prepared, "validation", sequence, seed, shift=False)
         if has_validation
         else None,
         tokens_per_sample=sequence,
-        flops_per_sample=flops_per_token(model, sequence) * sequence,
+        flops_per_sample=flops_per_token(objective.model, sequence) * sequence,
         target_bytes=torch.from_numpy(train_data.token_bytes.astype("int64")),
-        choices=choices,
+        choices=[objective.notice] if objective.notice else [],
         config=config,
         prepared=prepared,
     )

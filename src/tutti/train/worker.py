@@ -99,7 +99,7 @@ def _train(
     )
     live.set(phase="building the model")
     job = _job(assignment, run, config)
-    job.choices = list(assignment.choices)
+    job.choices[:0] = assignment.choices
     settings = settings_of(config, world.device)
     state = RunState()
     objective = job.objective.to(world.device)
@@ -198,6 +198,7 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
                     ),
                 )
         loop.note_memory()
+        loop.live.set(step=loop.state.step)
         if loop.leads:
             loop.events.write("finished", step=loop.state.step, state=outcome)
         loop.policy.close()
@@ -234,10 +235,10 @@ def _write_started(
     """All ranks measure their matmul rate at the same time, as they will compute at the same time."""
     if world.everyone is not None:
         dist.barrier(group=world.everyone)
-    rate = torch.tensor(
-        measure_matmul(DTYPES[settings.precision], device=world.device.type, threads=torch.get_num_threads()),
-        dtype=torch.float64,
-    )
+    dtype, threads = DTYPES[settings.precision], torch.get_num_threads()
+    # The best of several: a busy moment would make the peak too low, and utilisation too good to be true.
+    rates = [measure_matmul(dtype, device=world.device.type, threads=threads, seconds=0.15) for _ in range(3)]
+    rate = torch.tensor(max(rates), dtype=torch.float64)
     counted = StaticTransport(world.inside if world.elastic else world.everyone)
     counted.all_reduce(rate)
     if world.rank != 0 and not (world.elastic and world.part == 0):
