@@ -30,6 +30,5 @@ def generate(
         pairs = zip(prompts, texts, strict=True)
         print_json({"texts": [{"prompt": prompt, "text": text} for prompt, text in pairs]})
         return
-    for text in texts:
-        typer.echo(text)
-        typer.echo()
+    for prompt, text in zip(prompts, texts, strict=True):
+        typer.echo(f"{prompt}{text}\n")

@@ -125,4 +125,16 @@ def _summary_writer(directory: str, purge_step: int | None) -> Any:
     # Imported here, in the tracker's thread: it takes a second, and may not be installed.
     from torch.utils.tensorboard import SummaryWriter
 
+    threading.excepthook = _Quiet(threading.excepthook)
     return SummaryWriter(directory, purge_step=purge_step)
+
+
+class _Quiet:
+    """The library's own thread dies of a full disk with a traceback on the terminal; `_run` says it in one line."""
+
+    def __init__(self, before: Any) -> None:
+        self._before: Any = before._before if isinstance(before, _Quiet) else before
+
+    def __call__(self, arguments: Any) -> None:
+        if type(arguments.thread).__name__ != "_AsyncWriterThread":
+            self._before(arguments)
