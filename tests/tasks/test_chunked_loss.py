@@ -74,6 +74,21 @@ def test_against_numpy_with_extreme_logits() -> None:
     assert chunked_cross_entropy(hidden, weight, labels).item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [3, None])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_unlikely_targets_among_likely_ones(chunk: int | None, with_bias: bool) -> None:
+    """Rows whose probability underflows in fp32 are computed another way; the sum must not show it."""
+    hidden, weight, bias, labels = (tensor.detach() for tensor in _case(ignored=False))
+    hidden[::4] *= 40
+    bias = bias if with_bias else None
+    logits = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
+    chances = logits.softmax(1).gather(1, labels[:, None])
+    assert (chances < 1e-30).any() and (chances > 1e-30).any()
+    expected = F.cross_entropy(logits, labels, reduction="sum")
+    total = chunked_cross_entropy(hidden, weight, labels, bias, chunk)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_no_targets_gives_zero_and_zero_gradients() -> None:
     hidden, weight, bias, labels = _case()
     total = chunked_cross_entropy(hidden, weight, torch.full_like(labels, -100), bias)

@@ -27,6 +27,9 @@ IGNORED = -100
 _ELEMENTS_CPU = 1 << 22
 _ELEMENTS_ACCELERATOR = 1 << 26
 
+#: Probabilities below this lose digits soon (fp32 ends at 1e-38); exp(-69).
+_UNDERFLOW = 1e-30
+
 
 def default_chunk(vocabulary: int, device: torch.device) -> int:
     """Tokens of one chunk."""
@@ -111,7 +114,7 @@ def _compute(
     sums = _sum_type(products)
     count, vocabulary = hidden.shape[0], weight.shape[0]
     inputs, head = hidden.to(products), weight.to(products)
-    total = hidden.new_zeros((), dtype=sums)
+    likelihood = hidden.new_empty(count, dtype=sums)
     d_hidden = (
         torch.empty_like(hidden, memory_format=torch.contiguous_format) if for_hidden else hidden.new_empty(0)
     )
@@ -129,14 +132,13 @@ def _compute(
             logits.copy_(product)
         if bias is not None:
             logits += bias
-        # log Σ exp z = max z − log max softmax(z): exact, as the largest probability is at least 1/V,
-        # and two passes cheaper than a logarithm of every probability.
-        largest, wanted = logits.amax(1, keepdim=True), logits.gather(1, target)
         chances = torch.softmax(logits, 1, out=logits)
-        total += (largest - wanted - chances.amax(1, keepdim=True).log()).sum()
+        likelihood[start : start + chunk] = chances.gather(1, target).squeeze(1)
         if not (for_hidden or for_head):
             continue
-        chances.scatter_add_(1, target, torch.full_like(wanted, -1.0))  # now d total/d logits
+        chances.scatter_add_(
+            1, target, target.new_full(target.shape, -1.0, dtype=sums)
+        )  # now d total/d logits
         if for_head and bias is not None:
             d_bias += chances.sum(0)
         if product is not chances:
@@ -149,7 +151,23 @@ def _compute(
             d_weight.addmm_(product.t(), some)
         else:
             d_weight += product.t() @ some
-    return total, d_hidden, d_weight, d_bias
+    return _total(likelihood, inputs, head, labels, bias, chunk), d_hidden, d_weight, d_bias
+
+
+def _total(
+    likelihood: Tensor, inputs: Tensor, head: Tensor, labels: Tensor, bias: Tensor | None, chunk: int
+) -> Tensor:
+    """Σ −log likelihood, [N]. Where that has underflowed, or is about to, the logits are computed once more: rare,
+    and two passes over every logit cheaper than a form that cannot underflow.
+    """
+    rare = (likelihood < _UNDERFLOW).nonzero().squeeze(1)
+    total = -likelihood.index_fill(0, rare, 1.0).log().sum()
+    for rows in rare.split(chunk):
+        logits = (inputs[rows] @ head.t()).to(likelihood.dtype)
+        if bias is not None:
+            logits += bias
+        total += (logits.logsumexp(1) - logits.gather(1, labels[rows, None]).squeeze(1)).sum()
+    return total
 
 
 @_linear_cross_entropy.register_fake
