@@ -162,7 +162,7 @@ def _total(
     """
     rare = (likelihood < _UNDERFLOW).nonzero().squeeze(1)
     total = -likelihood.index_fill(0, rare, 1.0).log().sum()
-    for rows in rare.split(chunk):
+    for rows in torch.split(rare, chunk):
         logits = (inputs[rows] @ head.t()).to(likelihood.dtype)
         if bias is not None:
             logits += bias
