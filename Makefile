@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,20 @@ test: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/pytest
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+# Each of the next takes minutes on a quiet machine; results are written to benchmarks/*/results/.
+bench-throughput: .venv/bench
+	$(BIN)/python -m benchmarks.throughput.run
+
+bench-checkpoint: .venv/ready
+	$(BIN)/python -m benchmarks.checkpoint.run
+
+bench-overlap: .venv/ready
+	$(BIN)/python -m benchmarks.overlap.run
 
 docs: .venv/ready
 	$(BIN)/mkdocs serve

@@ -1,0 +1,55 @@
+"""Tutti as a peer: `tutti.train` with its own launcher, whose workers wait for their turn before every step.
+
+python -m benchmarks.tutti_peer CONFIG.yaml [train.compile=true …]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tutti.supervise
+from tutti import api
+from tutti.config import load_config
+from tutti.train import worker
+from tutti.train.loop import Loop
+
+
+def gated_worker(assignment: worker.Assignment) -> None:
+    """A worker as usual, but for the wait."""
+    from benchmarks.turns import Turns
+
+    # torchrun gives each rank of the other peers a session, and Linux gives each session an equal share of a busy
+    # machine (autogroups): without this, others' load would hit Tutti's workers twice as hard.
+    os.setsid()
+    turns: list[Turns] = []
+    make_step, note_step = Loop._step, Loop._note_step
+    last: list[float] = []
+
+    def note(self: Loop, step: int, gradient: Any, *rest: Any) -> None:
+        last[:] = [gradient.loss]
+        note_step(self, step, gradient, *rest)
+
+    def gated(self: Loop, step: int) -> bool:
+        if not turns:
+            turns.append(Turns.of_environment(self.world.rank))
+        turns[0].before_step(last[0] if last else None)
+        return make_step(self, step)
+
+    Loop._step = gated  # type: ignore[method-assign]
+    Loop._note_step = note  # type: ignore[method-assign]
+    worker.main(assignment)
+
+
+def main() -> None:
+    # By its importable name: workers are other processes, in which `__main__` is something else.
+    from benchmarks.tutti_peer import gated_worker as importable
+
+    tutti.supervise.worker_main = importable
+    api.train(load_config(Path(sys.argv[1]), sys.argv[2:]), console=False)
+
+
+if __name__ == "__main__":
+    main()
