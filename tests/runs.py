@@ -55,7 +55,9 @@ class Running:
         except BaseException as error:
             self.error = error
 
-    def until(self, condition: Callable[[dict[str, Any]], bool], what: str, seconds: float = 60) -> dict[str, Any]:
+    def until(
+        self, condition: Callable[[dict[str, Any]], bool], what: str, seconds: float = 60
+    ) -> dict[str, Any]:
         """The first event of this attempt that meets `condition`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -70,7 +72,9 @@ class Running:
 
     def until_step(self, step: int, rank: int | None = None, seconds: float = 60) -> None:
         self.until(
-            lambda e: e["kind"] == "step" and e["step"] >= step and rank in (None, e["rank"]), f"step {step}", seconds
+            lambda e: e["kind"] == "step" and e["step"] >= step and rank in (None, e["rank"]),
+            f"step {step}",
+            seconds,
         )
 
     def kill(self, rank: int, number: signal.Signals = signal.SIGKILL) -> int:
