@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import pickle
 import shutil
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tutti.config import Config, dump_config, load_config
-from tutti.core.errors import LaunchError, TrainingError, TuttiError
+from tutti.core import errors
+from tutti.core.errors import LaunchError, RunError, TrainingError, TuttiError
 from tutti.core.events import EventWriter, read_events
-from tutti.core.files import write_text_atomically
+from tutti.core.files import is_full, write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import Prepared
@@ -83,9 +85,12 @@ class Supervision:
         events.close()
         if former is not None and not _begun(run, began):
             write_text_atomically(run.config, former)  # refused: the run is what it was
-        report = write_report(run.path)
+        try:
+            report = write_report(run.path)
+        except RunError as error:
+            raise RunError(error.problem, self._go_on("mend that, then ")) from error
         if not outcome.succeeded and not outcome.stopped:
-            raise self._failure(began)
+            raise self._failure(began, outcome.reason)
         return report
 
     def _begin(self) -> EventWriter:
@@ -118,18 +123,26 @@ class Supervision:
             choices=tuple(self.resolved.choices),
         )
 
-    def _failure(self, began: float) -> TuttiError:
+    def _failure(self, began: float, reason: str) -> TuttiError:
         """The run's first error; one that the user can mend before step 1 takes the directory with it."""
+        if is_full(self.run.path):  # the workers could not even write what went wrong
+            problem = unwritable(self.run.path, OSError(errno.ENOSPC, "")).problem
+            return RunError(problem, self._go_on("free some space, then "))
         causes = [e for e in read_events(self.run.path, "error") if e["time"] >= began and not e.get("peer")]
         cause = min(causes, key=lambda event: event["time"], default=None)
-        if cause is None or not cause.get("user"):
-            summary = summarise_errors(self.run.path, began) or "the workers died more often than they may"
-            return LaunchError(
-                summary, f"`tutti train … --resume` goes on from the last checkpoint of {self.run.path}"
-            )
+        if cause is None:  # only the dead one knew why; its peers lost their connection
+            most = self.resolved.config.watch.max_restarts
+            return LaunchError(f"{reason}, and watch.max_restarts = {most} is used up", self._go_on())
+        if not cause.get("user"):
+            return LaunchError(summarise_errors(self.run.path, began) or reason, self._go_on())
         if not self.resume and not any(True for _ in read_events(self.run.path, "step")):
             shutil.rmtree(self.run.path, ignore_errors=True)
-        return TrainingError(cause["message"], cause["hint"])
+        kind = getattr(errors, str(cause["type"]), TrainingError)
+        made: TuttiError = kind(cause["message"], cause["hint"])
+        return made
+
+    def _go_on(self, first: str = "") -> str:
+        return f"{first}`tutti train … --resume` goes on from the last checkpoint of {self.run.path}"
 
 
 class Show:
@@ -156,6 +169,10 @@ class Show:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Show what is left, and end."""
         self._stop.set()
         if self._console:
             self._thread.join(timeout=10)
@@ -219,8 +236,13 @@ def run_in_started_world(
     if rank != 0:
         worker_main(assignment)
         return {}
-    with Show(run, console, began):
-        worker_main(assignment)
+    with Show(run, console, began) as show:
+
+        def say_what_happened() -> None:
+            show.stop()
+            print(f"error: {summarise_errors(run.path, began)}", file=sys.stderr)
+
+        worker_main(assignment, before_exit=say_what_happened)
     return write_report(run.path)
 
 

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from toys import Numbers, make_objective
 from torch import Tensor, nn
 
+from toys import Numbers, make_objective
 from tutti.core import TrainingError
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 

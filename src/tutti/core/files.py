@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+
+def is_full(path: Path) -> bool:
+    """Whether the disk that holds `path` has no room for even a few lines."""
+    return shutil.disk_usage(path).free < 1 << 16
 
 
 def fsync_directory(path: Path) -> None:

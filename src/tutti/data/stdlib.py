@@ -1,6 +1,7 @@
 """`source: python-stdlib`: the text that every machine with Python has.
 
-The modules of the standard library without its tests, its editor, generated tables and what other projects put beside it.
+The modules of the standard library without its tests, its editor, generated tables and what other projects put
+beside it.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -79,16 +80,22 @@ class ReplicaAgent(LocalElasticAgent):
         self._max_restarts = max_restarts
         self._on_restart = on_restart
         self._is_fatal = is_fatal
-        self._reason = "the workers died"
+        #: Who died last, and of what.
+        self.reason = "the workers died"
 
     def pids(self) -> list[int]:
         """Process ids of the workers that were started last."""
         return list(self._pcontext.pids().values()) if self._pcontext is not None else []
 
+    def close(self) -> None:
+        """End the rendezvous and its timer, whose thread would else complain when it is collected."""
+        with contextlib.suppress(Exception):
+            self._worker_group.spec.rdzv_handler.shutdown()
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            self._reason = self._why(result)
+            self.reason = self._why(result)
             if self._is_fatal():
                 self._remaining_restarts = 0
         return result
@@ -116,13 +123,22 @@ class ReplicaAgent(LocalElasticAgent):
         return "the workers died"
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        self._on_restart(self._max_restarts - self._remaining_restarts, self._reason)
+        self._on_restart(self._max_restarts - self._remaining_restarts, self.reason)
         super()._restart_workers(worker_group)
 
 
 def preload(modules: list[str]) -> None:
-    """Import `modules` once, in the server that workers are forked from; before the first worker starts."""
+    """Import `modules` once, in the server that workers are forked from; before the first worker starts.
+
+    The server is started here without Ctrl-C: it would die of it in mid-import, with a traceback on the terminal.
+    """
     multiprocessing.set_forkserver_preload(modules)
+    resource_tracker.ensure_running()  # starting it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from torch.distributed.elastic.agent.server.api import RunResult
 
 from tutti.core.errors import LaunchError
 from tutti.core.events import EventWriter, read_events
+from tutti.core.files import is_full
 from tutti.launch.agent import ReplicaAgent, hidden_main, preload
 
 #: The launcher's own number among the events' ranks.
@@ -36,10 +37,11 @@ WORKER_IMPORTS = ["tutti.train.worker", "transformers.models.llama.modeling_llam
 
 @dataclass
 class Outcome:
-    """How it ended: whether every agent was content, and whether somebody asked for a stop."""
+    """How it ended: whether every agent was content, whether somebody asked for a stop, and who died of what."""
 
     succeeded: bool
     stopped: bool
+    reason: str = ""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class LocalLaunch:
     _agents: list[ReplicaAgent] = field(default_factory=list)
     _results: dict[int, RunResult | BaseException] = field(default_factory=dict)
     _stopped: bool = False
+    _told: set[int] = field(default_factory=set)
 
     def execute(self, meanwhile: Callable[[], None]) -> Outcome:
         """Run to the end; `meanwhile` is called a few times a second in this thread.
@@ -87,13 +90,15 @@ class LocalLaunch:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
                     meanwhile()
+                    if self._stopped:
+                        self._tell(signal.SIGTERM)  # workers that were only being started had not heard it
                     threads[0].join(timeout=0.1) if threads[0].is_alive() else time.sleep(0.1)
             meanwhile()
         finally:
             if servers:
                 servers.lighthouse.shutdown()
             self._events.close()
-        return Outcome(self._succeeded(), self._stopped)
+        return Outcome(self._succeeded(), self._stopped, "; ".join(self._reasons()))
 
     def kill(self, pid: int) -> None:
         """End a worker that shows no sign of life; its agent starts it again."""
@@ -115,7 +120,7 @@ class LocalLaunch:
             arguments=(assigned,),
             max_restarts=self.max_restarts,
             on_restart=on_restart,
-            is_fatal=lambda: self._stopped or self._has_fatal_error(replica),
+            is_fatal=lambda: self._stopped or self._has_fatal_error(replica) or is_full(self.run),
         )
 
     def _attend(self, index: int) -> None:
@@ -123,11 +128,21 @@ class LocalLaunch:
             self._results[index] = self._agents[index].run()
         except BaseException as error:
             self._results[index] = error
+        finally:
+            self._agents[index].close()
 
     def _succeeded(self) -> bool:
         """Fixed: all of it; elastic: as many replicas as a round needs."""
         good = [r for r in self._results.values() if isinstance(r, RunResult) and not r.is_failed()]
         return len(good) >= (self.min_replicas if self.elastic else 1)
+
+    def _reasons(self) -> list[str]:
+        """Why each agent that gave up did."""
+        return [
+            agent.reason
+            for index, agent in enumerate(self._agents)
+            if not isinstance(result := self._results.get(index), RunResult) or result.is_failed()
+        ]
 
     def _has_fatal_error(self, replica: int | None) -> bool:
         """Whether a worker left an error that is more than the loss of a peer."""
@@ -159,10 +174,13 @@ class LocalLaunch:
                 signal.signal(number, handler)
 
     def _tell(self, number: signal.Signals) -> None:
+        """Send `number` to every worker; each is asked only once to stop."""
         for agent in self._agents:
             for pid in agent.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+                if number != signal.SIGTERM or pid not in self._told:
+                    self._told.add(pid)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
     # Servers of elastic membership -----------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Optimizers:
 
 def build_optimizers(model: nn.Module, train: TrainConfig, learning_rate: float) -> Optimizers:
     """Optimizers for the trainable parameters of `model` (sharded already, when it is to be) at their peak
-    `learning_rate`.
+    `learning_rate`. The first of `betas` is Muon's momentum as well.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hidden = hidden_matrices(model) if train.optimizer == "muon" else []
@@ -55,7 +55,8 @@ def build_optimizers(model: nn.Module, train: TrainConfig, learning_rate: float)
     rest = [parameter for parameter in parameters if id(parameter) not in theirs]
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:
-        optimizers.append(Muon(hidden, lr=learning_rate, weight_decay=train.weight_decay))
+        momentum, decay = train.betas[0], train.weight_decay
+        optimizers.append(Muon(hidden, lr=learning_rate, momentum=momentum, weight_decay=decay))
     if rest:
         optimizers.append(_adamw(rest, train, learning_rate))
     return Optimizers(optimizers)

@@ -75,9 +75,10 @@ def is_peer_error(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PEER_WORDS)
 
 
-def report_error(error: BaseException, events: EventWriter, live: LiveSign) -> None:
-    """The traceback into this rank's log, the error into the events; to be called while it is handled."""
-    traceback.print_exc()
+def report_error(error: BaseException, events: EventWriter, live: LiveSign, *, log: bool) -> None:
+    """The error into the events, its traceback also into this rank's log; to be called while it is handled."""
+    if log:
+        traceback.print_exc()
     events.write(
         "error",
         step=live.step,

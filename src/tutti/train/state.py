@@ -22,6 +22,7 @@ from tutti.core.types import Objective
 from tutti.sync import DiLoCo, Ledger, Policy
 from tutti.sync.policy import local_part
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
+from tutti.train.checkpoints.retention import entries
 
 
 @dataclass
@@ -89,7 +90,12 @@ class StateKeeper:
         """
         path = self._find()
         if path is None:
-            return None
+            if any(not entry.torn for entry in entries(self.directory)):
+                raise CheckpointError(
+                    f"{self.directory} holds no sound checkpoint: every one was damaged after it was written",
+                    "check the disk; restore one from a copy, or start a new run with name=OTHER",
+                )
+            return None  # killed before its first save was complete: nothing is lost by beginning again
         meta = read_manifest(path).meta
         for key, mine in self.identity.items():
             theirs = meta["identity"].get(key)

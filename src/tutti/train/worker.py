@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,11 @@ class Assignment:
     choices: tuple[str, ...] = ()
 
 
-def main(assignment: Assignment) -> None:
-    """Train as one rank. Exits with 1 after writing an `error` event when anything goes wrong."""
+def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) -> None:
+    """Train as one rank. Exits with 1 after writing an `error` event when anything goes wrong.
+
+    `before_exit`: told then; given, it is he who tells the user, and the traceback stands in the events alone.
+    """
     run = RunDirectory(assignment.run)
     config = load_config(run.config)
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -74,11 +78,15 @@ def main(assignment: Assignment) -> None:
             torch.set_num_threads(assignment.threads)
             _train(assignment, run, config, attempt, events, live, stop)
         except BaseException as error:
-            report_error(error, events, live)
-            # Skip torch's orderly shutdown: it may wait for peers that will never answer.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)
+            try:
+                report_error(error, events, live, log=before_exit is None)
+                if before_exit is not None:
+                    before_exit()
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # a full disk may have refused the report
+                # Skip torch's orderly shutdown: it may wait for peers that will never answer.
+                os._exit(1)
 
 
 def _train(
