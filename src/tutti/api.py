@@ -249,6 +249,12 @@ def _export_is_current(directory: RunDirectory) -> bool:
 def export(run: Path, destination: Path | None = None) -> Path:
     """Write the run's newest sound checkpoint in Hugging Face format (default: `export/` of the run)."""
     destination = destination or RunDirectory(run).export
+    is_export = (destination / "config.json").is_file()
+    if destination.exists() and not is_export and (not destination.is_dir() or any(destination.iterdir())):
+        raise RunError(
+            f"{destination} exists and is no exported model",
+            "choose a directory that is not there yet, or an export to replace",
+        )
     job, _, _ = _load_trained(run)
     job.export(job.objective.model, destination)
     return destination

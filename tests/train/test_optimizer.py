@@ -97,6 +97,13 @@ def test_a_lone_matrix_leaves_no_empty_optimizer() -> None:
     ]
 
 
+def test_the_first_beta_is_muons_momentum_too() -> None:
+    train = TrainConfig(optimizer="muon", betas=(0.8, 0.97))
+    muon, adamw = build_optimizers(llama(tied=True), train, 0.02).optimizers
+    assert muon.param_groups[0]["momentum"] == 0.8
+    assert adamw.param_groups[0]["betas"] == (0.8, 0.97)
+
+
 def test_the_learning_rate_is_a_share_of_the_peak_each_time() -> None:
     optimizers = build_optimizers(llama(tied=True), TrainConfig(optimizer="muon"), 0.02)
     for factor in (0.5, 0.1, 1.0):

@@ -28,7 +28,20 @@ def list_runs(
     if json_output:
         print_json({"runs": found})
     elif found:
-        print_records(f"runs in {directory}", list(found))
+        from tutti.observe import words
+
+        rows = [
+            {
+                "run": row.get("name"),
+                "state": row.get("state"),
+                "started": words.date(row["started"]) if row.get("started") else "–",
+                "steps": row.get("steps"),
+                "validation loss": words.figure(row.get("validation_loss")),
+                "bits per byte": words.figure(row.get("validation_bits_per_byte")),
+            }
+            for row in found
+        ]
+        print_records(f"runs in {directory}", rows)
     else:
         typer.echo(f"there are no runs in {directory}")
 

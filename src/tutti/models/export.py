@@ -48,6 +48,8 @@ def export_model(
         for file in sorted(tokenizer_directory.iterdir()):
             if file.is_file():
                 shutil.copyfile(file, beside / file.name)
+        for file in beside.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone; a service may run as somebody else
         _fsync_all(beside)
         if destination.exists():
             destination.rename(old)

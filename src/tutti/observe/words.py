@@ -26,7 +26,7 @@ def size(value: float | None) -> str:
     if value is None:
         return "–"
     for unit, letters in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if abs(value) >= unit:
+        if abs(value) >= 0.9995 * unit:  # what would be rounded to 1000 of the next smaller unit
             return f"{value / unit:.3g} {letters}"
     return f"{value:.0f} bytes"
 

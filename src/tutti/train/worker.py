@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tutti.config import Config, load_config
+from tutti.core.errors import TuttiError
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
@@ -185,7 +186,11 @@ def _train(
         stop_requested=lambda: stop.asked,
     )
     stop.training = True
-    outcome = loop.run()
+    try:
+        outcome = loop.run()
+    except TuttiError:
+        keeper.finish()  # bad numbers end the run; the save that was being written is still good
+        raise
     _finish(loop, run, outcome)
 
 
