@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ def list_runs(
     elif found:
         from tutti.observe import words
 
-        rows = [
+        rows: list[Any] = [
             {
                 "run": row.get("name"),
                 "state": row.get("state"),
