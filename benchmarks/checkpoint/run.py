@@ -9,6 +9,8 @@ background ends inside the turn as well. Two figures:
 - *blocked*: seconds that a save kept training waiting (from the run's `checkpoint` events) ÷ wall time of the turn;
 - *overhead*: wall time of a turn with the save ÷ the turn without beside it, the median over all pairs, minus one.
   This also holds what writing in the background takes from training on a machine whose cores are all busy.
+
+Beside them, as a figure that other work on the machine hardly moves: the same ratio of the workers' processor seconds.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ def measure(work: Path, options: argparse.Namespace, machine: dict[str, Any], de
         for name, every in (("with", options.every), ("without", 1_000_000))
     }
     seconds: dict[str, list[float]] = {"with": [], "without": []}
+    cpu_seconds: dict[str, list[float]] = {"with": [], "without": []}
     page: Path | None = None
     try:
         for peer in peers.values():
@@ -100,13 +103,14 @@ def measure(work: Path, options: argparse.Namespace, machine: dict[str, Any], de
                 break
             for name in ("with", "without") if pair % 2 == 0 else ("without", "with"):
                 seconds[name].append(peers[name].take_turn(_TURN_SECONDS))
+                cpu_seconds[name].append(sum(record["cpu_seconds"] for record in peers[name].records))
             longest = max(longest, time.monotonic() - began)
             print(
                 f"pair {pair + 1}: {seconds['with'][-1]:.2f} s with, {seconds['without'][-1]:.2f} s without",
                 flush=True,
             )
             saves = read_saves(work / "runs" / "with", options.every, len(seconds["with"]))
-            page = report(options, machine, (precision, reason), seconds, saves)
+            page = report(options, machine, (precision, reason), seconds, cpu_seconds, saves)
     finally:
         for peer in peers.values():
             peer.stop()
@@ -169,6 +173,7 @@ def report(
     machine: dict[str, Any],
     precision: tuple[str, str],
     seconds: dict[str, list[float]],
+    cpu_seconds: dict[str, list[float]],
     saves: list[dict[str, Any]],
 ) -> Path:
     """Write the result as it stands."""
@@ -178,6 +183,7 @@ def report(
     share = median_and_spread(shares)
     ratio = ratios(seconds["with"], seconds["without"])
     overhead = {key: ratio[key] - 1 for key in ("median", "least", "most")}
+    cpu = ratios(cpu_seconds["with"], cpu_seconds["without"])
     targets = [
         {"what": "blocked ÷ wall", "target": TARGET, "reached": share, "met": share["median"] <= TARGET},
         {
@@ -202,6 +208,7 @@ def report(
         },
         "pairs": len(seconds["with"]),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "saves": saves,
         "blocked_seconds": blocked,
         "targets": targets,
@@ -226,6 +233,8 @@ def report(
         table(["pair", "seconds with", "without", "overhead"], rows),
         "",
         *(_verdict(target) for target in targets),
+        f"- for comparison: processor seconds of the workers {cpu['median'] - 1:+.2%} "
+        f"({cpu['least'] - 1:+.2%} to {cpu['most'] - 1:+.2%})",
         "",
         "Repeat: `make bench-checkpoint`.",
     ]

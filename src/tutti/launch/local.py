@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class LocalLaunch:
     entry: Callable[[Any], None]
     assignment: Callable[[int | None, str | None, tuple[str, int] | None], Any]
     _agents: list[ReplicaAgent] = field(default_factory=list)
+    _make_agent: list[Callable[[], ReplicaAgent]] = field(default_factory=list)
     _results: dict[int, RunResult | BaseException] = field(default_factory=dict)
     _stopped: bool = False
     _told: set[int] = field(default_factory=set)
@@ -80,6 +82,7 @@ class LocalLaunch:
             numbers: list[int | None] = [*range(self.replicas)] if self.elastic else [None]
             for number in numbers:
                 assigned = self.assignment(number, lighthouse, store)
+                self._make_agent.append(partial(self._agent, number, assigned))
                 self._agents.append(self._agent(number, assigned))
             threads = [
                 threading.Thread(target=self._attend, args=(index,), name=f"agent-{index}", daemon=True)
@@ -125,7 +128,16 @@ class LocalLaunch:
 
     def _attend(self, index: int) -> None:
         try:
-            self._results[index] = self._agents[index].run()
+            try:
+                self._results[index] = self._agents[index].run()
+            except (ConnectionError, EOFError) as error:
+                # The server that workers are forked from was killed (it may look idle to whoever cleans up).
+                # Its workers leave with it, and another one is started with the next agent.
+                reason = f"the server that workers are forked from is gone ({type(error).__name__})"
+                self._events.write("restart", attempt=1, reason=reason, of_replica=None)
+                self._agents[index].close()
+                self._agents[index] = self._make_agent[index]()
+                self._results[index] = self._agents[index].run()
         except BaseException as error:
             self._results[index] = error
         finally:
@@ -138,11 +150,14 @@ class LocalLaunch:
 
     def _reasons(self) -> list[str]:
         """Why each agent that gave up did."""
-        return [
-            agent.reason
-            for index, agent in enumerate(self._agents)
-            if not isinstance(result := self._results.get(index), RunResult) or result.is_failed()
-        ]
+        reasons = []
+        for index, agent in enumerate(self._agents):
+            result = self._results.get(index)
+            if not isinstance(result, RunResult):
+                reasons.append(f"its workers could not be started: {type(result).__name__}: {result}")
+            elif result.is_failed():
+                reasons.append(agent.reason)
+        return reasons
 
     def _has_fatal_error(self, replica: int | None) -> bool:
         """Whether a worker left an error that is more than the loss of a peer."""

@@ -29,13 +29,16 @@ def redirect_output(path: Path) -> None:
 def die_with(launcher: int) -> None:
     """Leave when the launcher is gone: a worker without one can be neither watched nor restarted."""
 
+    parent = os.getppid()  # the server that this worker was forked from; without it nobody learns how we end
+
     def watch() -> None:
-        while True:
+        while os.getppid() == parent:
             try:
                 os.kill(launcher, 0)
             except ProcessLookupError:
-                os._exit(1)
+                break
             time.sleep(1)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
 
