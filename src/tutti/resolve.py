@@ -83,7 +83,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
             "sync.implementation",
             sync.implementation,
             "buckets",
-            "as fast as DDP, and right with any layout and transport",
+            "right with any layout and transport, and with parameters that get no gradient",
         )
         sync = sync.model_copy(update={"implementation": how})
     updates = {
