@@ -11,9 +11,8 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, spawn
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -147,11 +146,16 @@ def hidden_main() -> Iterator[None]:
 
     multiprocessing imports the script of `__main__` in every child, which starts a second training there unless
     it is guarded by `if __name__ == "__main__"`. Workers need nothing of it: cloudpickle carries its classes.
+    The module itself stays as it is: `inspect`, and so whoever logs in another thread, fails on one without a file.
     """
-    main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    main.__spec__, main.__file__ = None, None
+    original = spawn.get_preparation_data
+
+    def without_main(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = original(name)
+        return {key: value for key, value in data.items() if not key.startswith("init_main_from")}
+
+    spawn.get_preparation_data = without_main
     try:
         yield
     finally:
-        main.__spec__, main.__file__ = spec, file
+        spawn.get_preparation_data = original
