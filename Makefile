@@ -1,22 +1,27 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+# Modules are compiled when they are first imported: most of what comes with torch never is.
+INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-quality
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
 	touch $@
 
-demo: .venv/ready
+.venv/dev: .venv/installed
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/tutti train examples/demo.yaml
 
-test: .venv/ready
+test: .venv/dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
@@ -24,24 +29,28 @@ test: .venv/ready
 	$(BIN)/mkdocs build --strict --quiet
 	$(BIN)/pytest -m 'not slow'
 
-test-all: .venv/ready
+test-all: .venv/dev
 	$(BIN)/pytest
 
-.venv/bench: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+.venv/bench: .venv/installed
+	$(INSTALL) -e '.[bench]'
 	touch $@
 
 # Each of the next takes minutes on a quiet machine; results are written to benchmarks/*/results/.
 bench-throughput: .venv/bench
 	$(BIN)/python -m benchmarks.throughput.run
 
-bench-checkpoint: .venv/ready
+bench-checkpoint: .venv/installed
 	$(BIN)/python -m benchmarks.checkpoint.run
 
-bench-overlap: .venv/ready
+bench-overlap: .venv/installed
 	$(BIN)/python -m benchmarks.overlap.run
 
-docs: .venv/ready
+# TEXT: the file to learn; CORE: the core that both sides are held to.
+bench-quality: .venv/installed
+	$(BIN)/python -m benchmarks.time_to_quality.run --text $(TEXT) --core $(or $(CORE),0)
+
+docs: .venv/dev
 	$(BIN)/mkdocs serve
 
 clean:
