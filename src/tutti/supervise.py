@@ -24,7 +24,7 @@ from tutti.core.files import is_full, write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import Prepared
-from tutti.launch import LAUNCHER_RANK, LocalLaunch
+from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import TensorBoardTracker, Watchdog, follow, summarise_errors, write_report
 from tutti.parallel import started_store
 from tutti.resolve import Resolved

@@ -14,6 +14,7 @@ import typer
 from tutti.cli.failures import INTERRUPTED
 from tutti.cli.output import Json, only_the_answer, print_json
 from tutti.cli.validate import ConfigFile, Overrides
+from tutti.launch.server import start_server
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of the run.")]
 
@@ -25,6 +26,8 @@ def train(
     from tutti.config import load_config
 
     resolved = load_config(config, overrides or ())
+    if "WORLD_SIZE" not in os.environ:  # torchrun starts its workers itself
+        start_server()  # before this process imports torch, so that both do it at once
     with only_the_answer(json_output):
         from tutti import api
 

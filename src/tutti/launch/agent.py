@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker, spawn
+from multiprocessing import spawn
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -21,8 +20,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-#: Workers are forked from a server that has imported everything already: a restart costs no imports.
-START_METHOD = "forkserver"
+from tutti.launch.server import START_METHOD
+
 _MONITOR_SECONDS = 0.1
 #: How long a worker that was told to end may take before it is killed.
 _SHUTDOWN_SECONDS = 10
@@ -124,20 +123,6 @@ class ReplicaAgent(LocalElasticAgent):
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         self._on_restart(self._max_restarts - self._remaining_restarts, self.reason)
         super()._restart_workers(worker_group)
-
-
-def preload(modules: list[str]) -> None:
-    """Import `modules` once, in the server that workers are forked from; before the first worker starts.
-
-    The server is started here without Ctrl-C: it would die of it in mid-import, with a traceback on the terminal.
-    """
-    multiprocessing.set_forkserver_preload(modules)
-    resource_tracker.ensure_running()  # starting it unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

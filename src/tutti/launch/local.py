@@ -24,7 +24,8 @@ from torch.distributed.elastic.agent.server.api import RunResult
 from tutti.core.errors import LaunchError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full
-from tutti.launch.agent import ReplicaAgent, hidden_main, preload
+from tutti.launch.agent import ReplicaAgent, hidden_main
+from tutti.launch.server import start_server
 
 #: The launcher's own number among the events' ranks.
 LAUNCHER_RANK = -1
@@ -32,8 +33,6 @@ LAUNCHER_RANK = -1
 HEARTBEAT_TIMEOUT_MS = 1000
 #: How long a quorum waits for replicas that are alive but have not come yet (they are in mid-round).
 JOIN_TIMEOUT_MS = 600_000
-#: What a worker imports; imported once by the server that all workers are forked from.
-WORKER_IMPORTS = ["tutti.train.worker", "transformers.models.llama.modeling_llama", "torchft"]
 
 
 @dataclass
@@ -72,8 +71,7 @@ class LocalLaunch:
 
         SIGTERM or Ctrl-C asks the workers to save and stop; a second one kills them.
         """
-        os.environ.setdefault("RUST_LOG", "error")  # torchft's servers narrate every heartbeat that they miss
-        preload(WORKER_IMPORTS)
+        start_server()
         self._events = EventWriter(self.run / "events", LAUNCHER_RANK)
         self._began = time.time()
         servers = self._start_servers() if self.elastic else None
