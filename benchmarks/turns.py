@@ -27,7 +27,7 @@ import psutil
 
 from benchmarks.common import ROOT
 
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.02
 
 
 class Turns:

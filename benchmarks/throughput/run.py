@@ -82,14 +82,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", default=DEFAULT_PEERS, help=f"of: {', '.join(PEERS)}")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="steps of a turn")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--warmup", type=int, default=4, help="steps before the first round")
     parser.add_argument("--batch", type=int, default=16, help="samples of a step over both workers")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--size", default="14M", help="the model's size, by Tutti's dial")
     parser.add_argument("--cores", default=None, help="two cores, e.g. 0,1 (default: the first two)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="start no round that would end later")
+    parser.add_argument("--minutes", type=float, default=10.0, help="start no round that would end later")
     parser.add_argument(
         "--profile", action="store_true", help="profile Tutti's step also when targets are met"
     )

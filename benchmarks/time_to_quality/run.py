@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="tiny Shakespeare's input.txt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--core", default=None, help="the core to run on (default: the first)")
-    parser.add_argument("--short", type=int, default=300, help="steps of the short run")
+    parser.add_argument("--short", type=int, default=280, help="steps of the short run")
     parser.add_argument("--long", type=int, default=1200, help="steps of the long run")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
