@@ -152,8 +152,10 @@ def print_rows(title: str, columns: list[str], rows: Iterable[list[str]]) -> Non
 
 
 def find_run(run: str, runs: Path = Path("runs")) -> Path:
-    """A run by its path, or by its name in `runs`."""
-    return Path(run) if exists(Path(run)) or not exists(runs / run) else runs / run
+    """A run by its path, or by its name in `runs`; where there is neither, the one that was probably meant."""
+    if exists(Path(run)):
+        return Path(run)
+    return runs / run if exists(runs / run) or os.sep not in run else Path(run)
 
 
 def exists(path: Path) -> bool:

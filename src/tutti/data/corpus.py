@@ -75,7 +75,8 @@ def read_corpus(
     Raises:
         DataError: bad text (see `reading`), no text at all, or a part that was asked for and stays empty.
     """
-    say(f"reading {len(sources.main) + len(sources.validation)} files")
+    files = len(sources.main) + len(sources.validation)
+    say(f"reading {files} file{'' if files == 1 else 's'}")
     main = scan(sources.main, settings, say)
     held_out = scan(sources.validation, settings, say)
     for catalogue, name in ((main, "data.source"), (held_out, "data.validation_source")):
