@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import os
 import pickle
 import shutil
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -64,20 +66,7 @@ class Supervision:
             assignment=self._assignment,
         )
         with Show(run, self.console, began):
-            watchdog = Watchdog(
-                run.path,
-                config.watch.stall_seconds,
-                lambda event: events.write(
-                    "stalled" if event["kind"] == "stalled" else "recovered", **_fields(event)
-                ),
-            )
-
-            def look() -> None:
-                watchdog.poll()
-                for stall in watchdog.stalls.values():
-                    if stall.seconds > config.watch.kill_after_seconds and stall.pid is not None:
-                        launch.kill(stall.pid)
-
+            look = _look(run, config, events, launch.kill)
             outcome = launch.execute(_at_most_every(1.0, look))
             if outcome.stopped and not _ended(run, began):
                 # Asked to stop before the workers trained: they had nothing to save and said nothing.
@@ -236,7 +225,7 @@ def run_in_started_world(
     if rank != 0:
         worker_main(assignment)
         return {}
-    with Show(run, console, began) as show:
+    with Show(run, console, began) as show, _watching(run, resolved.config):
 
         def say_what_happened() -> None:
             show.stop()
@@ -246,6 +235,36 @@ def run_in_started_world(
     return write_report(run.path)
 
 
+@contextlib.contextmanager
+def _watching(run: RunDirectory, config: Config) -> Iterator[None]:
+    """Name ranks that hang, from a thread of rank 0, and end those that can be reached; torchrun does the rest.
+
+    Of ranks on other hosts it sees only those whose `live/` lies on a disk shared with this one.
+    """
+    one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    events = EventWriter(run.events, LAUNCHER_RANK)
+    look = _look(run, config, events, _kill if one_host else _nothing)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            look()
+
+    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        events.close()
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 # Small things -------------------------------------------------------------------------------------------------
 
 
@@ -253,8 +272,29 @@ def _packed(value: object) -> str:
     return base64.b64encode(pickle.dumps(value)).decode()
 
 
-def _nothing(_: str) -> None:
+def _nothing(_: object) -> None:
     pass
+
+
+def _look(
+    run: RunDirectory, config: Config, events: EventWriter, kill: Callable[[int], None]
+) -> Callable[[], None]:
+    """What to call every second or so: it notes who hangs, and ends who has hung for too long."""
+    watchdog = Watchdog(
+        run.path,
+        config.watch.stall_seconds,
+        lambda event: events.write(
+            "stalled" if event["kind"] == "stalled" else "recovered", **_fields(event)
+        ),
+    )
+
+    def look() -> None:
+        watchdog.poll()
+        for stall in watchdog.stalls.values():
+            if stall.seconds > config.watch.kill_after_seconds and stall.pid is not None:
+                kill(stall.pid)
+
+    return look
 
 
 def _note_launch(run: RunDirectory, resume: bool) -> None:

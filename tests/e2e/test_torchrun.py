@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
-from commands import Here, events_of, losses_of, started, write_config
+from commands import Here, events_of, losses_of, started, worker_pid, write_config
 
 pytestmark = pytest.mark.distributed
 TWO = ("--nproc-per-node", "2", "-m", "tutti", "train", "c.yaml")
@@ -35,6 +36,22 @@ def test_two_ranks_train_and_one_reports(how: list[str], tmp_path: Path) -> None
     assert f"torchrun --nproc-per-node 2 -m tutti train c.yaml {SHORT[1]}" in answer.out
     assert (command.run / "loss.png").stat().st_size > 1000
     assert sorted(losses_of(command.run)) == list(range(1, 21))
+
+
+def test_a_frozen_rank_is_named_and_ended_and_torchrun_starts_both_again(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    two = ("--max-restarts", "1", *TWO)
+    watch = "watch={stall_seconds: 3, kill_after_seconds: 6}"
+    more = ("train.steps=60", "checkpoint.every=10", watch)
+    with started(tmp_path, *two, *more, module="torch.distributed.run") as command:
+        command.until_step(25)
+        os.kill(worker_pid(command.run, 1), signal.SIGSTOP)
+        answer = command.end(180)
+    assert answer.code == 0, answer.said
+    stalled = events_of(command.run, "stalled")
+    assert [event["of_rank"] for event in stalled] == [1], stalled
+    assert answer.out.count("rank 1 has given no sign of life") == 1
+    assert sorted(losses_of(command.run)) == list(range(1, 61))
 
 
 def test_one_error_of_many_ranks_is_said_once(tmp_path: Path) -> None:
