@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tutti.supervise
+import tutti.supervise.local
 from tutti import api
 from tutti.config import load_config
 from tutti.train import worker
@@ -47,7 +47,7 @@ def main() -> None:
     # By its importable name: workers are other processes, in which `__main__` is something else.
     from benchmarks.tutti_peer import gated_worker as importable
 
-    tutti.supervise.worker_main = importable
+    tutti.supervise.local.worker_main = importable
     api.train(load_config(Path(sys.argv[1]), sys.argv[2:]), console=False)
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import tutti.supervise
+import tutti.supervise.local
 from tutti import api
 from tutti.config import load_config
 from tutti.train import worker
@@ -51,7 +51,7 @@ def main() -> None:
     # By its importable name: workers are other processes, in which `__main__` is something else.
     from benchmarks.time_to_quality.clocked import clocked_worker as importable
 
-    tutti.supervise.worker_main = importable
+    tutti.supervise.local.worker_main = importable
     api.train(load_config(Path(sys.argv[1]), sys.argv[2:]), console=False)
 
 

@@ -1,0 +1,77 @@
+"""What goes on beside the workers: their events are shown, and who hangs is named."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from tutti.config import Config
+from tutti.core.events import EventWriter
+from tutti.core.rundir import RunDirectory
+from tutti.observe import TensorBoardTracker, Watchdog, follow
+
+
+class Show:
+    """Console and TensorBoard while a run goes on; both only read its events."""
+
+    def __init__(self, run: RunDirectory, console: bool, since: float) -> None:
+        self._stop = threading.Event()
+        self._tracker = TensorBoardTracker(
+            run.path, lambda message: print(message, file=sys.stderr), since=since
+        )
+        self._thread = threading.Thread(
+            target=follow,
+            args=(run.path, self._stop),
+            kwargs={"interactive": sys.stdout.isatty(), "since": since},
+            daemon=True,
+            name="console",
+        )
+        self._console = console
+
+    def __enter__(self) -> Show:
+        self._tracker.start()
+        if self._console:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Show what is left, and end."""
+        self._stop.set()
+        if self._console:
+            self._thread.join(timeout=10)
+        self._tracker.stop()
+
+
+def stall_check(
+    run: RunDirectory, config: Config, events: EventWriter, kill: Callable[[int], None]
+) -> Callable[[], None]:
+    """What to call every second or so: it notes who hangs, and ends who has hung for too long."""
+    watchdog = Watchdog(
+        run.path,
+        config.watch.stall_seconds,
+        lambda event: events.write(
+            "stalled" if event["kind"] == "stalled" else "recovered", **_fields(event)
+        ),
+    )
+
+    def look() -> None:
+        watchdog.poll()
+        for stall in watchdog.stalls.values():
+            if stall.seconds > config.watch.kill_after_seconds and stall.pid is not None:
+                kill(stall.pid)
+
+    return look
+
+
+def _fields(event: dict[str, Any]) -> dict[str, Any]:
+    """An observer's event without what the writer adds; the rank that it is about becomes `of_rank`."""
+    return {
+        ("of_rank" if key == "rank" else key): value
+        for key, value in event.items()
+        if key not in ("kind", "time")
+    }

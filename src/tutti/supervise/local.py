@@ -1,0 +1,157 @@
+"""One run on this machine, from its first process to its report."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutti.config import dump_config
+from tutti.core import errors
+from tutti.core.errors import LaunchError, RunError, TrainingError, TuttiError
+from tutti.core.events import EventWriter, read_events
+from tutti.core.files import is_full, write_text_atomically
+from tutti.core.live import clear_signs
+from tutti.core.rundir import RunDirectory, unwritable
+from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
+from tutti.observe import summarise_errors, write_report
+from tutti.resolve import Resolved
+from tutti.supervise.beside import Show, stall_check
+from tutti.train.replicas import Elastic
+from tutti.train.worker import Assignment
+from tutti.train.worker import main as worker_main
+
+
+@dataclass
+class Supervision:
+    """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already."""
+
+    run: RunDirectory
+    resolved: Resolved
+    prepared: Path | None
+    resume: bool
+    console: bool
+
+    def execute(self) -> dict[str, Any]:
+        """Run the workers to their end and return the report.
+
+        Raises:
+            TuttiError: the run failed, in the words of its first error.
+        """
+        config, run = self.resolved.config, self.run
+        began = time.time()
+        former = run.config.read_text(encoding="utf-8") if self.resume else None
+        events = self._begin()
+        launch = LocalLaunch(
+            run=run.path,
+            replicas=_number(config.replicas),
+            parts=config.layout.ranks,
+            elastic=config.sync.policy != "allreduce" and _number(config.replicas) > 1,
+            max_restarts=config.watch.max_restarts,
+            min_replicas=config.sync.min_replicas,
+            entry=worker_main,
+            assignment=self._assignment,
+        )
+        with Show(run, self.console, began):
+            look = stall_check(run, config, events, launch.kill)
+            outcome = launch.execute(_at_most_every(1.0, look))
+            if outcome.stopped and not _ended(run, began):
+                # Asked to stop before the workers trained: they had nothing to save and said nothing.
+                events.write("interrupted", trained=False)
+        events.close()
+        if former is not None and not _begun(run, began):
+            write_text_atomically(run.config, former)  # refused: the run is what it was
+        try:
+            report = write_report(run.path)
+        except RunError as error:
+            raise RunError(error.problem, self._go_on("mend that, then ")) from error
+        if not outcome.succeeded and not outcome.stopped:
+            raise self._failure(began, outcome.reason)
+        return report
+
+    def _begin(self) -> EventWriter:
+        """Write the configuration and the first event: wall time counts from here."""
+        run = self.run
+        try:
+            write_text_atomically(run.config, dump_config(self.resolved.config))
+            clear_signs(run.live)
+            events = EventWriter(run.events, LAUNCHER_RANK)
+            events.write("launched", resume=self.resume)
+        except OSError as error:
+            if not self.resume:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise unwritable(run.path, error) from error
+        return events
+
+    def _assignment(
+        self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
+    ) -> Assignment:
+        elastic = (
+            Elastic(replica, lighthouse, store) if replica is not None and lighthouse and store else None
+        )
+        return Assignment(
+            run=self.run.path.absolute(),
+            prepared=self.prepared,
+            threads=self.resolved.threads,
+            resume=self.resume,
+            elastic=elastic,
+            launcher_pid=os.getpid(),
+            choices=tuple(self.resolved.choices),
+        )
+
+    def _failure(self, began: float, reason: str) -> TuttiError:
+        """The run's first error; one that the user can mend before step 1 takes the directory with it."""
+        if is_full(self.run.path):  # the workers could not even write what went wrong
+            problem = unwritable(self.run.path, OSError(errno.ENOSPC, "")).problem
+            return RunError(problem, self._go_on("free some space, then "))
+        causes = [e for e in read_events(self.run.path, "error") if e["time"] >= began and not e.get("peer")]
+        cause = min(causes, key=lambda event: event["time"], default=None)
+        if cause is None:  # only the dead one knew why; its peers lost their connection
+            most = self.resolved.config.watch.max_restarts
+            return LaunchError(f"{reason}, and watch.max_restarts = {most} is used up", self._go_on())
+        if not cause.get("user"):
+            return LaunchError(summarise_errors(self.run.path, began) or reason, self._go_on())
+        if not self.resume and not any(True for _ in read_events(self.run.path, "step")):
+            shutil.rmtree(self.run.path, ignore_errors=True)
+        kind = getattr(errors, str(cause["type"]), TrainingError)
+        made: TuttiError = kind(cause["message"], cause["hint"])
+        return made
+
+    def _go_on(self, first: str = "") -> str:
+        return f"{first}`tutti train … --resume` goes on from the last checkpoint of {self.run.path}"
+
+
+def _begun(run: RunDirectory, since: float) -> bool:
+    """Whether the workers came so far as to train."""
+    return any(event["time"] >= since for event in read_events(run.path, "run_started"))
+
+
+def _ended(run: RunDirectory, since: float) -> bool:
+    """Whether the workers said how it ended."""
+    return any(
+        event["time"] >= since
+        for kind in ("finished", "interrupted")
+        for event in read_events(run.path, kind)
+    )
+
+
+def _number(value: int | str) -> int:
+    assert not isinstance(value, str), "resolve() leaves no auto"
+    return value
+
+
+def _at_most_every(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+    last = 0.0
+
+    def maybe() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            action()
+
+    return maybe
