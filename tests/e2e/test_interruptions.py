@@ -101,11 +101,14 @@ def test_a_launcher_that_is_killed_leaves_no_workers_and_can_be_resumed(
             time.sleep(0.1)
         assert not any(is_alive(pid) for pid in workers)
     reached = max(steps_of(RUN))
+    newest = reached // 20 * 20
+    said = max(event["step"] for event in events_of(RUN, "checkpoint"))
+    assert said >= newest - 20  # only the save that was under way may be lost
     began = time.time()
     done = tutti_here("train", "c.yaml", f"train.steps={reached + 10}", "--resume", "--json")
     assert (done.code, done.json["state"], done.json["steps"]) == (0, "finished", reached + 10), done.said
     resumed = events_of(RUN, "resumed", began)
-    assert [event["step"] for event in resumed] == [max(s for s in range(0, reached + 1, 20))]
+    assert len(resumed) == 1 and resumed[0]["step"] in {said, newest}
     first = next(event["step"] for event in events_of(RUN, "step", began) if event["rank"] == 0)
     assert first == resumed[0]["step"] + 1
 
