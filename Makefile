@@ -48,7 +48,8 @@ bench-overlap: .venv/installed
 
 # TEXT: the file to learn; CORE: the core that both sides are held to.
 bench-quality: .venv/installed
-	$(BIN)/python -m benchmarks.time_to_quality.run --text $(TEXT) --core $(or $(CORE),0)
+	@test -n "$(TEXT)" || { echo "say which text: make bench-quality TEXT=input.txt"; exit 2; }
+	$(BIN)/python -m benchmarks.time_to_quality.run --text $(TEXT) $(if $(CORE),--core $(CORE))
 
 docs: .venv/dev
 	$(BIN)/mkdocs serve

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,19 @@ def gated_worker(assignment: worker.Assignment) -> None:
     worker.main(assignment)
 
 
+def train_with(entry: Callable[[worker.Assignment], None]) -> None:
+    """Train as the command line's configuration and overrides say, with `entry` for a worker.
+
+    `entry` goes by its importable name: workers are other processes, in which `__main__` is something else.
+    """
+    tutti.supervise.local.worker_main = entry
+    api.train(load_config(Path(sys.argv[1]), sys.argv[2:]), console=False)
+
+
 def main() -> None:
-    # By its importable name: workers are other processes, in which `__main__` is something else.
     from benchmarks.tutti_peer import gated_worker as importable
 
-    tutti.supervise.local.worker_main = importable
-    api.train(load_config(Path(sys.argv[1]), sys.argv[2:]), console=False)
+    train_with(importable)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
-import tutti.supervise.local
-from tutti import api
-from tutti.config import load_config
+from benchmarks.tutti_peer import train_with
 from tutti.train import worker
 from tutti.train.loop import Loop
 
@@ -48,11 +45,9 @@ def clocked_worker(assignment: worker.Assignment) -> None:
 
 
 def main() -> None:
-    # By its importable name: workers are other processes, in which `__main__` is something else.
     from benchmarks.time_to_quality.clocked import clocked_worker as importable
 
-    tutti.supervise.local.worker_main = importable
-    api.train(load_config(Path(sys.argv[1]), sys.argv[2:]), console=False)
+    train_with(importable)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import (
+    Answer,
     Here,
     at_step,
     events_of,
@@ -128,7 +129,7 @@ def test_a_killed_worker_is_said_once_and_the_run_heals(tutti_here: Here, tmp_pa
 
 def test_a_worker_that_dies_again_and_again_is_given_up(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path)
-    answer: list[object] = []
+    answer: list[Answer] = []
 
     def kill_twice() -> None:
         os.kill(worker_pid(RUN, 0), signal.SIGKILL)
@@ -140,7 +141,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(tutti_here: Here, tmp_pa
 
     with at_step(RUN, 5, kill_twice):
         answer.append(tutti_here("train", "c.yaml", "train.steps=5000", "watch.max_restarts=1"))
-    refused(answer[0], "SIGKILL", "--resume")  # type: ignore[arg-type]
+    refused(answer[0], "SIGKILL", "--resume")
 
 
 def test_a_frozen_worker_is_named_with_its_stack_and_replaced(tutti_here: Here, tmp_path: Path) -> None:

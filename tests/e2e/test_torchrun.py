@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -38,16 +39,27 @@ def test_two_ranks_train_and_one_reports(how: list[str], tmp_path: Path) -> None
     assert sorted(losses_of(command.run)) == list(range(1, 21))
 
 
-def test_a_frozen_rank_is_named_and_ended_and_torchrun_starts_both_again(tmp_path: Path) -> None:
+def test_a_frozen_rank_is_named_and_ended_and_torchrun_starts_both_again(
+    tutti_here: Here, tmp_path: Path
+) -> None:
     write_config(tmp_path)
+    assert tutti_here("train", "c.yaml", *SHORT, "--json").code == 0
+    # A sign of life of an earlier world, whose process id belongs to somebody else by now.
+    stranger = subprocess.Popen(["sleep", "300"])
+    sign = {"rank": 7, "pid": stranger.pid, "time": 0, "step": 3, "phase": "compute", "stack": []}
+    (tmp_path / "runs/r/live/rank-7.json").write_text(json.dumps(sign))
     two = ("--max-restarts", "1", *TWO)
     watch = "watch={stall_seconds: 3, kill_after_seconds: 6}"
-    more = ("train.steps=60", "checkpoint.every=10", watch)
+    more = ("train.steps=60", "checkpoint.every=10", watch, "--resume")
     with started(tmp_path, *two, *more, module="torch.distributed.run") as command:
-        command.until_step(25)
+        command.until_step(35)
         os.kill(worker_pid(command.run, 1), signal.SIGSTOP)
         answer = command.end(180)
+    alive = stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
     assert answer.code == 0, answer.said
+    assert alive
     stalled = events_of(command.run, "stalled")
     assert [event["of_rank"] for event in stalled] == [1], stalled
     assert answer.out.count("rank 1 has given no sign of life") == 1

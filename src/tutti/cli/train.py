@@ -26,9 +26,9 @@ def train(
     from tutti.config import load_config
 
     resolved = load_config(config, overrides or ())
-    if "WORLD_SIZE" not in os.environ:  # torchrun starts its workers itself
-        start_server()  # before this process imports torch, so that both do it at once
     with only_the_answer(json_output):
+        if "WORLD_SIZE" not in os.environ:  # torchrun starts its workers itself
+            start_server()  # before this process imports torch, so that both do it at once
         from tutti import api
 
         report = api.train(resolved, resume=resume, console=not json_output)

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,7 @@ class LocalLaunch:
     # Signals -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _signals(self):  # type: ignore[no-untyped-def]
+    def _signals(self) -> Iterator[None]:
         """Forward the first request to stop, enforce the second."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import os
 import pickle
-import signal
 import sys
 import threading
 import time
@@ -14,10 +13,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import psutil
+
 from tutti.config import Config, dump_config, load_config
 from tutti.core.errors import TuttiError
 from tutti.core.events import EventWriter
 from tutti.core.files import write_text_atomically
+from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import Prepared
 from tutti.launch.local import LAUNCHER_RANK
@@ -58,6 +60,7 @@ def run_in_started_world(
             if not resume and not restarted:
                 run.create()
             _write_config(run, resolved.config)
+            clear_signs(run.live)  # of an earlier world: its ranks are not ours, nor are its process ids
             if not restarted:
                 _note_launch(run, resume)
         except TuttiError as error:
@@ -100,12 +103,13 @@ def _watching(run: RunDirectory, config: Config) -> Iterator[None]:
     """
     one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
     events = EventWriter(run.events, LAUNCHER_RANK)
-    look = stall_check(run, config, events, _kill if one_host else _nothing)
+    look = stall_check(run, config, events, _kill_rank if one_host else _nothing)
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(1.0):
-            look()
+            with contextlib.suppress(OSError):  # a full disk is the workers' to report
+                look()
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -117,9 +121,12 @@ def _watching(run: RunDirectory, config: Config) -> Iterator[None]:
         events.close()
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def _kill_rank(pid: int) -> None:
+    """End a rank of this host's world: a process that the same torchrun started, whatever a file says."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.ppid() == os.getppid():
+            process.kill()
 
 
 def _packed(value: object) -> str:
