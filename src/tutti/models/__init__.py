@@ -1,19 +1,23 @@
 """Models: built from one dial, any Hugging Face configuration or directory; generated from; exported; counted."""
 
 from tutti.models.blocks import find_blocks
-from tutti.models.build import build_model
+from tutti.models.blueprint import Blueprint, fill
+from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_token
 from tutti.models.generate import generate
 from tutti.models.presets import Preset, choose_preset, parse_size
 
 __all__ = [
+    "Blueprint",
     "ParameterCount",
     "Preset",
     "build_model",
     "choose_preset",
     "count_parameters",
+    "draw_blueprint",
     "export_model",
+    "fill",
     "find_blocks",
     "flops_per_token",
     "generate",

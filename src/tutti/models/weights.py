@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tutti.core import ModelError
@@ -19,19 +22,7 @@ def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
     Raises:
         ModelError: no weights, weights only as pickle (which can run code), torn, or of another model.
     """
-    if not any(directory.glob("*.safetensors")):
-        pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(
-            path.name for path in directory.glob("*.pt*")
-        )
-        if pickles:
-            raise ModelError(
-                f"{directory} has its weights only as pickle ({pickles[0]}), which can run code when it is opened",
-                "convert them to safetensors, or set model.from_scratch: true to take only the architecture",
-            )
-        raise ModelError(
-            f"{directory} has no weights (no *.safetensors)",
-            "set model.from_scratch: true to take only the architecture, or fetch the weights",
-        )
+    require_weights(directory)
     factory: Any = AutoModelForCausalLM
     try:
         # Missing parameters are drawn at random before they are noticed: that must not move the caller's dice.
@@ -46,10 +37,7 @@ def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
                 output_loading_info=True,
             )
     except Exception as error:
-        raise ModelError(
-            f"the weights in {directory} cannot be loaded: {one_line(error)}",
-            "fetch the files again; a download that broke off is the usual reason",
-        ) from error
+        raise _unreadable(directory, error) from error
     wrong = [*report.get("missing_keys", ()), *(str(key) for key in report.get("mismatched_keys", ()))]
     if wrong:
         raise ModelError(
@@ -59,6 +47,71 @@ def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def stream_weights(
+    directory: Path, architecture: Any, model: nn.Module, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and content of the `wanted` parameters of `model` (its layout: names and shapes), read one by one.
+
+    Files whose names transformers would translate first (older ones, some mixtures of experts) are loaded as a
+    whole, as transformers does.
+
+    Raises:
+        ModelError: as `load_weights`.
+    """
+    require_weights(directory)
+    try:
+        files = {key: file for file in sorted(directory.glob("*.safetensors")) for key in _keys(file)}
+    except Exception as error:
+        raise _unreadable(directory, error) from error
+    plain: dict[str, Tensor] = dict(model.named_parameters())
+    persistent = model.state_dict().keys()
+    plain |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    if set(plain) <= set(files) and all(_shape(files[name], name) == plain[name].shape for name in plain):
+        for name in filter(wanted, plain):
+            with safe_open(files[name], "pt") as opened:
+                yield name, opened.get_tensor(name).float()
+    else:
+        whole = load_weights(directory, architecture)
+        yield from ((name, tensor.detach()) for name, tensor in whole.named_parameters() if wanted(name))
+        yield from (
+            (name, tensor) for name, tensor in whole.named_buffers() if name in persistent and wanted(name)
+        )
+
+
+def _keys(file: Path) -> list[str]:
+    with safe_open(file, "pt") as opened:
+        return list(opened.keys())
+
+
+def _shape(file: Path, name: str) -> torch.Size:
+    with safe_open(file, "pt") as opened:
+        return torch.Size(opened.get_slice(name).get_shape())
+
+
+def _unreadable(directory: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"the weights in {directory} cannot be loaded: {one_line(error)}",
+        "fetch the files again; a download that broke off is the usual reason",
+    )
+
+
+def require_weights(directory: Path) -> None:
+    """Raise ModelError unless `directory` has weights as safetensors."""
+    if not any(directory.glob("*.safetensors")):
+        pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(
+            path.name for path in directory.glob("*.pt*")
+        )
+        if pickles:
+            raise ModelError(
+                f"{directory} has its weights only as pickle ({pickles[0]}), which can run code when it is opened",
+                "convert them to safetensors, or set model.from_scratch: true to take only the architecture",
+            )
+        raise ModelError(
+            f"{directory} has no weights (no *.safetensors)",
+            "set model.from_scratch: true to take only the architecture, or fetch the weights",
+        )
 
 
 def check_vocabulary(directory: Path, entries: int, vocabulary: int) -> None:
