@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tutti.core import ModelError
 from tutti.tasks import CausalLanguageModelling
+from tutti.tasks.manner import run_model
 from tutti.tasks.packing import is_plain, unpack
 
 V, S, CUT = 96, 24, 11
@@ -105,10 +106,10 @@ def _second_document(objective: CausalLanguageModelling, batch: dict[str, Tensor
     """Logits of the second document, by the way that the objective takes."""
     ids, positions = batch["input_ids"], batch["position_ids"]
     with torch.no_grad():
-        if objective._unpack:
+        if objective.manner.unpack:
             rows, _ = unpack(ids, batch["labels"], positions, -100)
-            return objective._run(objective.model, rows, None).logits[1, : S - CUT]
-        return objective._run(objective.model, ids, positions).logits[0, CUT:]
+            return run_model(objective.model, rows, None).logits[1, : S - CUT]
+        return run_model(objective.model, ids, positions).logits[0, CUT:]
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])

@@ -1,0 +1,189 @@
+"""How an architecture can be run, found out by trying it.
+
+Two tiny documents are computed alone by the untouched model, then packed in each way that Tutti knows; only
+what gives the same numbers is used. So an architecture that nobody has thought of trains correctly too, and
+`notice` says what it costs.
+
+Shapes: B samples, S tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tutti.core import ModelError
+from tutti.tasks.chunked_loss import IGNORED
+from tutti.tasks.packing import ATTENTION, causal_only, unpack
+
+
+@dataclass(frozen=True)
+class Manner:
+    """What an architecture allows; a property of its kind, not of its weights or depth.
+
+    attention: the attention implementation that it runs under.
+    takes_positions: its body takes `position_ids`.
+    unpack: documents are kept apart only as rows of their own.
+    chunked: its logits are the head's output as it is, so the loss can be computed chunk by chunk.
+    bare_head: the head reads the body's output as it is.
+    notice: in a sentence what it does not allow ("" when everything fast is in use).
+    """
+
+    attention: str
+    takes_positions: bool
+    unpack: bool
+    chunked: bool
+    bare_head: bool
+    notice: str
+
+
+def body_of(model: Any) -> nn.Module:
+    """The model without its head."""
+    body: nn.Module = model.base_model
+    return body
+
+
+def head_of(model: Any) -> nn.Linear | None:
+    """The head, where it is one matrix (and perhaps a bias)."""
+    head = model.get_output_embeddings()
+    return head if isinstance(head, nn.Linear) else None
+
+
+def run_model(
+    module: nn.Module, input_ids: Tensor, positions: Tensor | None, takes_positions: bool = True
+) -> Any:
+    """Call `module` (a model or its body) on rows without padding; `positions` None: one document a row."""
+    known = {} if positions is None or not takes_positions else {"position_ids": positions}
+    with causal_only(positions is None):
+        return module(input_ids=input_ids, use_cache=False, **known)
+
+
+def find_manner(model: nn.Module) -> Manner:
+    """Settle how `model` (a Hugging Face `…ForCausalLM` in memory) is run; it is left under that attention.
+
+    Raises:
+        ModelError: the model cannot be run on tokens, or is not causal.
+    """
+    whole: Any = model
+    original = whole.config._attn_implementation
+    takes_positions = "position_ids" in inspect.signature(body_of(model).forward).parameters
+    with _quiet(model), torch.no_grad():
+        trial = _trial(model)
+        try:
+            alone = [model(input_ids=ids, use_cache=False).logits for ids in trial.alone]
+            together = model(input_ids=trial.packed, use_cache=False).logits
+        except Exception as error:
+            raise ModelError(
+                f"{type(model).__name__} cannot be run: {_first_line(error)}",
+                "check the numbers of its configuration",
+            ) from error
+        expected = torch.cat(alone, dim=1)
+        packs, attention = False, original
+        for attention in [ATTENTION, original] if original == "sdpa" else [original]:
+            whole.set_attn_implementation(attention)
+            packs = takes_positions and _packs(model, trial, expected, together)
+            if packs:
+                break
+        if not packs:
+            rows, _ = unpack(trial.packed, trial.packed, trial.positions, IGNORED)
+            short, long = run_model(model, rows, None).logits.unbind()
+            if not _same(torch.cat([short[:5], long])[None], expected):
+                raise ModelError(
+                    f"{type(model).__name__} is not causal: a token's prediction depends on what follows it",
+                    "choose an architecture made for causal language modelling",
+                )
+        chunked, bare_head = _head_explains(model, trial)
+    remarks = []
+    if not packs:
+        remarks.append(
+            "keeps documents apart only as separate rows, so packed samples cost more time and memory"
+        )
+    if not chunked:
+        remarks.append(
+            "changes its logits after the head, so they are computed as a whole and need more memory"
+        )
+    if getattr(whole.config, "output_router_logits", False):
+        remarks.append("asks for a router loss, which is not added")
+    notice = f"{type(model).__name__} {'; and it '.join(remarks)}" if remarks else ""
+    return Manner(attention, takes_positions, not packs, chunked, bare_head, notice)
+
+
+def _packs(model: nn.Module, trial: _Trial, expected: Tensor, together: Tensor) -> bool:
+    try:
+        packed = run_model(model, trial.packed, trial.positions).logits
+        plain = run_model(model, trial.packed, None).logits
+    except Exception:  # not every architecture takes every attention: another is tried
+        return False
+    return _same(packed, expected) and _same(plain, together)
+
+
+def _head_explains(model: nn.Module, trial: _Trial) -> tuple[bool, bool]:
+    """Whether the logits are the head's output as it is, and whether its input is the body's output.
+
+    The head's output is blown up on the way: soft caps do nothing to the small logits of a fresh model.
+    """
+    head = head_of(model)
+    if head is None:
+        return False, False
+    seen: list[Tensor] = []
+
+    def blow_up(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.extend([inputs[0], output * (100 / output.abs().max())])
+        return seen[1]
+
+    hook = head.register_forward_hook(blow_up)
+    try:
+        logits = run_model(model, trial.packed, None).logits
+        hidden = run_model(body_of(model), trial.packed, None).last_hidden_state
+    except (AttributeError, TypeError):
+        return False, False
+    finally:
+        hook.remove()
+    if len(seen) != 2 or not _same(logits, seen[1]):
+        return False, False
+    return True, _same(hidden, seen[0])
+
+
+class _Trial(NamedTuple):
+    """Two documents, alone ([1, 5] and [1, 7]) and packed ([1, 12])."""
+
+    alone: tuple[Tensor, Tensor]
+    packed: Tensor
+    positions: Tensor
+
+
+def _trial(model: nn.Module) -> _Trial:
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = (torch.arange(12, device=device) * 7919 + 11).remainder(vocabulary)[None]
+    positions = torch.cat([torch.arange(5, device=device), torch.arange(7, device=device)])[None]
+    return _Trial((ids[:, :5], ids[:, 5:]), ids, positions)
+
+
+def _same(some: Tensor, expected: Tensor) -> bool:
+    """Equal to rounding; a leak between documents changes the logits by far more."""
+    if some.shape != expected.shape:
+        return False
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    return bool((some - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+@contextlib.contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Dropout off for the trial."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
