@@ -6,9 +6,10 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,23 @@ def run_ranks(
             theirs.close()
             pipes.append(ours)
             processes.append(process)
+        results: dict[int, Any] = {}
         try:
-            results = []
-            for rank, pipe in enumerate(pipes):
-                if not pipe.poll(timeout_seconds):
-                    raise TimeoutError(f"rank {rank} gave no answer within {timeout_seconds} s")
-                good, value = pickle.loads(pipe.recv_bytes())
-                if not good:
-                    raise AssertionError(f"rank {rank} failed:\n{value}")
-                results.append(value)
+            deadline = time.monotonic() + timeout_seconds
+            while len(results) < size:
+                waiting = {pipes[rank]: rank for rank in range(size) if rank not in results}
+                ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise TimeoutError(f"ranks {sorted(waiting.values())} gave no answer in {timeout_seconds} s")
+                for pipe in ready:  # the first that fails is raised: its peers may wait for it for ever
+                    rank = waiting[pipe]
+                    good, value = pickle.loads(pipe.recv_bytes())
+                    if not good:
+                        raise AssertionError(f"rank {rank} failed:\n{value}")
+                    results[rank] = value
         finally:
             for process in processes:
-                process.join(timeout=10)
+                process.join(timeout=10 if len(results) == size else 0)
                 if process.is_alive():
                     process.kill()
-    return results
+    return [results[rank] for rank in range(size)]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tutti.core import ModelError
 from tutti.tasks import CausalLanguageModelling
 from tutti.tasks.manner import run_model
-from tutti.tasks.packing import is_plain, unpack
+from tutti.tasks.packing import Rows, is_plain, unpack
 
 V, S, CUT = 96, 24, 11
 _LIKE_LLAMA: dict[str, Any] = {
@@ -108,8 +108,8 @@ def _second_document(objective: CausalLanguageModelling, batch: dict[str, Tensor
     with torch.no_grad():
         if objective.manner.unpack:
             rows, _ = unpack(ids, batch["labels"], positions, -100)
-            return run_model(objective.model, rows, None).logits[1, : S - CUT]
-        return run_model(objective.model, ids, positions).logits[0, CUT:]
+            return run_model(objective.model, Rows.of(rows, rows, None)).logits[1, : S - CUT]
+        return run_model(objective.model, Rows.of(ids, ids, positions)).logits[0, CUT:]
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])

@@ -167,13 +167,48 @@ class LayoutConfig(Section):
     """How one copy of the model is split over ranks."""
 
     shard: Positive = Field(
-        default=1, description="Ranks over which parameters, gradients and optimizer are sharded (FSDP2)."
+        default=1,
+        description="Ranks that share out parameters, gradients and optimizer, each computing samples of its own "
+        "(FSDP2).",
     )
+    tensor: Positive = Field(
+        default=1,
+        description="Ranks that compute each matrix product together, and each a piece of the sequence in between.",
+    )
+    pipeline: Positive = Field(
+        default=1, description="Ranks that hold one run of layers each and pass activations on."
+    )
+    context: Positive = Field(
+        default=1,
+        description="Ranks that hold one piece of each sequence; they share out the parameters as `shard` does.",
+    )
+    zero: Literal[1, 2, 3] = Field(
+        default=3,
+        description="What `shard` and `context` share out: 3: everything; 2: parameters stay whole between forward and "
+        "backward; 1: gradients as well stay whole until the step.",
+    )
+    schedule: Literal["1f1b", "gpipe", "interleaved"] = Field(
+        default="1f1b",
+        description="`pipeline`: `gpipe` (all forward, then all backward), `1f1b` (as few activations as there are "
+        "stages), `interleaved` (1f1b with several runs of layers on each rank: shorter bubbles, more traffic).",
+    )
+    stages_per_rank: Positive = Field(default=2, description="`interleaved`: runs of layers on each rank.")
 
     @property
     def ranks(self) -> int:
         """Ranks of one replica."""
-        return self.shard
+        return self.pipeline * self.data * self.tensor
+
+    @property
+    def data(self) -> int:
+        """Ranks over which FSDP shares out the parameters."""
+        return self.shard * self.context
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Ranks of every dimension that splits, from the least to the most talkative."""
+        names = ("pipeline", "shard", "context", "tensor")
+        return {name: size for name in names if (size := getattr(self, name)) > 1}
 
 
 class SyncConfig(Section):
@@ -292,8 +327,8 @@ class Config(Section):
     def _combinations(self) -> Config:
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:
             raise ValueError(
-                "sync.implementation: ddp needs a whole copy on every rank, but layout.shard is "
-                f"{self.layout.shard}; use implementation: buckets"
+                "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "
+                f"{self.layout.ranks}; use implementation: buckets"
             )
         if self.sync.policy != "allreduce" and self.sync.implementation != "auto":
             raise ValueError(
@@ -306,6 +341,6 @@ class Config(Section):
         if isinstance(self.replicas, int) and self.train.batch < self.replicas * self.layout.shard:
             raise ValueError(
                 f"train.batch is {self.train.batch}: fewer samples than the "
-                f"{self.replicas * self.layout.shard} workers that share them"
+                f"{self.replicas * self.layout.shard} workers that share them out"
             )
         return self

@@ -1,7 +1,7 @@
 """Models: built from one dial, any Hugging Face configuration or directory; generated from; exported; counted."""
 
 from tutti.models.blocks import find_blocks
-from tutti.models.blueprint import Blueprint, fill
+from tutti.models.blueprint import Blueprint, fill, units
 from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_token
@@ -22,4 +22,5 @@ __all__ = [
     "flops_per_token",
     "generate",
     "parse_size",
+    "units",
 ]

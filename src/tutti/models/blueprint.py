@@ -7,6 +7,8 @@ more than its own share and one unit. A unit is a block, or a part that lies out
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -23,6 +25,8 @@ from tutti.models.architecture import one_line, without_chatter
 from tutti.models.blocks import find_blocks
 from tutti.models.initial import initialise, number_of
 from tutti.models.weights import load_weights, stream_weights
+
+_TWIN_VOCABULARY = 64
 
 #: Says which units are wanted, by the names of their tensors.
 Wanted = Callable[[str], bool]
@@ -64,6 +68,20 @@ class Blueprint:
         model.tie_weights()
         fill(model, self.weights())
         return model
+
+    def twin(self) -> PreTrainedModel:
+        """A small model of the same kind, in memory: a layer of every sort that there is, and 64 words.
+
+        What holds for the twin's way of computing holds for the model's: how documents are packed, how a block
+        is split.
+        """
+        architecture = copy.deepcopy(self.architecture)
+        text = architecture.get_text_config(decoder=True)
+        _keep_one_layer_of_each_sort(text)
+        for part in {id(part): part for part in (architecture, text)}.values():
+            part.vocab_size = min(_TWIN_VOCABULARY, part.vocab_size)
+            part.eos_token_id = part.bos_token_id = part.pad_token_id = 0
+        return dataclasses.replace(self, architecture=architecture, directory=None, end_token=0).build()
 
     def weights(self, wanted: Wanted = lambda _: True) -> Iterator[tuple[str, Tensor]]:
         """Name and content [whole tensor, CPU] of every parameter and buffer in the units of which one is `wanted`.
@@ -120,6 +138,21 @@ class Blueprint:
             if settings is not None:
                 settings.eos_token_id = settings.pad_token_id = settings.bos_token_id = end
         return model
+
+
+def _keep_one_layer_of_each_sort(text: Any) -> None:
+    """Shorten every list of `text` that says something of each layer, after the last sort has appeared."""
+    layers = getattr(text, "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 2:
+        return
+    lists = {k: v for k, v in vars(text).items() if isinstance(v, list | tuple) and len(v) == layers}
+    sorts = [tuple(map(str, sort)) for sort in zip(*lists.values(), strict=True)] or [()] * layers
+    kept = max(sorts.index(sort) for sort in set(sorts)) + 1
+    if kept == layers:
+        return
+    for key, value in lists.items():
+        setattr(text, key, value[:kept])
+    text.num_hidden_layers = kept
 
 
 def units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

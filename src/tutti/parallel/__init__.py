@@ -1,11 +1,16 @@
 """Inside a replica: who this process is, and one small module per way to split a model."""
 
-from tutti.parallel.layout import apply_layout, undo_compile
-from tutti.parallel.world import World, join_world, leave_world, pick_device, started_store
+from tutti.parallel.layout import Arithmetic, apply_language_layout, apply_layout, undo_compile
+from tutti.parallel.split import Split
+from tutti.parallel.world import World, arrange, join_world, leave_world, pick_device, started_store
 
 __all__ = [
+    "Arithmetic",
+    "Split",
     "World",
+    "apply_language_layout",
     "apply_layout",
+    "arrange",
     "join_world",
     "leave_world",
     "pick_device",

@@ -1,13 +1,14 @@
 """Who this process is: its replica, its part of the replica, and the groups that it belongs to.
 
-With fixed membership all ranks form one torch.distributed world, seen as a mesh (replica × layout). With
-elastic membership the world is this replica alone, and the other replicas are met through `sync`.
+With fixed membership all ranks form one torch.distributed world, seen as a mesh (replica × layout; and of the
+layout pipeline × shard × context × tensor, dimensions of one rank left out). With elastic membership the world is
+this replica alone, and the other replicas are met through `sync`.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from tutti.config.schema import LayoutConfig
 from tutti.core.errors import LaunchError
 
 #: A collective that takes longer has lost a peer without noticing.
@@ -25,7 +27,10 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class World:
-    """Rank = replica × parts + part. `mesh` is the layout's mesh inside this replica (None: one rank)."""
+    """Rank = replica × parts + part; part = position in the layout, row by row in the order of `LayoutConfig.sizes`.
+
+    So the most talkative dimension has neighbours, which are on one host when it has room for them.
+    """
 
     replica: int
     replicas: int
@@ -33,7 +38,11 @@ class World:
     parts: int
     device: torch.device
     elastic: bool
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    #: Dimensions of the layout with more than one rank, inside this replica (None: one rank).
     mesh: DeviceMesh | None = None
+    #: The ranks over which parameters are sharded: `shard` and `context` as one dimension.
+    data: DeviceMesh | None = None
     #: The ranks of this replica (None when there is only one).
     inside: dist.ProcessGroup | None = None
     #: Fixed membership: the ranks that hold the same part in every replica, and all ranks.
@@ -49,6 +58,24 @@ class World:
     def size(self) -> int:
         """Processes of the whole run, as configured."""
         return self.replicas * self.parts
+
+    def at(self, dimension: str) -> int:
+        """This rank's place along `dimension` of the layout."""
+        if self.mesh is None or dimension not in (self.mesh.mesh_dim_names or ()):
+            return 0
+        return self.mesh.get_local_rank(dimension)
+
+    def group(self, dimension: str) -> dist.ProcessGroup | None:
+        """The ranks that differ from this one only along `dimension` (None: there are no others)."""
+        if self.mesh is None or dimension not in (self.mesh.mesh_dim_names or ()):
+            return None
+        return self.mesh.get_group(dimension)
+
+    @property
+    def counts(self) -> bool:
+        """Whether what this rank says of its samples counts: of the ranks that compute the same loss, the one that
+        has it at the end of the pipeline, and the first of those that computed it together."""
+        return self.at("tensor") == 0 and self.at("pipeline") == self.layout.pipeline - 1
 
 
 def pick_device(neighbours: int = 0) -> torch.device:
@@ -70,14 +97,15 @@ def started_store() -> Store:
     return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> World:
+def join_world(*, replicas: int, layout: LayoutConfig, elastic_replica: int | None) -> World:
     """Enter the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     `elastic_replica`: the number of this replica when its world is its own, None when one world holds all.
 
     Raises:
-        LaunchError: the environment has another number of processes than replicas × parts.
+        LaunchError: the environment has another number of processes than replicas × layout.
     """
+    parts = layout.ranks
     device = pick_device((elastic_replica or 0) * parts)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     expected = parts if elastic_replica is not None else replicas * parts
@@ -96,25 +124,43 @@ def join_world(*, replicas: int, parts: int, elastic_replica: int | None) -> Wor
             timeout=_COLLECTIVE_TIMEOUT,
         )
     if elastic_replica is not None:
-        mesh = init_device_mesh(device.type, (parts,), mesh_dim_names=("shard",)) if parts > 1 else None
-        inside = mesh.get_group("shard") if mesh is not None else None
-        return World(elastic_replica, replicas, rank, parts, device, True, mesh, inside)
-    replica, part = divmod(rank, parts)
-    if size == 1:
-        return World(0, 1, 0, 1, device, False)
-    mesh = init_device_mesh(device.type, (replicas, parts), mesh_dim_names=("replica", "shard"))
+        return arrange(layout, device, elastic_replica, replicas, elastic=True)
+    return arrange(layout, device, rank // parts, replicas)
+
+
+def arrange(
+    layout: LayoutConfig, device: torch.device, replica: int, replicas: int, *, elastic: bool = False
+) -> World:
+    """The groups of a world whose processes have met: all replicas, or with `elastic` this one alone."""
+    parts = layout.ranks
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    part = rank % parts
+    if parts == 1 and (elastic or replicas == 1):
+        return World(replica, replicas, 0, 1, device, elastic, layout)
+    sizes, together = layout.sizes, 1 if elastic else replicas
+    names = tuple(sizes)
+    root = init_device_mesh(device.type, (together, *sizes.values()), mesh_dim_names=("replica", *names))
     return World(
         replica,
         replicas,
         part,
         parts,
         device,
-        False,
-        mesh["shard"] if parts > 1 else None,
-        mesh.get_group("shard") if parts > 1 else None,
-        mesh.get_group("replica") if replicas > 1 else None,
-        dist.group.WORLD,
+        elastic,
+        layout,
+        mesh=root[names] if names else None,
+        data=_as_one(root, tuple(name for name in ("shard", "context") if name in sizes), "data"),
+        inside=inside.get_group() if (inside := _as_one(root, names, "inside")) is not None else None,
+        peers=root.get_group("replica") if together > 1 else None,
+        everyone=None if elastic else dist.group.WORLD,
     )
+
+
+def _as_one(root: DeviceMesh, names: tuple[str, ...], name: str) -> DeviceMesh | None:
+    """The dimensions `names` of `root` as a single one."""
+    if len(names) < 2:
+        return root[names[0]] if names else None
+    return root[names]._flatten(name)
 
 
 def leave_world() -> None:

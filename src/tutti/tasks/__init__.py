@@ -3,5 +3,13 @@
 from tutti.tasks.causal import CausalLanguageModelling
 from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy
 from tutti.tasks.function import FunctionObjective
+from tutti.tasks.manner import Manner, find_manner
 
-__all__ = ["IGNORED", "CausalLanguageModelling", "FunctionObjective", "chunked_cross_entropy"]
+__all__ = [
+    "IGNORED",
+    "CausalLanguageModelling",
+    "FunctionObjective",
+    "Manner",
+    "chunked_cross_entropy",
+    "find_manner",
+]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,18 +18,10 @@ from torch import Tensor, nn
 from tutti.core import Batch, LossSum, Objective
 from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy
 from tutti.tasks.manner import Manner, body_of, find_manner, head_of, run_model
-from tutti.tasks.packing import is_plain, unpack
+from tutti.tasks.packing import Rows, is_plain, unpack
 
 #: (hidden [N, D], weight [V, D], labels [N], bias [V] or None) → the sum of the loss over the labels.
 HeadLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-class Rows(NamedTuple):
-    """What a model computes at once: ids [B, S], labels [B, S], positions [B, S] or None (one document a row)."""
-
-    input_ids: Tensor
-    labels: Tensor
-    positions: Tensor | None
 
 
 class CausalLanguageModelling(Objective):
@@ -77,21 +68,21 @@ class CausalLanguageModelling(Objective):
             assert positions is not None
             ids, labels = unpack(ids, labels, positions, IGNORED)
             positions = None
-        return self.take_part(Rows(ids, labels, positions))
+        return self.take_part(Rows.of(ids, labels, positions))
 
     def total(self, rows: Rows) -> Tensor:
         """The sum of the loss over the labels of `rows`, a scalar."""
         labels, takes = rows.labels.reshape(-1), self.manner.takes_positions
         if not self.manner.chunked:
-            logits = run_model(self.model, rows.input_ids, rows.positions, takes).logits.flatten(0, 1)
+            logits = run_model(self.model, rows, takes).logits.flatten(0, 1)
             return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
         head = head_of(self.model)
         assert head is not None
         if self.manner.bare_head:
-            hidden = run_model(body_of(self.model), rows.input_ids, rows.positions, takes).last_hidden_state
+            hidden = run_model(body_of(self.model), rows, takes).last_hidden_state
         else:
             with _passed_over(head):
-                hidden = run_model(self.model, rows.input_ids, rows.positions, takes).logits
+                hidden = run_model(self.model, rows, takes).logits
         return self.head_loss(hidden.flatten(0, 1), head.weight, labels, head.bias)
 
 

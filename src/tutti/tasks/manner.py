@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tutti.core import ModelError
 from tutti.tasks.chunked_loss import IGNORED
-from tutti.tasks.packing import ATTENTION, causal_only, unpack
+from tutti.tasks.packing import ATTENTION, Rows, attending, unpack
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,16 @@ def head_of(model: Any) -> nn.Linear | None:
     return head if isinstance(head, nn.Linear) else None
 
 
-def run_model(
-    module: nn.Module, input_ids: Tensor, positions: Tensor | None, takes_positions: bool = True
-) -> Any:
-    """Call `module` (a model or its body) on rows without padding; `positions` None: one document a row."""
-    known = {} if positions is None or not takes_positions else {"position_ids": positions}
-    with causal_only(positions is None):
-        return module(input_ids=input_ids, use_cache=False, **known)
+def run_model(module: nn.Module, rows: Rows, takes_positions: bool = True) -> Any:
+    """Call `module` (a model or its body) on `rows`."""
+    known: dict[str, Tensor] = {}
+    if rows.positions is not None and takes_positions:
+        known["position_ids"] = rows.positions
+    if rows.length != rows.input_ids.shape[1]:
+        # A piece of each row: transformers is not to look for documents in it, but to ask for the whole rows' mask.
+        known["attention_mask"] = rows.input_ids.new_ones(len(rows.input_ids), rows.length)
+    with attending(rows):
+        return module(input_ids=rows.input_ids, use_cache=False, **known)
 
 
 def find_manner(model: nn.Module) -> Manner:
@@ -84,20 +87,13 @@ def find_manner(model: nn.Module) -> Manner:
                 "check the numbers of its configuration",
             ) from error
         expected = torch.cat(alone, dim=1)
-        packs, attention = False, original
-        for attention in [ATTENTION, original] if original == "sdpa" else [original]:
-            whole.set_attn_implementation(attention)
-            packs = takes_positions and _packs(model, trial, expected, together)
-            if packs:
-                break
-        if not packs:
-            rows, _ = unpack(trial.packed, trial.packed, trial.positions, IGNORED)
-            short, long = run_model(model, rows, None).logits.unbind()
-            if not _same(torch.cat([short[:5], long])[None], expected):
-                raise ModelError(
-                    f"{type(model).__name__} is not causal: a token's prediction depends on what follows it",
-                    "choose an architecture made for causal language modelling",
-                )
+        candidates = [ATTENTION, original] if original == "sdpa" else [original]
+        packs = takes_positions and any(_packs(model, name, trial, expected, together) for name in candidates)
+        if not packs and not any(_runs_rows(model, name, trial, expected) for name in candidates):
+            raise ModelError(
+                f"{type(model).__name__} is not causal: a token's prediction depends on what follows it",
+                "choose an architecture made for causal language modelling",
+            )
         chunked, bare_head = _head_explains(model, trial)
     remarks = []
     if not packs:
@@ -111,16 +107,29 @@ def find_manner(model: nn.Module) -> Manner:
     if getattr(whole.config, "output_router_logits", False):
         remarks.append("asks for a router loss, which is not added")
     notice = f"{type(model).__name__} {'; and it '.join(remarks)}" if remarks else ""
-    return Manner(attention, takes_positions, not packs, chunked, bare_head, notice)
+    return Manner(whole.config._attn_implementation, takes_positions, not packs, chunked, bare_head, notice)
 
 
-def _packs(model: nn.Module, trial: _Trial, expected: Tensor, together: Tensor) -> bool:
+def _packs(model: Any, attention: str, trial: _Trial, expected: Tensor, together: Tensor) -> bool:
+    """Whether documents in one row stay apart under `attention`, which the model is left under."""
+    model.set_attn_implementation(attention)
     try:
-        packed = run_model(model, trial.packed, trial.positions).logits
-        plain = run_model(model, trial.packed, None).logits
+        packed = run_model(model, _rows(trial.packed, trial.positions)).logits
+        plain = run_model(model, _rows(trial.packed)).logits
     except Exception:  # not every architecture takes every attention: another is tried
         return False
     return _same(packed, expected) and _same(plain, together)
+
+
+def _runs_rows(model: Any, attention: str, trial: _Trial, expected: Tensor) -> bool:
+    """Whether documents as rows, padded behind, are computed as they are alone, under `attention`."""
+    model.set_attn_implementation(attention)
+    rows, _ = unpack(trial.packed, trial.packed, trial.positions, IGNORED)
+    try:
+        short, long = run_model(model, _rows(rows)).logits.unbind()
+    except Exception:
+        return False
+    return _same(torch.cat([short[:5], long])[None], expected)
 
 
 def _head_explains(model: nn.Module, trial: _Trial) -> tuple[bool, bool]:
@@ -139,8 +148,8 @@ def _head_explains(model: nn.Module, trial: _Trial) -> tuple[bool, bool]:
 
     hook = head.register_forward_hook(blow_up)
     try:
-        logits = run_model(model, trial.packed, None).logits
-        hidden = run_model(body_of(model), trial.packed, None).last_hidden_state
+        logits = run_model(model, _rows(trial.packed)).logits
+        hidden = run_model(body_of(model), _rows(trial.packed)).last_hidden_state
     except (AttributeError, TypeError):
         return False, False
     finally:
@@ -164,6 +173,10 @@ def _trial(model: nn.Module) -> _Trial:
     ids = (torch.arange(12, device=device) * 7919 + 11).remainder(vocabulary)[None]
     positions = torch.cat([torch.arange(5, device=device), torch.arange(7, device=device)])[None]
     return _Trial((ids[:, :5], ids[:, 5:]), ids, positions)
+
+
+def _rows(ids: Tensor, positions: Tensor | None = None) -> Rows:
+    return Rows.of(ids, ids, positions)
 
 
 def _same(some: Tensor, expected: Tensor) -> bool:

@@ -4,9 +4,9 @@ A batch says where documents are by `position_ids` that restart at 0. Three ways
 
 - **plain**: no document begins inside any sample (the usual case with long documents). Attention is causal,
   no mask exists, and the fastest kernel runs.
-- **mask**: the architecture's own mask (full, sliding window, chunked …) and "same document", as transformers
-  builds it from `position_ids`; one mask a batch, shared by all layers.
-- **unpack**: for architectures that ignore `position_ids` (state-space models, ALiBi): every document becomes
+- **mask**: the architecture's own mask (full, sliding window, chunked …) and "same document"; one mask a batch,
+  shared by all layers.
+- **unpack**: for architectures whose positions are no input (state-space models, ALiBi): every document becomes
   a row of its own. Slower, and right for anything that is causal.
 
 Why Tutti registers its own attention (`tutti`, in transformers' public AttentionInterface) instead of `sdpa`:
@@ -21,38 +21,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import and_masks, causal_mask_function, sdpa_mask
 
 #: Name of the attention under which models train.
 ATTENTION = "tutti"
 
-_plain = False
+
+class Rows(NamedTuple):
+    """What a model computes at once: ids [B, S], labels [B, S], and where documents are.
+
+    positions: [B, S], or None: they count from 0 in every row. documents: `positions` of the whole rows where
+    documents begin inside them, else None. length: tokens of the whole rows, of which these may be a piece.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor | None
+    documents: Tensor | None
+    length: int
+
+    @classmethod
+    def of(cls, input_ids: Tensor, labels: Tensor, positions: Tensor | None) -> Rows:
+        """Whole rows; `positions` None: one document a row."""
+        return cls(input_ids, labels, positions, positions, input_ids.shape[1])
 
 
-class causal_only:
-    """`with causal_only(plain):` — while `plain`, masks of unpadded batches are left to the kernel.
+_rows: Rows | None = None
+
+
+class attending:
+    """`with attending(rows):` — masks are made for these rows: none where the kernel's own causal one will do.
 
     A class, not `@contextmanager`: torch.compile follows it without a graph break.
     """
 
-    def __init__(self, plain: bool) -> None:
-        self.plain = plain
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
 
     def __enter__(self) -> None:
-        global _plain
-        self.before, _plain = _plain, self.plain
+        global _rows
+        self.before, _rows = _rows, self.rows
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _plain
-        _plain = self.before
+        global _rows
+        _rows = self.before
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -89,9 +109,18 @@ def _mask(
     **rest: Any,
 ) -> Tensor | None:
     """transformers' mask for SDPA, or None (causal, by the kernel) where a plain batch needs no more."""
-    window_covers_all = local_size is None or kv_length <= local_size
-    if _plain and attention_mask is None and window_covers_all and not use_vmap and q_length == kv_length:
-        return None
+    if _rows is not None:
+        # Rows are never padded before their end, so no mask of paddings is needed; and of a piece of the rows,
+        # attention sees the whole (see `exchange`).
+        attention_mask = None
+        q_length = kv_length = _rows.length
+        window_covers_all = local_size is None or kv_length <= local_size
+        if _rows.documents is None and window_covers_all and not use_vmap:
+            return None
+        if _rows.documents is not None:
+            apart = _same_document(_rows.documents)
+            mask_function = and_masks(mask_function or causal_mask_function, apart)
+            rest["allow_is_causal_skip"] = False
     if mask_function is not None:
         rest["mask_function"] = mask_function
     mask: Tensor | None = sdpa_mask(
@@ -108,14 +137,44 @@ def _mask(
     return mask
 
 
+def _same_document(positions: Tensor) -> Callable[..., Tensor]:
+    document = (positions == 0).cumsum(1)
+
+    def same(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return document[batch, query] == document[batch, key]
+
+    return same
+
+
 _HALF = (torch.bfloat16, torch.float16)
 _CPU_HAS_TILES = torch.cpu._is_amx_tile_supported()
+
+
+#: (query, key or value [B, H, piece, D]) → the whole sequence of some of the heads [B, H / ranks, S, D], and back.
+Exchange = Callable[[Tensor], Tensor]
+
+
+class SequenceExchange(NamedTuple):
+    """Where a rank holds a piece of each sequence: how its attention gets whole sequences, and gives pieces back."""
+
+    whole_sequence: Exchange
+    all_heads: Exchange
 
 
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: query, key, value [B, H, S, D] → [B, S, H, D]."""
+    exchange: SequenceExchange | None = getattr(module, "sequence_exchange", None)
+    if exchange is None:
+        return _attend_here(module, query, key, value, attention_mask, **rest)
+    query, key, value = (exchange.whole_sequence(part) for part in (query, key, value))
+    return exchange.all_heads(_attend_here(module, query, key, value, attention_mask, **rest)[0]), None
+
+
+def _attend_here(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
+) -> tuple[Tensor, None]:
     if query.device.type != "cpu" or _CPU_HAS_TILES or not _in_half(query, value):
         attended: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **rest

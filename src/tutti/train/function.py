@@ -72,6 +72,7 @@ def function_job(run: Path) -> FunctionJob:
         train_data=train_data,
         validation_data=validation_data,
         tokens_per_sample=1,
+        parameters=sum(p.numel() for p in model.parameters()),
         make_model=lambda: read()[0],
     )
 

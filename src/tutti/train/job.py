@@ -26,6 +26,8 @@ class Job(ABC):
     tokens_per_sample: int
     #: Forward and backward FLOPs of one sample; None when nobody has said.
     flops_per_sample: float | None = None
+    #: Parameters of the whole model.
+    parameters: int = 0
     #: Bytes of text behind each target id [V]; None when targets are not text.
     target_bytes: Tensor | None = None
     choices: list[str] = field(default_factory=list)

@@ -11,9 +11,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tutti.config.schema import Config
+from tutti.core.types import Objective
 from tutti.data import Prepared, TokenSource, open_prepared
-from tutti.models import build_model, export_model, flops_per_token, generate
-from tutti.tasks import CausalLanguageModelling
+from tutti.models import Blueprint, count_parameters, draw_blueprint, export_model, flops_per_token, generate
+from tutti.parallel import Arithmetic, Split, World, apply_language_layout
+from tutti.tasks import CausalLanguageModelling, find_manner
 from tutti.train.job import Job
 
 
@@ -25,7 +27,7 @@ class LanguageModelJob(Job):
     prepared: Prepared
 
     def whole_model(self) -> nn.Module:
-        return _build(self.config, self.prepared)[0]
+        return _blueprint(self.config, self.prepared).build()
 
     def export(self, model: nn.Module, destination: Path) -> None:
         assert isinstance(model, PreTrainedModel)
@@ -51,12 +53,41 @@ class LanguageModelJob(Job):
 
 
 def language_model_job(config: Config, prepared_directory: Path) -> LanguageModelJob:
-    """The job of a run with `config` on the text prepared in `prepared_directory`."""
+    """The job of a run with `config` on the text prepared in `prepared_directory`, its model whole on the CPU."""
     prepared = open_prepared(prepared_directory)
-    objective = CausalLanguageModelling(_build(config, prepared)[0])
+    model = _blueprint(config, prepared).build()
+    return _job(config, prepared, CausalLanguageModelling(model), model)
+
+
+def split_language_model_job(
+    config: Config, prepared_directory: Path, world: World, arithmetic: Arithmetic
+) -> tuple[LanguageModelJob, Split]:
+    """The same, with the model split over the ranks of `world` from the start: no rank ever holds the whole."""
+    prepared = open_prepared(prepared_directory)
+    blueprint = _blueprint(config, prepared)
+    manner = find_manner(blueprint.twin())
+    assert not isinstance(config.train.micro_batch, str), "api.py resolves every auto before a worker starts"
+    split = apply_language_layout(
+        blueprint,
+        manner,
+        world,
+        arithmetic,
+        micro_batch=config.train.micro_batch,
+        sequence=config.data.sequence,
+    )
+    job = _job(config, prepared, split.objective, blueprint.lay_out())
+    job.choices += [manner.notice] if manner.notice else []
+    return job, split
+
+
+def _job(
+    config: Config, prepared: Prepared, objective: Objective, model: PreTrainedModel
+) -> LanguageModelJob:
+    """`model`: in memory or not, the whole that is counted."""
     sequence, seed = config.data.sequence, config.train.seed
     has_validation = prepared.splits["validation"].tokens > 0
     train_data = TokenSource(prepared, "train", sequence, seed, shift=True)
+    notice = getattr(objective, "notice", "")
     return LanguageModelJob(
         objective=objective,
         train_data=train_data,
@@ -64,16 +95,17 @@ def language_model_job(config: Config, prepared_directory: Path) -> LanguageMode
         if has_validation
         else None,
         tokens_per_sample=sequence,
-        flops_per_sample=flops_per_token(objective.model, sequence) * sequence,
+        flops_per_sample=flops_per_token(model, sequence) * sequence,
         target_bytes=torch.from_numpy(train_data.token_bytes.astype("int64")),
-        choices=[objective.notice] if objective.notice else [],
+        choices=[notice] if notice else [],
+        parameters=count_parameters(model).total,
         config=config,
         prepared=prepared,
     )
 
 
-def _build(config: Config, prepared: Prepared) -> tuple[PreTrainedModel, list[str]]:
-    return build_model(
+def _blueprint(config: Config, prepared: Prepared) -> Blueprint:
+    return draw_blueprint(
         config.model,
         vocabulary=prepared.vocabulary,
         sequence=config.data.sequence,

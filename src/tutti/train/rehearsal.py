@@ -78,7 +78,7 @@ class Rehearsal:
         self._events.write("rehearsal", what=what, seconds=time.perf_counter() - began)
 
     def _check_disk(self, directory: Path) -> None:
-        parameters = sum(p.numel() for p in self._job.objective.parameters())
+        parameters = self._job.parameters
         # One more than is kept: the new one is complete before an old one goes; and the best, and the export.
         needed = parameters * CHECKPOINT_BYTES_PER_PARAMETER * (self._settings.keep + 3)
         free = shutil.disk_usage(directory).free

@@ -53,7 +53,7 @@ def settings_of(config: Config, device: torch.device) -> Settings:
         checkpoint_every=_resolved(config.checkpoint.every),
         keep=config.checkpoint.keep,
         seed=train.seed,
-        context=compute_context(train.precision, device, sharded=config.layout.ranks > 1),
+        context=compute_context(train.precision, device, sharded=config.layout.data > 1),
     )
 
 

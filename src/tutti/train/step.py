@@ -7,17 +7,17 @@ summed over all ranks, and is applied together with clipping in one pass over th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tutti.core.types import Batch
+from tutti.parallel import Split
 from tutti.sync import Policy, Totals
+from tutti.sync.policy import local_part
 from tutti.train.precision import LossScale
 
 
@@ -36,17 +36,17 @@ class Accumulator:
 
     def __init__(
         self,
-        objective: nn.Module,
+        split: Split,
         policy: Policy,
         *,
         nominal_targets: int,
         clip: float | None,
         context: AbstractContextManager[None],
         loss_scale: LossScale,
-        sharded_over: int,
         seed: int,
     ) -> None:
-        """`sharded_over`: ranks over which FSDP averages gradients (1: not sharded)."""
+        objective = split.objective
+        self._split = split
         self._objective = objective
         self._module = policy.attach(objective)
         self._policy = policy
@@ -54,10 +54,9 @@ class Accumulator:
         self._clip = clip
         self._context = context
         self._scale = loss_scale
-        self._sharded_over = sharded_over
         self._seed = seed
-        self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or _has_dropout(
-            objective
+        self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or any(
+            _has_dropout(module) for module in objective.modules()
         )
 
     @property
@@ -72,45 +71,49 @@ class Accumulator:
         random numbers (dropout) follow; `stop`: this rank was asked to stop.
         """
         self._policy.zero_gradients(self._objective)
-        divisor = self._nominal / self._scale.value
+        loss, targets = self._accumulate(micro_batches, self._nominal / self._scale.value, key)
+        if not self._split.world.counts:
+            loss, targets, tokens = 0.0, 0, 0
+        totals = self._policy.before_step(Totals(loss, targets, tokens, stop))
+        self._split.complete_gradients()
+        return self._finish(totals)
+
+    def _accumulate(self, micro_batches: Sequence[Batch], divisor: float, key: int) -> tuple[float, int]:
+        """Forward and backward; returns the loss and how many targets it sums up."""
+        if self._split.pipeline is not None:
+            self._seed_dice(key, 0)
+            return self._split.pipeline.train(micro_batches, divisor, self._context)
         losses: list[Tensor] = []
         targets = 0
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
-            if self._draws:
-                torch.manual_seed(hash((self._seed, key, number)) & 0x7FFFFFFF)
+            self._seed_dice(key, number)
+            self._split.before_micro_batch(last=last)
             with self._policy.micro_batch(last=last):
                 with self._context:
                     total, counted = self._module(batch)
                 (total / divisor).backward()
             losses.append(total.detach().double())
             targets += int(counted)
-        loss = float(torch.stack(losses).sum())  # one wait for the device a step
-        totals = self._policy.before_step(Totals(loss, targets, tokens, stop))
-        return self._finish(totals)
+        return float(torch.stack(losses).sum()), targets  # one wait for the device a step
+
+    def _seed_dice(self, key: int, number: int) -> None:
+        if self._draws:
+            torch.manual_seed(hash((self._seed, key, number)) & 0x7FFFFFFF)
 
     def _finish(self, totals: Totals) -> Gradient:
-        factor = self._nominal * self._sharded_over / (max(totals.targets, 1) * self._scale.value)
-        gradients = [p.grad for p in self._objective.parameters() if p.grad is not None]
-        norm = gradient_norm(gradients) * factor
+        # FSDP averages over its ranks; the contract is a sum.
+        over = self._split.world.layout.data
+        factor = self._nominal * over / (max(totals.targets, 1) * self._scale.value)
+        gradients = [local_part(p.grad) for p in self._objective.parameters() if p.grad is not None]
+        norm = self._split.gradient_norm() * factor
         usable = self._scale.accepts(norm)
         if usable:
             if self._clip is not None and norm > self._clip:
                 factor *= self._clip / (norm + 1e-6)
-            if factor != 1.0:
-                torch._foreach_mul_(
-                    [g.to_local() if isinstance(g, DTensor) else g for g in gradients], factor
-                )
+            if factor != 1.0 and gradients:
+                torch._foreach_mul_(gradients, factor)
         return Gradient(totals.loss / max(totals.targets, 1), norm, totals, usable)
-
-
-def gradient_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm over all `gradients`, sharded ones included (a collective then)."""
-    if not gradients:
-        return 0.0
-    norm = torch.nn.utils.get_total_norm(gradients)
-    value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    return value if math.isfinite(value) else math.nan
 
 
 def _has_dropout(module: nn.Module) -> bool:

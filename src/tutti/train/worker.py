@@ -19,15 +19,13 @@ from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
 from tutti.hardware import measure_matmul
-from tutti.parallel import World, apply_layout, join_world, leave_world
-from tutti.sync import (
-    StaticTransport,
-)
+from tutti.parallel import Arithmetic, Split, World, apply_layout, join_world, leave_world
+from tutti.sync import StaticTransport
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
 from tutti.train.job import Job
-from tutti.train.language import language_model_job
+from tutti.train.language import language_model_job, split_language_model_job
 from tutti.train.loop import Loop
 from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import DTYPES, LossScale
@@ -103,17 +101,16 @@ def _train(
     assert not isinstance(config.replicas, str), "api.py resolves every auto before a worker starts"
     world = join_world(
         replicas=config.replicas,
-        parts=config.layout.ranks,
+        layout=config.layout,
         elastic_replica=elastic.replica if elastic else None,
     )
     live.set(phase="building the model")
-    job = _job(assignment, run, config)
-    job.choices[:0] = assignment.choices
     settings = settings_of(config, world.device)
     state = RunState()
-    objective = job.objective.to(world.device)
-    dtype = None if settings.precision == "fp32" else DTYPES[settings.precision]
-    apply_layout(objective, mesh=world.mesh, dtype=dtype, compile=config.train.compile)
+    job, split = _job(assignment, run, config, world, settings)
+    job.choices[:0] = assignment.choices
+    job.choices += split.choices
+    objective = split.objective
     optimizers = build_optimizers(objective.model, config.train, settings.learning_rate)
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
@@ -127,13 +124,12 @@ def _train(
         take=lambda given: keeper.take(given, state),
     )
     accumulator = Accumulator(
-        objective,
+        split,
         policy,
         nominal_targets=settings.batch * job.tokens_per_sample,
         clip=settings.clip,
         context=settings.context,
         loss_scale=LossScale(settings.precision),
-        sharded_over=world.parts,
         seed=settings.seed,
     )
     keeper = StateKeeper(
@@ -218,10 +214,23 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
         leave_world()
 
 
-def _job(assignment: Assignment, run: RunDirectory, config: Config) -> Job:
+def _job(
+    assignment: Assignment, run: RunDirectory, config: Config, world: World, settings: Settings
+) -> tuple[Job, Split]:
+    """What is trained, and its model laid out over the ranks."""
+    arithmetic = Arithmetic(
+        dtype=None if settings.precision == "fp32" else DTYPES[settings.precision],
+        compile=config.train.compile,
+    )
     if assignment.prepared is None:
-        return function_job(run.path)
-    return language_model_job(config, assignment.prepared)
+        job: Job = function_job(run.path)
+        return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
+    if world.parts > 1:
+        job, split = split_language_model_job(config, assignment.prepared, world, arithmetic)
+    else:
+        job = language_model_job(config, assignment.prepared)
+        split = apply_layout(job.objective.to(world.device).train(), world, arithmetic)
+    return job, split
 
 
 def _whole_model(job: Job, world: World) -> nn.Module:
@@ -263,14 +272,14 @@ def _write_started(
         attempt=attempt,
         world_size=world.size,
         replicas=world.replicas,
-        layout={"shard": world.parts},
+        layout=world.layout.sizes,
         steps=settings.steps,
         policy=config.sync.policy,
         transport="elastic" if world.elastic else "static",
         precision=settings.precision,
         peak_flops=peak,
         flops_per_token=per_sample / job.tokens_per_sample if per_sample else None,
-        parameters=sum(p.numel() for p in job.objective.parameters()),
+        parameters=job.parameters,
         tokens_per_step=settings.batch * job.tokens_per_sample,
         resumed_from=resumed_from,
         choices=job.choices,
