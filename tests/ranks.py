@@ -58,7 +58,9 @@ def run_ranks(
                 waiting = {pipes[rank]: rank for rank in range(size) if rank not in results}
                 ready = wait(waiting, max(0.0, deadline - time.monotonic()))
                 if not ready:
-                    raise TimeoutError(f"ranks {sorted(waiting.values())} gave no answer in {timeout_seconds} s")
+                    raise TimeoutError(
+                        f"ranks {sorted(waiting.values())} gave no answer in {timeout_seconds} s"
+                    )
                 for pipe in ready:  # the first that fails is raised: its peers may wait for it for ever
                     rank = waiting[pipe]
                     good, value = pickle.loads(pipe.recv_bytes())

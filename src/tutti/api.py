@@ -25,6 +25,7 @@ from tutti.data import Prepared
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run
+from tutti.parallel import Split, World
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
 from tutti.train import checkpoints
@@ -185,13 +186,16 @@ def evaluate(run: Path, *, split: str = "validation", samples: int | None = None
     source = _source(job, split, config)
     count = samples or source.samples_in_epoch(0)
     sums = sum_losses(
-        job.objective,
+        functools.partial(
+            Split(job.objective, World.alone()).measure,
+            context=compute_context(config.train.precision, torch.device("cpu"), sharded=False),
+        ),
         source,
         samples=count,
         part=0,
         parts=1,
         micro_batch=int(config.train.micro_batch),
-        context=compute_context(config.train.precision, torch.device("cpu"), sharded=False),
+        device=torch.device("cpu"),
         target_bytes=job.target_bytes,
     )
     result = Evaluation.of(sums)

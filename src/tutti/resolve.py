@@ -60,7 +60,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         precision = choose("train.precision", "auto", precision, reason)
     else:
         precision = train.precision
-    share = -(-train.batch // (replicas * parts))
+    share = -(-train.batch // (replicas * config.layout.shard))
     kind = "cpu" if device.type == "cpu" else "accelerator"
     micro = max(1, min(share, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample))
     micro = choose(

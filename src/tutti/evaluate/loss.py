@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tutti.core.types import SampleSource, module_device
+from tutti.core.types import Batch, SampleSource
 
 
 @dataclass(frozen=True)
@@ -36,39 +36,38 @@ def spread(samples: int, available: int) -> np.ndarray:
 
 
 def sum_losses(
-    module: nn.Module,
+    measure: Callable[[Iterable[Batch]], tuple[float, int]],
     source: SampleSource,
     *,
     samples: int,
     part: int,
     parts: int,
     micro_batch: int,
-    context: AbstractContextManager[None],
+    device: torch.device,
     target_bytes: Tensor | None,
+    speaks: bool = True,
 ) -> Tensor:
     """Float64 [3]: loss, targets and bytes over this rank's part of `samples` samples of epoch 0.
 
-    Every part runs the same number of micro-batches (empty ones where it has fewer), as sharded models need.
+    `measure` gives loss and targets of batches. Every part has the same number of micro-batches (empty ones where
+    it has fewer samples), as sharded models need. `speaks`: of ranks with the same part, the one that counts bytes.
     """
-    device = module_device(module)
     numbers = spread(samples, source.samples_in_epoch(0))
     mine = np.array_split(numbers, parts)[part]
     slots = math.ceil(math.ceil(len(numbers) / parts) / micro_batch)
-    sums = torch.zeros(3, dtype=torch.float64)
-    was_training = module.training
-    module.eval()
-    with torch.no_grad():
+    text_bytes = 0.0
+
+    def batches() -> Iterator[Batch]:
+        nonlocal text_bytes
         for slot in range(slots):
             indices = mine[slot * micro_batch : (slot + 1) * micro_batch]
             batch = source.load(0, indices) if len(indices) else source.empty()
-            with context:
-                total, targets = module({name: tensor.to(device) for name, tensor in batch.items()})
-            if len(indices):
-                sums += torch.tensor(
-                    [float(total), float(targets), _bytes(batch.get("labels"), target_bytes)]
-                )
-    module.train(was_training)
-    return sums
+            if len(indices) and speaks:
+                text_bytes += _bytes(batch.get("labels"), target_bytes)
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+    loss, targets = measure(batches())
+    return torch.tensor([loss, targets, text_bytes], dtype=torch.float64)
 
 
 def _bytes(labels: Tensor | None, target_bytes: Tensor | None) -> float:

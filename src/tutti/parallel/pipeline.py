@@ -119,21 +119,27 @@ class Pipeline:
         return int((batch["labels"].chunk(pieces, 1)[context] != IGNORED).sum())
 
     def _together(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One batch, lengthened with rows without targets to as many micro-batches as the schedule needs."""
-        together = {name: torch.cat([batch[name] for batch in micro_batches]) for name in micro_batches[0]}
-        rows = len(together["labels"])
+        """One batch of full micro-batches, as many as the schedule needs: rows without targets fill up what is missing.
+
+        How many there are must not depend on how full they are: FSDP's other ranks make as many.
+        """
         ranks = self._world.layout.pipeline
-        count = max(-(-rows // self._micro_batch), ranks)
+        count = max(len(micro_batches), ranks)
         if self._interleaved:
             count = -(-count // ranks) * ranks
-        missing = count * self._micro_batch - rows
-        if missing:
-            for name, tensor in together.items():
-                more = tensor[-1:].expand(missing, *tensor.shape[1:])
-                together[name] = torch.cat(
-                    [tensor, torch.full_like(more, IGNORED) if name == "labels" else more]
-                )
-        return together
+        filled = [self._fill_up(batch) for batch in micro_batches]
+        nothing = {name: tensor.clone() for name, tensor in filled[0].items()}
+        nothing["labels"].fill_(IGNORED)
+        filled += [nothing] * (count - len(filled))
+        return {name: torch.cat([batch[name] for batch in filled]) for name in filled[0]}
+
+    def _fill_up(self, batch: Batch) -> dict[str, Tensor]:
+        missing = self._micro_batch - len(batch["labels"])
+        if not missing:
+            return dict(batch)
+        more = {name: tensor[-1:].expand(missing, *tensor.shape[1:]) for name, tensor in batch.items()}
+        more["labels"] = torch.full_like(more["labels"], IGNORED)
+        return {name: torch.cat([tensor, more[name]]) for name, tensor in batch.items()}
 
     def _schedule(self, micro_batches: int) -> Any:
         if micro_batches not in self._schedules:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from tutti.core import Objective
+from tutti.core import Batch, Objective
 from tutti.parallel.local import local_part
 from tutti.parallel.pipeline import Pipeline
 from tutti.parallel.world import World
@@ -36,6 +37,15 @@ class StagedObjective(Objective):
 
     def __init__(self, stages: Stages) -> None:
         super().__init__(stages)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """By the names that they have in the whole model."""
+        stages = self.model
+        assert isinstance(stages, Stages)
+        for name, parameter in stages.named_parameters(prefix, recurse, remove_duplicate):
+            yield f"model.{stages.canonical_name(name)}", parameter
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,23 @@ class Split:
     copies: list[Copies] = field(default_factory=list)
     packed: dict[str, tuple[int, int]] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
+
+    def measure(self, batches: Iterable[Batch], context: AbstractContextManager[None]) -> tuple[float, int]:
+        """Loss and targets of `batches`, to be added up over all ranks; nothing is learnt from them."""
+        objective = self.objective
+        training = objective.training
+        objective.eval()
+        loss = targets = 0.0
+        with torch.no_grad():
+            if self.pipeline is not None:
+                loss, targets = self.pipeline.evaluate(list(batches), context)
+            else:
+                for batch in batches:
+                    with context:
+                        total, counted = objective(batch)
+                    loss, targets = loss + float(total), targets + float(counted)
+        objective.train(training)
+        return (loss, round(targets)) if self.world.counts else (0.0, 0)
 
     def before_micro_batch(self, *, last: bool) -> None:
         """ZeRO-1: parameters stay gathered, and gradients whole, until the step's last micro-batch."""

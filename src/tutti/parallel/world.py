@@ -49,6 +49,11 @@ class World:
     peers: dist.ProcessGroup | None = None
     everyone: dist.ProcessGroup | None = None
 
+    @classmethod
+    def alone(cls) -> World:
+        """One process on the CPU."""
+        return cls(0, 1, 0, 1, torch.device("cpu"), False)
+
     @property
     def rank(self) -> int:
         """Number of this process in the whole run."""
@@ -74,8 +79,14 @@ class World:
     @property
     def counts(self) -> bool:
         """Whether what this rank says of its samples counts: of the ranks that compute the same loss, the one that
-        has it at the end of the pipeline, and the first of those that computed it together."""
+        has it at the end of the pipeline, and the first of those that computed it together. (Ranks of `context` each
+        have the loss of a piece.)"""
         return self.at("tensor") == 0 and self.at("pipeline") == self.layout.pipeline - 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank says which samples it has computed: one of the ranks that computed them together."""
+        return self.counts and self.at("context") == 0
 
 
 def pick_device(neighbours: int = 0) -> torch.device:

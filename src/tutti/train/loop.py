@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.evaluate import Evaluation, sum_losses
-from tutti.parallel import World
+from tutti.parallel import Split, World
 from tutti.sync import Meeting, Policy, StaticTransport, share
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
@@ -33,6 +33,7 @@ class Loop:
 
     job: Job
     world: World
+    split: Split
     policy: Policy
     accumulator: Accumulator
     optimizers: Optimizers
@@ -70,7 +71,10 @@ class Loop:
         key = portion.ids[0][1][0] if portion.ids else 0
         samples = sum(len(numbers) for _, numbers in portion.ids)
         gradient = self.accumulator.run(
-            portion.micro_batches, samples * self.job.tokens_per_sample, key, self.stop_requested()
+            portion.micro_batches,
+            samples * self.job.tokens_per_sample if self.world.speaks else 0,
+            key,
+            self.stop_requested(),
         )
         self._check(step, gradient, portion)
         factor = learning_rate_factor(
@@ -95,12 +99,12 @@ class Loop:
 
     def _load(self, step: int) -> Portion:
         ranges = self.policy.samples(step)
-        mine = share(ranges, self.world.part, self.world.parts)
+        shares = self.world.layout.shard  # the other ranks of the layout compute the same samples together
+        mine = share(ranges, self.world.at("shard"), shares)
         self._cursor = [list(piece) for piece in mine]
         # Ranks of one replica run equally many micro-batches: as many as the one with the most.
-        parts = range(self.world.parts)
         slots = max(
-            self.feed.count(share(ranges, part, len(parts)), self.settings.micro_batch) for part in parts
+            self.feed.count(share(ranges, part, shares), self.settings.micro_batch) for part in range(shares)
         )
         return self.feed.load(mine, self.settings.micro_batch, slots)
 
@@ -114,14 +118,15 @@ class Loop:
             )
             return
         if exploded:
-            worst = largest_gradient(self.job.objective)
+            worst = largest_gradient(self.split.objective)
             where = f"the loss has been twice its first values for some steps; the largest gradient is that of {worst}"
         else:
             where = self._bad_layer(portion)
         raise bad_numbers(step, gradient.loss, gradient.norm, where)
 
     def _bad_layer(self, portion: Portion) -> str:
-        return first_bad_layer(self.job.objective, portion.micro_batches, self.settings.context)
+        batches = portion.micro_batches if self.split.pipeline is None else []  # stages cannot run one by one
+        return first_bad_layer(self.split.objective, batches, self.settings.context)
 
     # What happens between steps ------------------------------------------------------------------------------
 
@@ -149,14 +154,15 @@ class Loop:
         with self.live.phase("evaluating"):
             world = self.world
             sums = sum_losses(
-                self.job.objective,
+                self.accumulator.measure,
                 source,
                 samples=self.settings.validation_samples,
-                part=world.part if alone else world.rank,
-                parts=world.parts if alone else world.size,
+                part=world.at("shard") + (0 if alone else world.replica * world.layout.shard),
+                parts=world.layout.shard * (1 if alone else world.replicas),
                 micro_batch=self.settings.micro_batch,
-                context=self.settings.context,
+                device=world.device,
                 target_bytes=self.job.target_bytes,
+                speaks=world.speaks,
             )
             StaticTransport(world.inside if alone else world.everyone).all_reduce(sums)
         result = Evaluation.of(sums)
@@ -202,7 +208,7 @@ class Loop:
     ) -> None:
         fields: dict[str, object] = {
             "step": step,
-            "samples": portion.ids,
+            "samples": portion.ids if self.world.speaks else [],
             "cursor": self._cursor,
             "bytes_sent": self.policy.sent_bytes(),
         }

@@ -117,8 +117,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
 
-        wide = torch.stack([u if _is_wide(u) else u.mT for u in nesterov])
-        full = wide.full_tensor() if isinstance(wide, DTensor) else wide
+        whole = [u.full_tensor() if isinstance(u, DTensor) else u for u in nesterov]
+        full = torch.stack([u if _is_wide(u) else u.mT for u in whole])
         dtype = self.dtype or iteration_dtype(full.device)
         updates = orthogonalize(full.to(dtype), group["iterations"]).to(parameters[0].dtype)
 

@@ -7,10 +7,12 @@ kernels of convolutions. Weight decay falls on matrices, embeddings and kernels,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tutti.config.schema import TrainConfig
 from tutti.train.muon import Muon
@@ -75,21 +77,28 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _head(model: nn.Module) -> Iterable[nn.Parameter]:
-    for module in model.modules():
-        output: Callable[[], nn.Module | None] | None = getattr(module, "get_output_embeddings", None)
-        head = output() if callable(output) else None
-        if head is not None:
-            return head.parameters()
+    heads = [
+        head
+        for module in model.modules()
+        if callable(output := getattr(module, "get_output_embeddings", None))
+        and isinstance(head := output(), nn.Module)
+    ]
+    if heads or any(hasattr(module, "get_output_embeddings") for module in model.modules()):
+        return [parameter for head in heads for parameter in head.parameters()]
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1].parameters() if linear else ()
 
 
 def _adamw(parameters: list[nn.Parameter], train: TrainConfig, learning_rate: float) -> torch.optim.AdamW:
+    # One kernel updates many parameters only if all are placed alike.
+    alike: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        alike.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": group, "weight_decay": train.weight_decay if is_matrix else 0.0}
+        for (is_matrix, _), group in alike.items()
     ]
-    groups = [group for group in groups if group["params"]]
     try:
         return torch.optim.AdamW(groups, lr=learning_rate, betas=train.betas, fused=True)
     except RuntimeError:  # this device, or dtype, has no fused kernel

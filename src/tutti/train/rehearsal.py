@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -13,14 +13,14 @@ from torch import nn
 from tutti.core.errors import RunError
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
-from tutti.core.types import Batch
 from tutti.evaluate import sum_losses
 from tutti.parallel import World, undo_compile
-from tutti.sync import Policy, share
+from tutti.sync import share
 from tutti.train.feed import Feed
 from tutti.train.job import Job
 from tutti.train.settings import Settings
 from tutti.train.state import RunState, StateKeeper
+from tutti.train.step import Accumulator
 
 #: Bytes that a checkpoint holds of a parameter: fp32 weight and two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -41,13 +41,12 @@ class Rehearsal:
     def run(
         self,
         *,
-        module: nn.Module,
-        policy: Policy,
+        accumulator: Accumulator,
         feed: Feed,
         keeper: StateKeeper,
         state: RunState,
         directory: Path,
-        whole_model: Callable[[], nn.Module],
+        whole_model: Callable[[Path], nn.Module],
         compiled: bool,
     ) -> None:
         """Everything in turn; whatever fails raises its own clear error. Leaves weights and gradients as they were."""
@@ -56,19 +55,20 @@ class Rehearsal:
             with self._timed("disk"):
                 self._check_disk(directory)
         with self._timed("training batch"):
-            self._try_batch(module, policy, feed, compiled)
+            self._try_batch(accumulator, feed, compiled)
         if self._job.validation_data is not None:
             with self._timed("evaluation"):
-                self._try_evaluation()
+                self._try_evaluation(accumulator)
         if self._world.replica == 0:
-            with self._timed("save and load"):
-                keeper.rehearse(state)
-        model = whole_model()
-        if leads:
-            with self._timed("export"):
-                self._try_export(model, directory)
-            with self._timed("sample"):
-                self._job.write_samples(model, lambda prompt, text: None, new_tokens=2)
+            with ExitStack() as saved:
+                with self._timed("save and load"):
+                    path = saved.enter_context(keeper.rehearsed(state))
+                if leads:
+                    model = whole_model(path)
+                    with self._timed("export"):
+                        self._try_export(model, directory)
+                    with self._timed("sample"):
+                        self._job.write_samples(model, lambda prompt, text: None, new_tokens=2)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -89,12 +89,12 @@ class Rehearsal:
                 "free some space, lower checkpoint.keep, or put the runs elsewhere with runs=DIRECTORY",
             )
 
-    def _try_batch(self, module: nn.Module, policy: Policy, feed: Feed, compiled: bool) -> None:
+    def _try_batch(self, accumulator: Accumulator, feed: Feed, compiled: bool) -> None:
         """Forward and backward on the first micro-batch of the order; gradients are dropped."""
         size = min(self._settings.micro_batch, self._settings.batch)
         batch = feed.load(share([(0, size)], 0, 1), size, 1).micro_batches[0]
         try:
-            self._forward_backward(module, policy, batch)
+            accumulator.try_out(batch)
         except Exception as error:
             if not compiled or not _from_compiler(error):
                 raise
@@ -104,26 +104,18 @@ class Rehearsal:
                 message=f"torch.compile failed ({type(error).__name__}); training goes on without it. `tutti doctor` "
                 "says what it needs",
             )
-            self._forward_backward(module, policy, batch)
-        for parameter in self._job.objective.parameters():
-            parameter.grad = None
+            accumulator.try_out(batch)
 
-    def _forward_backward(self, module: nn.Module, policy: Policy, batch: Batch) -> None:
-        with policy.micro_batch(last=False):
-            with self._settings.context:
-                total, _ = module(batch)
-            (total * 0.0).backward()
-
-    def _try_evaluation(self) -> None:
+    def _try_evaluation(self, accumulator: Accumulator) -> None:
         assert self._job.validation_data is not None
         sum_losses(
-            self._job.objective,
+            accumulator.measure,
             self._job.validation_data,
             samples=self._settings.micro_batch,
             part=0,
             parts=1,
             micro_batch=self._settings.micro_batch,
-            context=self._settings.context,
+            device=self._world.device,
             target_bytes=self._job.target_bytes,
         )
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from tutti.core.errors import CheckpointError
 from tutti.core.events import EventWriter
-from tutti.core.types import Objective
+from tutti.parallel import Split
 from tutti.sync import DiLoCo, Ledger, Policy
 from tutti.sync.policy import local_part
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
+from tutti.train.checkpoints.image import tensors_of
+from tutti.train.checkpoints.packed import Packed
 from tutti.train.checkpoints.retention import entries
 
 
@@ -40,7 +43,7 @@ class RunState:
 class StateKeeper:
     """Saves, resumes and hands over the state of a run. `identity`: what a checkpoint must agree with to be resumed."""
 
-    objective: Objective
+    split: Split
     optimizers: Sequence[torch.optim.Optimizer]
     policy: Policy
     policy_name: str
@@ -54,6 +57,7 @@ class StateKeeper:
 
     def __post_init__(self) -> None:
         self._checkpointer = self.make_checkpointer(self.directory)
+        self._packed = Packed(self.split.packed, self.split.world.layout.tensor)
 
     # Disk ----------------------------------------------------------------------------------------------------
 
@@ -118,8 +122,9 @@ class StateKeeper:
         self.saved_step = state.step
         return path
 
-    def rehearse(self, state: RunState) -> None:
-        """Save and load once beside the checkpoints, and leave nothing behind."""
+    @contextmanager
+    def rehearsed(self, state: RunState) -> Iterator[Path]:
+        """Save and load once beside the checkpoints; what was saved can be looked at, then nothing is left behind."""
         directory = self.directory / ".rehearsal"
         try:
             checkpointer = self.make_checkpointer(directory)
@@ -132,6 +137,9 @@ class StateKeeper:
                 )
             self._read(path, with_policy=True)
             checkpointer.close()
+            yield path
+            if (inside := self.split.world.inside) is not None:
+                dist.barrier(inside)  # nobody takes away what another still looks at
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -140,7 +148,7 @@ class StateKeeper:
     def give(self, state: RunState) -> dict[str, Any]:
         """What a newcomer needs to be where this replica was at its last meeting; local parts only."""
         assert isinstance(self.policy, DiLoCo)
-        optimizer = self._flat(gather_state(self.objective.model, self.optimizers)["optimizer"])
+        optimizer = self._flat(gather_state(self.split.objective, self.optimizers)["optimizer"])
         return {
             "policy": self.policy.give(),
             "optimizer": {name: local_part(value) for name, value in optimizer.items()},
@@ -152,10 +160,10 @@ class StateKeeper:
         """Become what `give` described."""
         assert isinstance(self.policy, DiLoCo)
         self.policy.take(given["policy"])
-        gathered = gather_state(self.objective.model, self.optimizers)
+        gathered = gather_state(self.split.objective, self.optimizers)
         for name, value in self._flat(gathered["optimizer"]).items():
             local_part(value).copy_(given["optimizer"][name])
-        apply_state(self.objective.model, self.optimizers, gathered)
+        apply_state(self.split.objective, self.optimizers, gathered)
         state.rounds = given["rounds"]
         state.best_loss, state.best_step = given["best"]
 
@@ -171,17 +179,33 @@ class StateKeeper:
         dist.broadcast_object_list(found, group=self.together, group_src=0)
         return found[0]
 
-    def _tensors(self, *, with_policy: bool) -> dict[str, Any]:
-        tensors = dict(gather_state(self.objective.model, self.optimizers))
+    def _live(self, *, with_policy: bool) -> dict[str, Any]:
+        """Weights, optimizer and policy by the names of the whole model, as this rank holds them."""
+        tensors = dict(gather_state(self.split.objective, self.optimizers))
         own = self.policy.tensors() if with_policy else {}
         if own:
-            tensors["policy"] = own
+            tensors["policy"] = {name.removeprefix("model."): tensor for name, tensor in own.items()}
         return tensors
 
+    def _tensors(self, *, with_policy: bool) -> dict[str, Any]:
+        """The same as a checkpoint has it."""
+        return {key: self._packed.whole(part) for key, part in self._live(with_policy=with_policy).items()}
+
     def _read(self, path: Path, *, with_policy: bool) -> None:
-        tensors = self._tensors(with_policy=with_policy)
-        load(path, tensors)
-        apply_state(self.objective.model, self.optimizers, tensors)
+        live = self._live(with_policy=with_policy)
+        tensors = {key: self._packed.whole(part) for key, part in live.items()}
+        load(path, tensors, others=self._names_elsewhere(tensors))
+        for key, part in live.items():
+            self._packed.put_back(part, tensors[key])
+
+    def _names_elsewhere(self, tensors: dict[str, Any]) -> frozenset[str]:
+        """What other stages of a pipeline take from the same checkpoint."""
+        group = self.split.world.group("pipeline")
+        if group is None:
+            return frozenset()
+        names: list[Any] = [None] * group.size()
+        dist.all_gather_object(names, [name for name, _ in tensors_of(tensors)], group=group)
+        return frozenset(name for stage in names for name in stage)
 
     def _meta(self, state: RunState) -> dict[str, Any]:
         return {

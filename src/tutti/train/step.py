@@ -7,7 +7,8 @@ summed over all ranks, and is applied together with clipping in one pass over th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -59,10 +60,22 @@ class Accumulator:
             _has_dropout(module) for module in objective.modules()
         )
 
-    @property
-    def module(self) -> nn.Module:
-        """What is called instead of the objective (DDP wraps it)."""
-        return self._module
+    def try_out(self, batch: Batch) -> None:
+        """Forward and backward of `batch`, of which nothing remains."""
+        if self._split.pipeline is not None:
+            self._split.pipeline.train([batch], math.inf, self._context)
+        else:
+            self._split.before_micro_batch(last=True)
+            with self._policy.micro_batch(last=False):
+                with self._context:
+                    total, _ = self._module(batch)
+                (total * 0.0).backward()
+        for parameter in self._objective.parameters():
+            parameter.grad = None
+
+    def measure(self, batches: Iterable[Batch]) -> tuple[float, int]:
+        """Loss and targets of `batches`, to be added up over all ranks."""
+        return self._split.measure(batches, self._context)
 
     def run(self, micro_batches: Sequence[Batch], tokens: int, key: int, stop: bool) -> Gradient:
         """Leave the exact, clipped gradient of the step in the parameters.

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from tutti.config import Config, load_config
 from tutti.core.errors import TuttiError
@@ -21,6 +20,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.hardware import measure_matmul
 from tutti.parallel import Arithmetic, Split, World, apply_layout, join_world, leave_world
 from tutti.sync import StaticTransport
+from tutti.train import checkpoints
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
@@ -133,7 +133,7 @@ def _train(
         seed=settings.seed,
     )
     keeper = StateKeeper(
-        objective=objective,
+        split=split,
         optimizers=optimizers.optimizers,
         policy=policy,
         policy_name=config.sync.policy,
@@ -156,13 +156,12 @@ def _train(
         resume_transport(policy, state)
     if attempt == 0 and not assignment.resume:
         Rehearsal(job, world, settings, events, live).run(
-            module=accumulator.module,
-            policy=policy,
+            accumulator=accumulator,
             feed=feed,
             keeper=keeper,
             state=state,
             directory=run.path,
-            whole_model=lambda: _whole_model(job, world),
+            whole_model=lambda path: _whole_model(job, world, lambda: path),
             compiled=config.train.compile,
         )
     if elastic is not None and attempt == 0:
@@ -170,6 +169,7 @@ def _train(
     loop = Loop(
         job=job,
         world=world,
+        split=split,
         policy=policy,
         accumulator=accumulator,
         optimizers=optimizers,
@@ -195,17 +195,15 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
     with loop.live.phase("finishing"):
         loop.keeper.finish()
         loop.keeper.note_saves(loop.events)
-        leads = loop.policy.transport.rank == 0
-        if outcome == "finished" and leads:
-            model = _whole_model(loop.job, loop.world)
-            if loop.world.part == 0:
-                loop.job.export(model, run.export)
-                loop.job.write_samples(
-                    model,
-                    lambda prompt, text: loop.events.write(
-                        "sample_text", step=loop.state.step, prompt=prompt, text=text
-                    ),
-                )
+        if outcome == "finished" and loop.leads:
+            model = _whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
+            loop.job.export(model, run.export)
+            loop.job.write_samples(
+                model,
+                lambda prompt, text: loop.events.write(
+                    "sample_text", step=loop.state.step, prompt=prompt, text=text
+                ),
+            )
         loop.note_memory()
         loop.live.set(step=loop.state.step)
         if loop.leads:
@@ -233,15 +231,14 @@ def _job(
     return job, split
 
 
-def _whole_model(job: Job, world: World) -> nn.Module:
-    """The model with its present weights, unsharded, on the CPU; every part of the replica has to call this."""
-    if world.mesh is None and world.device.type == "cpu":
+def _whole_model(job: Job, world: World, find: Callable[[], Path | None]) -> nn.Module:
+    """The whole model with its present weights, on the CPU: this rank's, or read from what `find` finds saved."""
+    if world.parts == 1 and world.device.type == "cpu":
         return job.objective.model
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(job.objective.model, options=options)
+    saved = find()
+    assert saved is not None, "present weights were saved a moment ago"
     model = job.whole_model()
-    if world.part == 0:
-        model.load_state_dict(weights)
+    checkpoints.load(saved, {"model": checkpoints.gather_state(model)["model"]})
     return model
 
 

@@ -68,15 +68,21 @@ def _compare_versions(path: Path, manifest: Manifest, say: Callable[[str], None]
             say(f"checkpoint {path} was written with {package} {there}; this is {package} {here}")
 
 
-def load(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+def load(
+    path: Path,
+    state: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+    *,
+    others: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
     """Fill `state` in place from the checkpoint at `path`; returns its meta, with `saved_with` (versions)
     added.
 
     Tensors of `state` say what is wanted and where it goes: plain or DTensors of any mesh, whatever was
     saved. Plain values are replaced. Top-level keys of the checkpoint that `state` does not have are left
-    out. `group`: its ranks load together, and an error on one is raised on all; without it every process
-    loads by itself, which needs no collectives, also for DTensors. The content is not verified here: see
-    `newest_valid` and `verify`.
+    out, and so is what `others` (stages of a pipeline) take. `group`: its ranks load together, and an error on one is
+    raised on all; without it every process loads by itself, which needs no collectives, also for DTensors. The
+    content is not verified here: see `newest_valid` and `verify`.
 
     Raises:
         CheckpointError: `path` is no whole checkpoint, or one of another model (names or shapes differ).
@@ -92,7 +98,7 @@ def load(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None = No
         dcp_load(
             state,
             storage_reader=FileSystemReader(path),
-            planner=_ComparingPlanner(path),
+            planner=_ComparingPlanner(path, others),
             process_group=group,
             no_dist=group is None,
         )
@@ -110,13 +116,19 @@ def load(path: Path, state: dict[str, Any], group: dist.ProcessGroup | None = No
 class _ComparingPlanner(DefaultLoadPlanner):
     """Refuses a checkpoint of another model in words, before the first byte is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, others: frozenset[str]) -> None:
         super().__init__()
         self._path = path
+        self._others = others
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
-        differences = _differences(self.state_dict, set(self.original_state_dict), self.metadata)
+        parts = set(self.original_state_dict)
+        differences = {
+            name: what
+            for name, what in _differences(self.state_dict, parts, self.metadata).items()
+            if name in self.state_dict or name not in self._others
+        }
         if differences:
             raise _of_another_model(self._path, differences)
         return super().create_local_plan()

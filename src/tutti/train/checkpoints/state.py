@@ -13,13 +13,12 @@ Tensors are live: `load` fills them in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -44,7 +43,8 @@ def gather_state(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] =
     bare = bare_model(model)
     weights = _weights(bare)
     aliases = _aliases(weights)
-    names: dict[Tensor, str] = {parameter: _clean(name) for name, parameter in bare.named_parameters()}
+    name_of = _names(bare)
+    names: dict[Tensor, str] = {parameter: name_of(name) for name, parameter in bare.named_parameters()}
     kept: dict[str, dict[str, Any]] = {}
     for optimizer in _several(optimizers):
         initialise(optimizer)
@@ -64,13 +64,9 @@ def apply_state(
     Raises:
         CheckpointError: names or shapes differ.
     """
-    bare = bare_model(model)
-    live = gather_state(bare, optimizers)
-    aliases = _aliases(_weights(bare))
-    weights = dict(state["model"])
-    weights.update({alias: weights[name] for alias, name in aliases.items() if name in weights})
+    live = gather_state(model, optimizers)
     try:
-        set_model_state_dict(bare, weights)
+        _fill(live["model"], state["model"], "model")
         _fill(live["optimizer"], state["optimizer"], "optimizer")
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(
@@ -135,15 +131,21 @@ def _several(optimizers: Optimizer | Iterable[Optimizer]) -> Iterable[Optimizer]
 
 
 def _weights(bare: nn.Module) -> dict[str, Any]:
-    # In the order of the bare model, which torch's helper does not keep: the first of two tied names must be
-    # the same one everywhere.
-    return {_clean(name): value for name, value in bare.state_dict().items()}
+    # In the order of the bare model: the first of two tied names must be the same one everywhere.
+    name_of = _names(bare)
+    return {name_of(name): value for name, value in bare.state_dict().items()}
 
 
-def _clean(name: str) -> str:
-    for added in _ADDED:
-        name = name.replace(added, "")
-    return name
+def _names(bare: nn.Module) -> Callable[[str], str]:
+    """From a name in `bare` to the name in the whole, unwrapped model."""
+    canonical: Callable[[str], str] = getattr(bare, "canonical_name", lambda name: name)
+
+    def name_of(name: str) -> str:
+        for added in _ADDED:
+            name = name.replace(added, "")
+        return canonical(name)
+
+    return name_of
 
 
 def _aliases(weights: Mapping[str, Any]) -> dict[str, str]:
