@@ -25,9 +25,10 @@ from tutti.data import Prepared
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run
-from tutti.parallel import Split, World
+from tutti.parallel import Split, World, check_layout, limits_of
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
+from tutti.tasks import find_manner
 from tutti.train import checkpoints
 from tutti.train.checkpoints.retention import entries
 from tutti.train.language import LanguageModelJob, language_model_job
@@ -135,20 +136,25 @@ def _start(
     prepared.require(config.data.sequence)
     if continues is not None:
         _refuse_other_text(continues, config, prepared)
-    # Built here once, so that a model that cannot be is refused before a worker starts.
-    model, model_choices = models.build_model(
+    # Laid out here once, so that a model that cannot be is refused before a worker starts.
+    blueprint = models.draw_blueprint(
         config.model,
         vocabulary=prepared.vocabulary,
         sequence=config.data.sequence,
         seed=config.train.seed,
         end_token=prepared.end_token,
     )
+    model = blueprint.lay_out()
+    blueprint.check_weights()
+    manner = find_manner(blueprint.twin())
     parameters = models.count_parameters(model).total
-    del model
     validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
     config = config.model_copy(update={"data": prepared.resolved(config.data)})
     resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
-    resolved.choices[:0] = [*prepared.choices, *model_choices]
+    resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
+    assert isinstance(resolved.config.replicas, int)
+    samples = config.train.batch // resolved.config.replicas
+    check_layout(config.layout, limits_of(model, manner, samples))
     return resolved, prepared
 
 

@@ -22,6 +22,7 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
 from tutti.data import TensorSource
 from tutti.data.tensors import Pairs
+from tutti.parallel import anything_else, check_layout
 from tutti.resolve import Facts, resolve
 from tutti.supervise import Supervision
 from tutti.train.function import load_trained, write_function_job
@@ -80,6 +81,7 @@ def fit(
         validation_samples=validation_data.samples_in_epoch(0) if validation_data else 0,
     )
     resolved = resolve(config, facts)
+    check_layout(config.layout, anything_else(batch // workers))
     if not resume:
         run.create()
     try:

@@ -14,6 +14,8 @@ from tutti.train.optimizer import auto_learning_rate
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
+#: A pipeline stands still for (stages - 1) ÷ micro-batches of the time.
+_MICRO_BATCHES_PER_STAGE = 4
 #: Validations and saves over a run, validation samples a time, and warm-up, where the user leaves them to us.
 _TIMES = 10
 _VALIDATION_SAMPLES = 256
@@ -63,12 +65,12 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     share = -(-train.batch // (replicas * config.layout.shard))
     kind = "cpu" if device.type == "cpu" else "accelerator"
     micro = max(1, min(share, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample))
-    micro = choose(
-        "train.micro_batch",
-        train.micro_batch,
-        micro,
-        f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once",
-    )
+    reason = f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once"
+    stages = config.layout.pipeline
+    if stages > 1 and share < _MICRO_BATCHES_PER_STAGE * stages * micro:
+        micro = max(1, share // (_MICRO_BATCHES_PER_STAGE * stages))
+        reason = f"of the {share} samples of a step, so that {stages} stages wait little for each other"
+    micro = choose("train.micro_batch", train.micro_batch, micro, reason)
     rate, reason = auto_learning_rate(
         facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer
     )

@@ -1,38 +1,78 @@
-"""One training batch through a layout, and what plain transformers makes of it."""
+"""A batch through a layout: its loss, its gradient, and a few steps of training."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from families import VOCABULARY, blueprint
 from torch import Tensor
 
-from tutti.config import LayoutConfig
+from tutti.config import LayoutConfig, TrainConfig
 from tutti.core import Batch
-from tutti.models.blueprint import Blueprint
-from tutti.parallel import Arithmetic, apply_language_layout, arrange
+from tutti.parallel import Arithmetic, Split, World, apply_language_layout, arrange
 from tutti.parallel.load import unpack_pieces
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks import find_manner
+from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import LossScale
 from tutti.train.step import Accumulator
 
-VOCABULARY, SEQUENCE, BATCH, SEED = 64, 16, 8, 3
+SEQUENCE, BATCH = 16, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family in one layout."""
+
+    family: str
+    layout: dict[str, Any]
+    micro_batch: int = 2
+    how: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    steps: int = 0
+
+    @property
+    def config(self) -> LayoutConfig:
+        return LayoutConfig(**self.layout)
+
+    def __str__(self) -> str:
+        return "-".join(
+            [self.family, *(f"{name}{value}" for name, value in (self.layout | self.how).items())]
+        )
+
+
+@dataclass
+class Result:
+    """What a rank has of a case; `gradients`: whole, by the names of the whole model."""
+
+    losses: list[float]
+    norm: float
+    gradients: dict[str, Tensor]
+
+
+def _rows() -> tuple[Tensor, list[list[int]]]:
+    """Ids [B, S] and the lengths of the documents in each row; every other row holds two."""
+    ids = torch.randint(VOCABULARY, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(3))
+    return ids, [[5 + row, SEQUENCE - 5 - row] if row % 2 == 0 else [SEQUENCE] for row in range(BATCH)]
+
+
+def documents() -> list[list[int]]:
+    """The batch as plain documents."""
+    ids, lengths = _rows()
+    return [doc.tolist() for row, cuts in zip(ids, lengths, strict=True) for doc in row.split(cuts)]
 
 
 def batches(micro_batch: int, share: int, shares: int) -> list[Batch]:
-    """This share of a batch of packed rows of different documents, in micro-batches."""
-    dice = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(VOCABULARY, (BATCH, SEQUENCE), generator=dice)
-    positions = torch.arange(SEQUENCE).repeat(BATCH, 1)
+    """This share of the batch, packed, in micro-batches."""
+    ids, lengths = _rows()
     labels = ids.roll(-1, 1)
-    labels[:, -1] = -100
-    for row in range(0, BATCH, 2):  # every other row holds two documents
-        cut = 5 + row
-        positions[row, cut:] -= cut
-        labels[row, cut - 1] = -100
+    positions = torch.stack([torch.cat([torch.arange(length) for length in cuts]) for cuts in lengths])
+    for row, cuts in enumerate(lengths):
+        labels[row, torch.tensor(cuts).cumsum(0) - 1] = -100
     rows = torch.arange(BATCH).chunk(shares)[share]
     whole = {"input_ids": ids[rows], "labels": labels[rows], "position_ids": positions[rows]}
     return [
@@ -41,39 +81,64 @@ def batches(micro_batch: int, share: int, shares: int) -> list[Batch]:
     ]
 
 
-def gradients_of(
-    rank: int, blueprint: Blueprint, layout: dict[str, Any], micro_batch: int = 2, **how: Any
-) -> tuple[float, float, dict[str, Tensor]]:
-    """Loss, gradient norm and whole gradients (by the names of the whole model) that a layout gives."""
-    config = LayoutConfig(**layout)
-    replicas = (dist.get_world_size() if dist.is_initialized() else 1) // config.ranks
-    world = arrange(config, torch.device("cpu"), rank // config.ranks, replicas)
-    manner = find_manner(blueprint.twin())
+def lay_out(rank: int, case: Case) -> tuple[Split, World]:
+    """The case's model on this rank."""
+    config = case.config
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    world = arrange(config, torch.device("cpu"), rank // config.ranks, size // config.ranks)
+    plan = blueprint(case.family)
+    manner = find_manner(plan.twin())
     split = apply_language_layout(
-        blueprint, manner, world, Arithmetic(**how), micro_batch=micro_batch, sequence=SEQUENCE
+        plan, manner, world, Arithmetic(**case.how), micro_batch=case.micro_batch, sequence=SEQUENCE
     )
+    if case.dtype != torch.float32:
+        split.objective.to(case.dtype)
+    return split, world
+
+
+def run_case(rank: int, case: Case) -> Result:
+    """Loss, norm and gradient of the first step, and the losses of `case.steps` more."""
+    split, world = lay_out(rank, case)
+    place = Place(world.replica, world.replicas, world.part, world.parts)
     policy = AllReduce(
-        StaticTransport(world.peers), Place(world.replica, replicas, world.part, world.parts), Ledger(), BATCH,
-        bucket_bytes=10_000, everyone=world.everyone,
-    )  # fmt: skip
+        StaticTransport(world.peers), place, Ledger(), BATCH, bucket_bytes=10_000, everyone=world.everyone
+    )
     accumulator = Accumulator(
         split, policy, nominal_targets=BATCH * SEQUENCE, clip=None, context=nullcontext(),
         loss_scale=LossScale("fp32"), seed=0,
     )  # fmt: skip
-    shares = replicas * config.shard
-    mine = batches(micro_batch, world.replica * config.shard + world.at("shard"), shares)
+    shard = case.config.shard
+    mine = batches(case.micro_batch, world.replica * shard + world.at("shard"), world.replicas * shard)
     result = accumulator.run(mine, tokens=0, key=0, stop=False)
+    whole = whole_gradients(split)
+    losses = [result.loss]
+    if case.steps:
+        decay = {"weight_decay": 0.1, "betas": (0.9, 0.95)}
+        optimizers = build_optimizers(split.objective.model, TrainConfig(**decay), 1e-3)
+        for group in optimizers.optimizers[0].param_groups:
+            group["weight_decay"] = 0.1  # plain AdamW decays norms as well
+        for _ in range(case.steps):
+            optimizers.step()
+            losses.append(accumulator.run(mine, tokens=0, key=0, stop=False).loss)
+    return Result(losses, result.norm, whole)
+
+
+def whole_gradients(split: Split) -> dict[str, Tensor]:
+    """Every gradient of the replica, gathered over its ranks."""
     gradients: dict[str, Tensor] = {}
-    named = getattr(split.objective.model, "canonical_name", lambda name: name)
-    for name, parameter in split.objective.model.named_parameters():
-        gradient: Any = parameter.grad
-        full = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
-        if named(name) in split.packed:
-            full = unpack_pieces(full, *split.packed[named(name)], config.tensor)
-        gradients[named(name)] = full
-    if world.inside is None:
-        return result.loss, result.norm, gradients
-    everybody: list[Any] = [None] * world.inside.size()
-    dist.all_gather_object(everybody, gradients, group=world.inside)
-    merged = {name: gradient for part in everybody for name, gradient in part.items()}
-    return result.loss, result.norm, merged
+    for name, parameter in split.objective.named_parameters():
+        name, gradient = name.removeprefix("model."), parameter.grad
+        full: Any = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
+        if name in split.packed:
+            full = unpack_pieces(full, *split.packed[name], split.world.layout.tensor)
+        gradients[name] = full
+    if split.world.inside is None:
+        return gradients
+    parts: list[Any] = [None] * split.world.inside.size()
+    dist.all_gather_object(parts, gradients, group=split.world.inside)
+    return {name: gradient for part in parts for name, gradient in part.items()}
+
+
+def run_cases(rank: int, cases: list[Case]) -> list[Result]:
+    """One after the other in the same processes: starting them costs more than running a case."""
+    return [run_case(rank, case) for case in cases]

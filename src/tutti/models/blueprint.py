@@ -24,7 +24,7 @@ from tutti.core import ModelError
 from tutti.models.architecture import one_line, without_chatter
 from tutti.models.blocks import find_blocks
 from tutti.models.initial import initialise, number_of
-from tutti.models.weights import load_weights, stream_weights
+from tutti.models.weights import check_weights, load_weights, stream_weights
 
 _TWIN_VOCABULARY = 64
 
@@ -69,6 +69,11 @@ class Blueprint:
         fill(model, self.weights())
         return model
 
+    def check_weights(self) -> None:
+        """Raise ModelError if the weights of a directory do not fit; what is drawn always does."""
+        if self.directory is not None:
+            check_weights(self.directory, self.architecture, self._empty())
+
     def twin(self) -> PreTrainedModel:
         """A small model of the same kind, in memory: a layer of every sort that there is, and 64 words.
 
@@ -88,9 +93,16 @@ class Blueprint:
 
         Tied parameters come once, under the name that the model registers first.
         """
-        if self.directory is not None:
-            yield from stream_weights(self.directory, self.architecture, self._empty(), wanted)
+        if self.directory is None:
+            yield from self._drawn(wanted)
             return
+        model = self._empty()
+        yield from stream_weights(self.directory, self.architecture, model, wanted)
+        saved = model.state_dict().keys()
+        computed = self._drawn(lambda name: wanted(name) and name not in saved)  # tables of rotations and the like
+        yield from ((name, tensor) for name, tensor in computed if name not in saved)
+
+    def _drawn(self, wanted: Wanted) -> Iterator[tuple[str, Tensor]]:
         model = self._empty()
         canonical = {name for name, _ in model.named_parameters()}
         for name, unit in units(model):

@@ -60,24 +60,33 @@ def stream_weights(
     Raises:
         ModelError: as `load_weights`.
     """
-    require_weights(directory)
-    try:
-        files = {key: file for file in sorted(directory.glob("*.safetensors")) for key in _keys(file)}
-    except Exception as error:
-        raise _unreadable(directory, error) from error
-    plain: dict[str, Tensor] = dict(model.named_parameters())
-    persistent = model.state_dict().keys()
-    plain |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    if set(plain) <= set(files) and all(_shape(files[name], name) == plain[name].shape for name in plain):
+    plain, files = _directly(directory, model)
+    if files is not None:
         for name in filter(wanted, plain):
             with safe_open(files[name], "pt") as opened:
                 yield name, opened.get_tensor(name).float()
     else:
         whole = load_weights(directory, architecture)
-        yield from ((name, tensor.detach()) for name, tensor in whole.named_parameters() if wanted(name))
-        yield from (
-            (name, tensor) for name, tensor in whole.named_buffers() if name in persistent and wanted(name)
-        )
+        yield from ((name, whole.get_parameter_or_buffer(name).detach()) for name in filter(wanted, plain))
+
+
+def check_weights(directory: Path, architecture: Any, model: nn.Module) -> None:
+    """Raise ModelError unless the weights in `directory` are those of `model` (its layout), as `load_weights` does."""
+    if _directly(directory, model)[1] is None:
+        load_weights(directory, architecture)
+
+
+def _directly(directory: Path, model: nn.Module) -> tuple[list[str], dict[str, Path] | None]:
+    """Names of what is saved of `model`, tied parameters once, and the file of each; None: names or shapes differ."""
+    require_weights(directory)
+    try:
+        files = {key: file for file in sorted(directory.glob("*.safetensors")) for key in _keys(file)}
+    except Exception as error:
+        raise _unreadable(directory, error) from error
+    saved: dict[str, Tensor] = dict(model.named_parameters())
+    saved |= {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    same = saved.keys() <= files.keys() and all(_shape(files[n], n) == saved[n].shape for n in saved)
+    return list(saved), files if same else None
 
 
 def _keys(file: Path) -> list[str]:

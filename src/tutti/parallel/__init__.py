@@ -1,6 +1,7 @@
 """Inside a replica: who this process is, and one small module per way to split a model."""
 
 from tutti.parallel.layout import Arithmetic, apply_language_layout, apply_layout, undo_compile
+from tutti.parallel.possible import anything_else, check_layout, limits_of
 from tutti.parallel.split import Split
 from tutti.parallel.world import World, arrange, join_world, leave_world, pick_device, started_store
 
@@ -8,11 +9,14 @@ __all__ = [
     "Arithmetic",
     "Split",
     "World",
+    "anything_else",
     "apply_language_layout",
     "apply_layout",
     "arrange",
+    "check_layout",
     "join_world",
     "leave_world",
+    "limits_of",
     "pick_device",
     "started_store",
     "undo_compile",

@@ -158,7 +158,8 @@ def _apply_to_blocks(blocks: list[nn.Module], roots: list[Any], world: World, ar
             block.compile()
     if world.data is None:
         return
-    policy = MixedPrecisionPolicy(param_dtype=arithmetic.dtype, reduce_dtype=torch.float32)
+    sums = None if arithmetic.dtype is None else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=arithmetic.dtype, reduce_dtype=sums)
     again = world.layout.zero == 3
     for module in [*blocks, *roots]:
         fully_shard(module, mesh=world.data, mp_policy=policy, reshard_after_forward=again)
