@@ -97,6 +97,7 @@ def measure(rank: int, size: str, samples: int, bucket_mb: float, steps: int) ->
     """Intervals of backward and buckets in each of `steps` steps, in milliseconds from the beginning of backward."""
     from tutti.config.schema import ModelConfig
     from tutti.models import build_model
+    from tutti.parallel import Split, World
     from tutti.sync import AllReduce, Ledger, Place, StaticTransport
     from tutti.tasks import CausalLanguageModelling
     from tutti.train.precision import LossScale
@@ -107,7 +108,7 @@ def measure(rank: int, size: str, samples: int, bucket_mb: float, steps: int) ->
     )
     transport = StaticTransport(dist.group.WORLD)
     accumulator = Accumulator(
-        CausalLanguageModelling(model.train()),
+        Split(CausalLanguageModelling(model.train()), World.alone()),
         AllReduce(
             transport,
             Place(rank, RANKS),
@@ -120,7 +121,6 @@ def measure(rank: int, size: str, samples: int, bucket_mb: float, steps: int) ->
         clip=1.0,
         context=nullcontext(),
         loss_scale=LossScale("fp32"),
-        sharded_over=1,
         seed=0,
     )
     ids = torch.randint(VOCABULARY, (samples, SEQUENCE + 1), generator=torch.Generator().manual_seed(rank))

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.throughput.windows import Windows
 from tutti.config.schema import TrainConfig
+from tutti.parallel import Split, World
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks import CausalLanguageModelling
 from tutti.train.optimizer import build_optimizers
@@ -25,7 +26,7 @@ def profile_step(task: dict[str, Any]) -> str:
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32).train()
     objective = CausalLanguageModelling(model)
     accumulator = Accumulator(
-        objective,
+        Split(objective, World.alone()),
         AllReduce(
             StaticTransport(None), Place(0, 1), Ledger(), task["batch"], bucket_bytes=8_000_000, everyone=None
         ),
@@ -33,7 +34,6 @@ def profile_step(task: dict[str, Any]) -> str:
         clip=1.0,
         context=compute_context(task["precision"], torch.device("cpu"), sharded=False),
         loss_scale=LossScale(task["precision"]),
-        sharded_over=1,
         seed=0,
     )
     optimizers = build_optimizers(model, TrainConfig(), task["learning_rate"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ranks import run_ranks
 from toys import MaskedSquares
+from tutti.parallel import Split, World
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.sync.transport import Wait
 from tutti.train.precision import LossScale
@@ -49,13 +50,12 @@ def what_happens(rank: int) -> list[str]:
         everyone=dist.group.WORLD,
     )
     accumulator = Accumulator(
-        objective,
+        Split(objective, World.alone()),
         policy,
         nominal_targets=8,
         clip=None,
         context=nullcontext(),
         loss_scale=LossScale("fp32"),
-        sharded_over=1,
         seed=0,
     )
     batch = {"x": torch.randn(2, WIDTH), "y": torch.randn(2, WIDTH), "counts": torch.ones(2)}

@@ -17,13 +17,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from ranks import run_ranks
-from tutti.config import DataConfig, ModelConfig
+from tutti.config import DataConfig, LayoutConfig, ModelConfig
 from tutti.data import TokenSource, prepare
 from tutti.models import build_model, export_model
-from tutti.parallel import apply_layout
+from tutti.parallel import Arithmetic, apply_layout, arrange
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport, share
 from tutti.tasks import CausalLanguageModelling
 from tutti.train.feed import Feed
@@ -74,18 +73,15 @@ def gradients_on(
     source = TokenSource(prepared, "train", SEQUENCE, SEED, shift=True)
     objective = CausalLanguageModelling(built)
     group = dist.group.WORLD if ranks > 1 else None
-    peers = group
-    if shard > 1:
-        mesh = init_device_mesh("cpu", (ranks // shard, shard), mesh_dim_names=("replica", "shard"))
-        apply_layout(objective, mesh=mesh["shard"], dtype=None, compile=False)
-        peers = mesh.get_group("replica") if ranks > shard else None
+    world = arrange(LayoutConfig(shard=shard), torch.device("cpu"), rank // shard, ranks // shard)
+    split = apply_layout(objective, world, Arithmetic())
     policy = AllReduce(
-        StaticTransport(peers), Place(rank // shard, ranks // shard, rank % shard, shard), Ledger(), BATCH,
+        StaticTransport(world.peers), Place(rank // shard, ranks // shard, rank % shard, shard), Ledger(), BATCH,
         bucket_bytes=10_000, everyone=group,
     )  # fmt: skip
     accumulator = Accumulator(
-        objective, policy, nominal_targets=BATCH * SEQUENCE, clip=None, context=nullcontext(),
-        loss_scale=LossScale("fp32"), sharded_over=shard, seed=0,
+        split, policy, nominal_targets=BATCH * SEQUENCE, clip=None, context=nullcontext(),
+        loss_scale=LossScale("fp32"), seed=0,
     )  # fmt: skip
     feed = Feed(source, SEED, torch.device("cpu"))
     ranges = policy.samples(1)

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from ranks import run_ranks
 from toys import Numbers, make_objective, reference_gradients
+from tutti.config import LayoutConfig
+from tutti.parallel import Arithmetic, apply_layout, arrange
 from tutti.sync import AllReduce, DistributedDataParallelAllReduce, Ledger, Place, StaticTransport, share
 from tutti.train.feed import Feed
 from tutti.train.precision import LossScale
@@ -32,16 +32,11 @@ def gradients_on(rank: int, ranks: int, micro_batch: int, kind: str, clip: float
     group = dist.group.WORLD if ranks > 1 else None
     policy_class = DistributedDataParallelAllReduce if kind == "ddp" else AllReduce
     # torch's DDP refuses parameters without a gradient; Tutti's buckets take them.
-    objective, parts = make_objective(unused=kind != "ddp"), 1
-    if kind == "shard":
-        parts = 2
-        mesh = init_device_mesh("cpu", (ranks // parts, parts), mesh_dim_names=("replica", "shard"))
-        fully_shard(objective, mesh=mesh["shard"])
-        peers = mesh.get_group("replica") if ranks > parts else None
-    else:
-        peers = group
+    objective, parts = make_objective(unused=kind != "ddp"), 2 if kind == "shard" else 1
+    world = arrange(LayoutConfig(shard=parts), torch.device("cpu"), rank // parts, ranks // parts)
+    split = apply_layout(objective, world, Arithmetic())
     policy = policy_class(
-        StaticTransport(peers),
+        StaticTransport(world.peers),
         Place(rank // parts, ranks // parts, rank % parts, parts),
         Ledger(),
         BATCH,
@@ -49,13 +44,12 @@ def gradients_on(rank: int, ranks: int, micro_batch: int, kind: str, clip: float
         everyone=group,
     )
     accumulator = Accumulator(
-        objective,
+        split,
         policy,
         nominal_targets=BATCH,
         clip=clip,
         context=nullcontext(),
         loss_scale=LossScale("fp32"),
-        sharded_over=parts,
         seed=0,
     )
     feed = Feed(Numbers(), SEED, torch.device("cpu"))

@@ -17,7 +17,7 @@ from toys import Numbers, make_objective
 from tutti.core import read_events
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
-from tutti.parallel import World, apply_layout
+from tutti.parallel import Arithmetic, Split, World, apply_layout
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.train.feed import Feed
 from tutti.train.precision import LossScale, compute_context
@@ -30,8 +30,9 @@ def accumulator(precision: str, scale: LossScale, **options: Any) -> tuple[nn.Mo
     policy = AllReduce(StaticTransport(None), Place(0, 1), Ledger(), 16, bucket_bytes=100, everyone=None)
     cpu = torch.device("cpu")
     return objective, Accumulator(
-        objective, policy, nominal_targets=16, clip=None, context=compute_context(precision, cpu, sharded=False),
-        loss_scale=scale, sharded_over=1, seed=0,
+        Split(objective, World.alone()), policy, nominal_targets=16, clip=None,
+        context=compute_context(precision, cpu, sharded=False),
+        loss_scale=scale, seed=0,
     )  # fmt: skip
 
 
@@ -89,14 +90,14 @@ def test_a_failing_compiler_costs_one_warning(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(inductor, "fx_graph_cache", False)
     objective, steps = accumulator("fp32", LossScale("fp32"))
-    apply_layout(objective, mesh=None, dtype=None, compile=True)
+    apply_layout(objective, World.alone(), Arithmetic(compile=True))
     events = EventWriter(tmp_path / "events", 0)
     settings: Any = type("Settings", (), {"micro_batch": 4, "batch": 4, "context": nullcontext()})
     world = World(0, 1, 0, 1, torch.device("cpu"), False)
     rehearsal = Rehearsal(None, world, settings, events, LiveSign(tmp_path, 0))  # type: ignore[arg-type]
     monkeypatch.setattr(rehearsal, "_job", type("Job", (), {"objective": objective}))
     feed = Feed(Numbers(), 0, torch.device("cpu"))
-    rehearsal._try_batch(steps.module, steps._policy, feed, compiled=True)
+    rehearsal._try_batch(steps, feed, compiled=True)
     (warning,) = read_events(tmp_path, "warning")
     assert "torch.compile failed" in warning["message"]
     assert steps.run([Numbers().load(0, [1, 2, 4])], 0, 0, False).loss > 0

@@ -99,7 +99,9 @@ class Blueprint:
         model = self._empty()
         yield from stream_weights(self.directory, self.architecture, model, wanted)
         saved = model.state_dict().keys()
-        computed = self._drawn(lambda name: wanted(name) and name not in saved)  # tables of rotations and the like
+        computed = self._drawn(
+            lambda name: wanted(name) and name not in saved
+        )  # tables of rotations and the like
         yield from ((name, tensor) for name, tensor in computed if name not in saved)
 
     def _drawn(self, wanted: Wanted) -> Iterator[tuple[str, Tensor]]:
