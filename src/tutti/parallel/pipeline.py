@@ -9,6 +9,7 @@ Shapes: B samples of a micro-batch, S tokens, D model width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from tutti.core import Batch
-from tutti.parallel.stages import Handover
+from tutti.parallel.stages import Handover, StageEnd
 from tutti.parallel.world import World
 from tutti.tasks import CausalLanguageModelling
 from tutti.tasks.chunked_loss import IGNORED
@@ -38,7 +39,8 @@ class StageObjective(CausalLanguageModelling):
         self.handover.received = arriving
         if self.handover.last:
             return self.total(rows).reshape(1)
-        run_model(body_of(self.model), rows, self.manner.takes_positions)
+        with contextlib.suppress(StageEnd):
+            run_model(body_of(self.model), rows, self.manner.takes_positions)
         result = self.handover.result
         assert result is not None
         self.handover.result = None

@@ -120,7 +120,7 @@ class Split:
             norms = torch.stack(torch._foreach_norm(gradients)).double()
             squares += norms.square().sum() / copies
         if self.world.inside is not None:
-            dist.all_reduce(squares, group=self.world.inside)
+            _total_over(squares, self.world.inside)
         norm = float(squares.sqrt())
         return norm if math.isfinite(norm) else math.nan
 
@@ -131,6 +131,10 @@ class Split:
             for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
                 pieces *= 1 if isinstance(placement, Replicate | Partial) else size
         return layout.data * layout.tensor // pieces
+
+
+def _total_over(summand: Tensor, group: dist.ProcessGroup) -> None:
+    dist.all_reduce(summand, group=group)
 
 
 def _add_up(gradients: Sequence[Tensor], group: dist.ProcessGroup) -> None:

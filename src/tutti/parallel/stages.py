@@ -125,15 +125,12 @@ def cut_stage(model: Any, outline: Outline, start: int, stop: int) -> Handover:
         if start <= number < stop:
             continue
         name = next(name for name, module in model.named_modules() if module is block)
-        arrives = number == start - 1
-        stand_in = _Arrival(block, outline.tuples, handover) if arrives else _PassOn(block, outline.tuples)
-        _replace(model, name, stand_in)
-    if stop < len(blocks):
-
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            handover.result = output[0] if isinstance(output, tuple) else output
-
-        blocks[stop - 1].register_forward_hook(keep)
+        if number == start - 1:
+            _replace(model, name, _Arrival(block, outline.tuples, handover))
+        elif number == stop:
+            _replace(model, name, _Departure(block, outline.tuples, handover))
+        else:
+            _replace(model, name, _PassOn(block, outline.tuples))
     return handover
 
 
@@ -193,3 +190,16 @@ class _Arrival(_PassOn):
         """What arrived."""
         assert self.handover.received is not None
         return super().forward(self.handover.received)
+
+
+class StageEnd(Exception):
+    """What follows is other stages' work."""
+
+
+class _Departure(_Arrival):
+    """Stands in for the block after a stage's last: keeps what is to be sent on, and ends the forward pass."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """Does not return."""
+        self.handover.result = hidden_states
+        raise StageEnd

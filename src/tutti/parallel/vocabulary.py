@@ -81,10 +81,10 @@ class _SplitLoss(Function):
             product = chances.to(hidden.dtype)
             d_hidden[some] = product @ head
             d_weight += product.t() @ inputs
-        dist.all_reduce(own_targets, group=group)
+        targets = _over_all_words(own_targets, group)
         ctx.types = weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(d_hidden, d_weight, *([] if d_bias is None else [d_bias]))
-        return loss - own_targets
+        return loss - targets
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> Any:
@@ -99,6 +99,12 @@ def _over_ranks(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     everyone = own.new_empty(group.size() * own.shape[0])
     dist.all_gather_into_tensor(everyone, own.contiguous(), group=group)
     return everyone.view(group.size(), -1).logsumexp(0)
+
+
+def _over_all_words(own: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum of what each rank has of its words."""
+    dist.all_reduce(own, group=group)
+    return own
 
 
 def split_embedding(embedding: nn.Embedding, group: dist.ProcessGroup) -> None:
