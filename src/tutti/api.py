@@ -26,9 +26,10 @@ from tutti.evaluate import Evaluation, sum_losses
 from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.parallel import Split, World, check_layout, limits_of
+from tutti.parallel.memory import MemoryModel, budget_bytes, choose_thrift, ways
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
-from tutti.tasks import find_manner
+from tutti.tasks import Manner, find_manner
 from tutti.train import checkpoints
 from tutti.train.checkpoints.retention import entries
 from tutti.train.language import LanguageModelJob, language_model_job
@@ -122,6 +123,7 @@ def continued(config: Config, former: Config) -> Config:
     merged = keep(wanted, chosen)
     merged["replicas"] = wanted["replicas"]
     merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
+    merged["memory"] = wanted["memory"]
     return Config.model_validate(merged)
 
 
@@ -155,7 +157,41 @@ def _start(
     assert isinstance(resolved.config.replicas, int)
     samples = config.train.batch // resolved.config.replicas
     check_layout(config.layout, limits_of(model, manner, samples))
+    _spare_memory(config, resolved, blueprint, manner, samples)
     return resolved, prepared
+
+
+def _spare_memory(
+    config: Config, resolved: Resolved, blueprint: models.Blueprint, manner: Manner, samples: int
+) -> None:
+    """Within `memory.budget`: what is computed again, kept elsewhere, and how many samples at once."""
+    memory, train = config.memory, resolved.config.train
+    if memory.budget is None:
+        return
+    assert isinstance(train.micro_batch, int) and isinstance(resolved.config.replicas, int)
+    need = MemoryModel(
+        blueprint.lay_out(),
+        blueprint.twin(),
+        manner,
+        config.layout,
+        config.data.sequence,
+        train.optimizer,
+        resolved.config.replicas,
+        max(1, samples // config.layout.shard),
+    )
+    smaller = config.train.micro_batch == "auto"
+    allowed = ways(memory.recompute, memory.offload, train.micro_batch, smaller=smaller)
+    thrift, why = choose_thrift(need, budget_bytes(memory.budget), allowed)
+    resolved.choices.append(
+        f"memory.recompute = {thrift.recompute}, memory.offload = {thrift.offload}, "
+        f"train.micro_batch = {thrift.micro_batch}: {why}"
+    )
+    resolved.config = resolved.config.model_copy(
+        update={
+            "memory": memory.model_copy(update={"recompute": thrift.recompute, "offload": thrift.offload}),
+            "train": train.model_copy(update={"micro_batch": thrift.micro_batch}),
+        }
+    )
 
 
 def _refuse_other_text(run: RunDirectory, config: Config, prepared: Prepared) -> None:

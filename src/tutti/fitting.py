@@ -80,6 +80,11 @@ def fit(
         tokens_per_sample=1,
         validation_samples=validation_data.samples_in_epoch(0) if validation_data else 0,
     )
+    if config.memory.budget is not None:
+        raise ConfigError(
+            "memory.budget cannot be kept for a module of your own: its activations are unknown",
+            "set memory__recompute or memory__offload instead",
+        )
     resolved = resolve(config, facts)
     check_layout(config.layout, anything_else(batch // workers))
     if not resume:

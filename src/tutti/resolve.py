@@ -88,8 +88,13 @@ def resolve(config: Config, facts: Facts) -> Resolved:
             "right with any layout and transport, and with parameters that get no gradient",
         )
         sync = sync.model_copy(update={"implementation": how})
+    memory = config.memory
+    if memory.budget is None:  # with a budget, `api.py` chooses: it knows the model
+        named = {"recompute": memory.recompute, "offload": memory.offload}
+        memory = memory.model_copy(update={k: "none" if v == "auto" else v for k, v in named.items()})
     updates = {
         "replicas": replicas,
+        "memory": memory,
         "sync": sync,
         "train": train.model_copy(
             update={"precision": precision, "micro_batch": micro, "learning_rate": rate, "warmup": warmup}

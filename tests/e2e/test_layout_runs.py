@@ -61,7 +61,7 @@ def assert_same_curve(run: Path, reference: Path, steps: Sequence[int] = range(1
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_from_layout_to_layout_the_curve_goes_on(family: str, here: Here, place: Path) -> None:
     """Shard 4 for ten steps, tensor 2 × pipeline 2 for ten more, and one process to the end."""
     run = place / "runs" / f"{family}-chain"
@@ -101,6 +101,7 @@ def test_a_layout_does_not_change_the_curve(layout: str, here: Here, place: Path
     shutil.rmtree(place / "runs/other")
 
 
+@pytest.mark.slow
 def test_diloco_over_tensor_parallel_replicas(here: Here, place: Path) -> None:
     """Two replicas that drift, each over two ranks, are two replicas of one rank each."""
     drift = ("sync=diloco", "sync.every=5", "replicas=2")

@@ -211,6 +211,27 @@ class LayoutConfig(Section):
         return {name: size for name in names if (size := getattr(self, name)) > 1}
 
 
+class MemoryConfig(Section):
+    """How a rank makes do with little memory, at the price of time."""
+
+    budget: str | None = Field(
+        default=None,
+        pattern=r"^\d+(\.\d+)?(MB|GB)$",
+        description="What the tensors of one rank may take (`500MB`, `2GB`; 10^6 and 10^9 bytes). The cheapest of the "
+        "ways below, and of smaller micro-batches, that fits is taken wherever `auto` leaves the choice.",
+    )
+    recompute: Literal["auto", "none", "selective", "full"] = Field(
+        default="auto",
+        description="What backward computes again instead of keeping it: `full`: whole blocks; `selective`: all but "
+        "matrix products and attention. `auto`: `none`, unless the budget asks for more.",
+    )
+    offload: Literal["auto", "none", "activations", "optimizer", "all"] = Field(
+        default="auto",
+        description="What is kept elsewhere until it is needed: an accelerator's in the host's memory, a CPU's in "
+        "files of the run that are mapped into memory. `all`: activations, optimizer, parameters and gradients.",
+    )
+
+
 class SyncConfig(Section):
     """How the copies agree."""
 
@@ -243,6 +264,11 @@ def _layout(value: Any) -> Any:
 def _sync(value: Any) -> Any:
     """`sync: diloco` is short for `{policy: diloco}`."""
     return {"policy": value} if isinstance(value, str) else value
+
+
+def _memory(value: Any) -> Any:
+    """`memory: 2GB` is short for a budget."""
+    return {"budget": value} if isinstance(value, str) else value
 
 
 def _model(value: Any) -> Any:
@@ -315,6 +341,10 @@ class Config(Section):
     )
     layout: Annotated[LayoutConfig, BeforeValidator(_layout)] = Field(
         default_factory=LayoutConfig, description="How one copy is split; `1`: not at all."
+    )
+    memory: Annotated[MemoryConfig, BeforeValidator(_memory)] = Field(
+        default_factory=MemoryConfig,
+        description="What a rank may hold: a budget such as `2GB`, or a mapping.",
     )
     sync: Annotated[SyncConfig, BeforeValidator(_sync)] = Field(
         default_factory=SyncConfig, description="How copies agree: a policy's name or a mapping."

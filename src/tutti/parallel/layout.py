@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from tutti.core import Objective
 from tutti.models import Blueprint, find_blocks
 from tutti.parallel.context import swap_in_attention, take_piece
 from tutti.parallel.load import by_name, fill_pieces, make_room, tied_names
+from tutti.parallel.offload import MappedFiles, keep_activations, keep_gradients
 from tutti.parallel.pipeline import Pipeline, StageObjective
 from tutti.parallel.recompute import recompute_blocks
 from tutti.parallel.split import Copies, Split, StagedObjective, Stages
@@ -44,11 +45,18 @@ from tutti.tasks.manner import Manner, head_of
 @dataclass(frozen=True)
 class Arithmetic:
     """How a split model computes. dtype: of a sharded model's arithmetic; parameters, gradients and their sum stay
-    fp32 (None: all fp32). recompute: `none`, `selective` or `full`."""
+    fp32 (None: all fp32). recompute: `none`, `selective` or `full`. offload: `none`, `activations`, `optimizer` or
+    `all`; files: where a CPU's offloaded tensors go."""
 
     dtype: torch.dtype | None = None
     compile: bool = False
     recompute: str = "none"
+    offload: str = "none"
+    files: MappedFiles | None = None
+
+    def offloads(self, what: str) -> bool:
+        """Whether `what` (`activations`, `optimizer`, `parameters`) is kept elsewhere."""
+        return self.offload == "all" or self.offload == what
 
 
 def apply_layout(objective: Objective, world: World, arithmetic: Arithmetic) -> Split:
@@ -94,7 +102,7 @@ def apply_language_layout(
         _apply_to_blocks(_own_blocks(stage.objective.model), [stage.objective], world, arithmetic)
     split = _put_together(stages, world, tied_names(whole), arithmetic, micro_batch, sequence)
     split.choices = choices[:1]
-    _load(split, stages, blueprint)
+    _load(split, stages, blueprint, arithmetic.files if arithmetic.offloads("parameters") else None)
     return split
 
 
@@ -153,6 +161,8 @@ def _cut(stage: _Stage, world: World, plan: TensorPlan | None) -> list[str]:
 def _apply_to_blocks(blocks: list[nn.Module], roots: list[Any], world: World, arithmetic: Arithmetic) -> None:
     """Recompute, compile, shard."""
     recompute_blocks(blocks, arithmetic.recompute)
+    if arithmetic.offloads("activations"):
+        keep_activations(blocks, world.device, arithmetic.files)
     if arithmetic.compile:
         for block in blocks or roots:
             block.compile()
@@ -161,8 +171,15 @@ def _apply_to_blocks(blocks: list[nn.Module], roots: list[Any], world: World, ar
     sums = None if arithmetic.dtype is None else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=arithmetic.dtype, reduce_dtype=sums)
     again = world.layout.zero == 3
+    on_host = world.device.type != "cpu" and (arithmetic.offloads("optimizer"))
     for module in [*blocks, *roots]:
-        fully_shard(module, mesh=world.data, mp_policy=policy, reshard_after_forward=again)
+        fully_shard(
+            module,
+            mesh=world.data,
+            mp_policy=policy,
+            reshard_after_forward=again,
+            offload_policy=CPUOffloadPolicy() if on_host else OffloadPolicy(),
+        )
 
 
 def _own_blocks(model: nn.Module) -> list[nn.Module]:
@@ -194,11 +211,13 @@ def _put_together(
     return Split(StagedObjective(Stages(objectives, tied)), world, pipeline, packed=packed)
 
 
-def _load(split: Split, stages: list[_Stage], blueprint: Blueprint) -> None:
+def _load(split: Split, stages: list[_Stage], blueprint: Blueprint, files: MappedFiles | None) -> None:
     """Memory for what is this rank's, filled with its weights; then what is known by object rather than by name."""
     world, tied = split.world, tied_names(blueprint.lay_out())
     for stage in stages:
-        make_room(stage.objective, world.device)
+        make_room(stage.objective, world.device, files)
+        if files is not None:
+            keep_gradients(stage.objective.parameters(), files)
     own = by_name((stage.objective.model for stage in stages), tied)
     filled = fill_pieces(own, blueprint.weights(own.__contains__), split.packed, world.layout.tensor)
     assert filled >= set(own), f"nobody filled {sorted(set(own) - filled)[:5]}"

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from tutti.parallel.offload import MappedFiles
+
 
 def by_name(models: Iterable[nn.Module], tied: Mapping[str, str]) -> dict[str, list[Tensor]]:
     """Parameters and buffers of all `models` by their first names; stages of one rank share names of buffers."""
@@ -37,8 +39,11 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def make_room(module: nn.Module, device: torch.device) -> None:
-    """Give what `module` holds on the meta device memory on `device`; what is tied stays tied."""
+def make_room(module: nn.Module, device: torch.device, files: MappedFiles | None = None) -> None:
+    """Give what `module` holds on the meta device memory on `device`; what is tied stays tied.
+
+    `files`: where parameters lie instead, one after another, so that they never need memory all at once.
+    """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     kept = []
     for part in module.modules():
@@ -46,7 +51,16 @@ def make_room(module: nn.Module, device: torch.device) -> None:
             if parameter is not None:
                 kept.append(parameter)  # so that no other gets its id
                 places.setdefault(id(parameter), []).append((part, name))
-    module.to_empty(device=device)
+    if files is None:
+        module.to_empty(device=device)
+    else:
+        for part in module.modules():
+            part.to_empty(device=device, recurse=False)
+            for parameter in part._parameters.values():
+                if isinstance(parameter, DTensor):
+                    parameter._local_tensor = files.empty_like(parameter._local_tensor)
+                elif parameter is not None:
+                    parameter.data = files.empty_like(parameter)
     for (part, name), *others in places.values():
         for other, other_name in others:
             other._parameters[other_name] = part._parameters[name]

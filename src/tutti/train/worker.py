@@ -18,14 +18,23 @@ from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
 from tutti.hardware import measure_matmul
-from tutti.parallel import Arithmetic, Split, World, apply_layout, join_world, leave_world
+from tutti.parallel import (
+    Arithmetic,
+    MappedFiles,
+    Split,
+    World,
+    apply_layout,
+    join_world,
+    keep_optimizer_state,
+    leave_world,
+)
 from tutti.sync import StaticTransport
 from tutti.train import checkpoints
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
 from tutti.train.job import Job
-from tutti.train.language import language_model_job, split_language_model_job
+from tutti.train.language import split_language_model_job
 from tutti.train.loop import Loop
 from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import DTYPES, LossScale
@@ -112,6 +121,9 @@ def _train(
     job.choices += split.choices
     objective = split.objective
     optimizers = build_optimizers(objective.model, config.train, settings.learning_rate)
+    files = _files(run, config)
+    if files is not None and config.memory.offload in ("optimizer", "all") and world.device.type == "cpu":
+        keep_optimizer_state(optimizers.optimizers, files)
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
     policy = make_policy(
@@ -140,7 +152,12 @@ def _train(
         identity={"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch},
         directory=run.checkpoints,
         make_checkpointer=lambda directory: Checkpointer(
-            directory, keep=settings.keep, rank=world.part, group=world.inside, say=print
+            directory,
+            keep=settings.keep,
+            rank=world.part,
+            group=world.inside,
+            say=print,
+            staging=run.path if config.memory.offload == "all" else None,
         ),
         say=lambda message: events.write("warning", message=message),
         together=world.inside if world.elastic else world.everyone,
@@ -219,16 +236,19 @@ def _job(
     arithmetic = Arithmetic(
         dtype=None if settings.precision == "fp32" else DTYPES[settings.precision],
         compile=config.train.compile,
+        recompute=config.memory.recompute,
+        offload=config.memory.offload,
+        files=_files(run, config),
     )
     if assignment.prepared is None:
         job: Job = function_job(run.path)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
-    if world.parts > 1:
-        job, split = split_language_model_job(config, assignment.prepared, world, arithmetic)
-    else:
-        job = language_model_job(config, assignment.prepared)
-        split = apply_layout(job.objective.to(world.device).train(), world, arithmetic)
-    return job, split
+    return split_language_model_job(config, assignment.prepared, world, arithmetic)
+
+
+def _files(run: RunDirectory, config: Config) -> MappedFiles | None:
+    """Where offloaded tensors lie: on the run's disk, which has to hold its checkpoints anyway."""
+    return None if config.memory.offload == "none" else MappedFiles(run.path)
 
 
 def _whole_model(job: Job, world: World, find: Callable[[], Path | None]) -> nn.Module:

@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -48,7 +49,9 @@ class _Archive(NamedTuple):
 class Image:
     """The part of a state that this process saves, as the bytes of its file; one buffer, used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
+        """`directory`: the buffer lies in a file there instead of in memory."""
+        self._directory = directory
         self.slots: dict[str, Slot] = {}
         self._signature: tuple[Hashable, ...] | None = None
         self._targets: dict[str, Tensor] = {}
@@ -94,7 +97,7 @@ class Image:
         self.slots = slots
         if not slots:
             return
-        self._memory = _pages(-(-end // PAGE_BYTES) * PAGE_BYTES)
+        self._memory = _pages(-(-end // PAGE_BYTES) * PAGE_BYTES, self._directory)
         flat = torch.frombuffer(self._memory, dtype=torch.uint8)
         for name, tensor in local.items():
             archive, slot = archives[tensor.shape, tensor.dtype], slots[name]
@@ -133,8 +136,13 @@ def _local(tensor: Tensor) -> Tensor:
     return shard.detach()
 
 
-def _pages(size_bytes: int) -> mmap.mmap:
-    """Page-aligned private memory; in huge pages where the kernel has them (cheaper to touch first)."""
+def _pages(size_bytes: int, directory: Path | None) -> mmap.mmap:
+    """Page-aligned memory: of a file without a name in `directory`, or private and in huge pages where the kernel has
+    them (cheaper to touch first)."""
+    if directory is not None:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.truncate(size_bytes)
+            return mmap.mmap(file.fileno(), size_bytes)
     memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -72,6 +72,7 @@ class Checkpointer:
     `group`: the ranks that hold the one replica that saves; all of them construct a Checkpointer and call
     `save` for the same steps (constructor and `save` are collective). None: this process alone, without
     collectives. Only the group's first rank commits, keeps and deletes; `last_saved` is filled there alone.
+    `staging`: a directory for the copy that is written from, instead of memory.
     """
 
     def __init__(
@@ -82,13 +83,14 @@ class Checkpointer:
         rank: int = 0,
         group: dist.ProcessGroup | None = None,
         say: Callable[[str], None] = lambda _: None,
+        staging: Path | None = None,
     ) -> None:
         self.directory = directory
         #: Finished saves, oldest first; the caller takes them out (`last_saved.pop(0)`).
         self.last_saved: list[Saved] = []
         self._keep = keep
         self._say = say
-        self._image = Image()
+        self._image = Image(staging)
         self._group: dist.ProcessGroup | None = None
         self._coordinator = True
         if group is not None and group.size() > 1:

@@ -1,0 +1,164 @@
+"""What a rank is said to need is what its tensors take; and a model larger than its memory trains all the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import LlamaConfig
+
+from ranks import run_ranks
+from tutti.config import LayoutConfig, TrainConfig
+from tutti.core import ConfigError
+from tutti.hardware.tracked import TensorBytes
+from tutti.models.blueprint import Blueprint
+from tutti.parallel import Arithmetic, apply_language_layout, arrange
+from tutti.parallel.memory import MemoryModel, Thrift, choose_thrift, ways
+from tutti.sync import AllReduce, Ledger, Place, StaticTransport
+from tutti.tasks import find_manner
+from tutti.train.optimizer import build_optimizers
+from tutti.train.precision import LossScale
+from tutti.train.step import Accumulator
+
+SEQUENCE, VOCABULARY = 256, 2048
+
+#: (layout, recompute, samples at once, micro-batches of a step)
+CASES: list[tuple[dict[str, Any], str, int, int]] = [
+    ({}, "none", 8, 1),
+    ({}, "none", 4, 2),
+    ({}, "selective", 8, 1),
+    ({}, "full", 8, 1),
+    ({"shard": 2}, "none", 4, 1),
+    ({"shard": 2}, "full", 4, 1),
+    ({"shard": 2, "zero": 2}, "none", 4, 1),
+    ({"tensor": 2}, "none", 8, 1),
+    ({"context": 2}, "none", 8, 1),
+    ({"pipeline": 2}, "none", 2, 4),
+    ({"pipeline": 2, "schedule": "gpipe"}, "none", 2, 4),
+]
+
+
+def blueprint() -> Blueprint:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return Blueprint(config, seed=0, end_token=0)
+
+
+def model_of(layout: dict[str, Any], samples: int, replicas: int = 1) -> MemoryModel:
+    plan = blueprint()
+    twin = plan.twin()
+    return MemoryModel(
+        plan.lay_out(), twin, find_manner(twin), LayoutConfig(**layout), SEQUENCE, "adamw", replicas, samples
+    )
+
+
+def peak_of(rank: int, layout: dict[str, Any], recompute: str, micro_batch: int, count: int) -> int:
+    """Most bytes of tensors at once in the second step of a run, in which all state exists."""
+    config = LayoutConfig(**layout)
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    world = arrange(config, torch.device("cpu"), rank // config.ranks, size // config.ranks)
+    plan = blueprint()
+    split = apply_language_layout(
+        plan, find_manner(plan.twin()), world, Arithmetic(recompute=recompute), micro_batch=micro_batch,
+        sequence=SEQUENCE,
+    )  # fmt: skip
+    samples = micro_batch * count
+    policy = AllReduce(
+        StaticTransport(world.peers), Place(world.replica, world.replicas, world.part, world.parts), Ledger(), samples,
+        bucket_bytes=8_000_000, everyone=world.everyone,
+    )  # fmt: skip
+    accumulator = Accumulator(
+        split, policy, nominal_targets=samples * SEQUENCE, clip=1.0, context=nullcontext(),
+        loss_scale=LossScale("fp32"), seed=0,
+    )  # fmt: skip
+    optimizers = build_optimizers(split.objective.model, TrainConfig(), 1e-3)
+    ids = torch.randint(VOCABULARY, (micro_batch, SEQUENCE), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(SEQUENCE).repeat(micro_batch, 1)
+    batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
+
+    def step() -> None:
+        accumulator.run([batch] * count, tokens=0, key=0, stop=False)
+        optimizers.step()
+
+    step()
+    existing: list[Tensor] = [*split.objective.parameters(), *split.objective.buffers()]
+    existing += [p.grad for p in split.objective.parameters() if p.grad is not None]
+    for optimizer in optimizers.optimizers:
+        existing += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    with TensorBytes(existing) as tracked:
+        step()
+    return tracked.peak
+
+
+def peaks_of(rank: int, cases: list[Any]) -> list[int]:
+    return [peak_of(rank, *case) for case in cases]
+
+
+@pytest.fixture(scope="module")
+def peaks() -> dict[int, int]:
+    """The largest peak over the ranks of every case."""
+    found: dict[int, int] = {}
+    for size in (1, 2):
+        numbers = [n for n, case in enumerate(CASES) if LayoutConfig(**case[0]).ranks == size]
+        ranks = run_ranks(size, peaks_of, [CASES[n] for n in numbers], timeout_seconds=240)
+        for place, number in enumerate(numbers):
+            found[number] = max(rank[place] for rank in ranks)
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_the_peak_is_what_was_said(peaks: dict[int, int], number: int) -> None:
+    layout, recompute, micro_batch, count = CASES[number]
+    need = model_of(layout, micro_batch * count).need(Thrift(recompute, "none", micro_batch))
+    assert need.total == pytest.approx(peaks[number], rel=0.1)
+
+
+def test_a_budget_takes_the_cheapest_way_that_fits() -> None:
+    model = model_of({}, samples=8)
+    every = ways("auto", "auto", 8, smaller=True)
+    nothing = model.need(Thrift("none", "none", 8)).total
+    plenty, _ = choose_thrift(model, nothing, every)
+    assert (plenty.recompute, plenty.offload, plenty.micro_batch) == ("none", "none", 8)
+    less, why = choose_thrift(model, nothing - 1, every)
+    assert (less.recompute, less.offload) == ("none", "none") and less.micro_batch < 8
+    assert "of 36" in why
+    fixed, _ = choose_thrift(model, nothing - 1, ways("auto", "none", 8, smaller=False))
+    assert (fixed.recompute, fixed.micro_batch) == ("selective", 8)
+    for budget in (300e6, 150e6, 100e6, 60e6, 45e6):
+        thrift, _ = choose_thrift(model, round(budget), every)
+        assert model.need(thrift).total <= budget
+
+
+def test_a_budget_that_nothing_fits_says_by_how_much_and_what_would() -> None:
+    model = model_of({}, samples=8)
+    least = min(model.need(thrift).total for thrift in ways("auto", "auto", 8, smaller=True))
+    with pytest.raises(ConfigError, match="is too small") as refused:
+        choose_thrift(model, least - 5_000_000, ways("auto", "auto", 8, smaller=True))
+    assert "5.0 MB more" in str(refused.value)
+    assert f"{least / 1e6:.1f} MB" in refused.value.hint
+
+
+@pytest.mark.slow
+def test_a_model_three_times_its_memory_trains_as_if_it_had_enough(tmp_path: Path) -> None:
+    """State of 1.04 GB in 300 MB: without offloading it does not fit, with it the losses are the same."""
+
+    def run(offload: str, limit_mb: int) -> Any:
+        program = Path(__file__).with_name("thrifty.py")
+        command = [sys.executable, str(program), offload, str(limit_mb), str(tmp_path)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=240).stdout)
+
+    free = run("none", 0)
+    assert free[-1] < 0.8 * free[0]
+    assert run("none", 300) == "out of memory"
+    assert run("all", 300) == pytest.approx(free, rel=1e-5)
