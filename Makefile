@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-quality
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-quality
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,9 @@ bench-checkpoint: .venv/installed
 
 bench-overlap: .venv/installed
 	$(BIN)/python -m benchmarks.overlap.run
+
+bench-layouts: .venv/installed
+	$(BIN)/python -m benchmarks.layouts.run
 
 # TEXT: the file to learn; CORE: the core that both sides are held to.
 bench-quality: .venv/installed

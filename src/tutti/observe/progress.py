@@ -99,7 +99,7 @@ class Progress:
         world = int(event.get("world_size") or 1)
         facts = [
             f"{words.count(number(event.get('parameters')))} parameters",
-            words.plural(world, "worker") + (f" joined by {self._policy}" if world > 1 else ""),
+            words.workers(world, event.get("replicas"), event.get("layout"), self._policy),
             str(event.get("precision", "")),
             f"{words.count(number(event.get('tokens_per_step')))} tokens a step",
             words.plural(self.steps, "step"),

@@ -72,3 +72,15 @@ def date(unix_seconds: float) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 restart`, `3 restarts`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def workers(world: int, replicas: object, layout: object, policy: str) -> str:
+    """How the work is spread: `4 workers: 2 copies joined by allreduce, each over tensor 2`."""
+    copies = int(replicas) if isinstance(replicas, int) else 1
+    split = ", ".join(f"{name} {size}" for name, size in layout.items()) if isinstance(layout, dict) else ""
+    if not split:
+        return plural(world, "worker") + (f" joined by {policy}" if world > 1 else "")
+    joined = (
+        f"{copies} copies joined by {policy}, each over {split}" if copies > 1 else f"one copy over {split}"
+    )
+    return f"{plural(world, 'worker')}: {joined}"

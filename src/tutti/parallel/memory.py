@@ -33,7 +33,7 @@ from tutti.tasks.manner import body_of, head_of, run_model
 from tutti.tasks.packing import Rows
 
 _FP32 = 4
-#: Time of a step relative to keeping everything (docs/explanation/memory.md says how they were measured).
+#: Time of a step relative to keeping everything: an order, not a forecast.
 _COST = {"none": 1.0, "selective": 1.08, "full": 1.3}
 _OFFLOAD_COST = {"none": 1.0, "activations": 1.4, "optimizer": 1.5, "all": 3.0}
 _SMALLER_BATCH_COST = 1.03

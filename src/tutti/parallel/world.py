@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from tutti import __version__
 from tutti.config.schema import LayoutConfig
 from tutti.core.errors import LaunchError
 
@@ -134,9 +135,26 @@ def join_world(*, replicas: int, layout: LayoutConfig, elastic_replica: int | No
             world_size=size,
             timeout=_COLLECTIVE_TIMEOUT,
         )
+    if size > 1:
+        require_same_versions(f"torch {torch.__version__}, tutti {__version__}")
     if elastic_replica is not None:
         return arrange(layout, device, elastic_replica, replicas, elastic=True)
     return arrange(layout, device, rank // parts, replicas)
+
+
+def require_same_versions(mine: str) -> None:
+    """Raise LaunchError on all ranks unless all run what this one does: `mine`.
+
+    Other versions compute other numbers, or wait for each other in different collectives.
+    """
+    everybody: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(everybody, mine)
+    odd = next((rank for rank, theirs in enumerate(everybody) if theirs != everybody[0]), None)
+    if odd is not None:
+        raise LaunchError(
+            f"ranks run different versions: rank 0 has {everybody[0]}, rank {odd} has {everybody[odd]}",
+            "install the same versions on all hosts",
+        )
 
 
 def arrange(

@@ -1,0 +1,226 @@
+"""Tokens per second of every layout on two ranks, against the same split in bare torch and against data parallel.
+
+All contestants live in the same two processes (gloo, one thread each) and make a step in turns, so a busy moment of
+the machine hits all of them alike; ratios are taken within rounds, then their median. Bare torch is the library's own
+wrapping (FSDP2, its column- and row-wise styles, its pipeline schedules) around an unmodified Hugging Face model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import LlamaConfig
+
+from benchmarks.common import (
+    describe_machine,
+    first_cores,
+    machine_line,
+    median_and_spread,
+    pin,
+    ratios,
+    say_ratio,
+    table,
+    write_result,
+)
+
+RANKS, SEQUENCE, VOCABULARY = 2, 256, 2048
+TARGET = 0.95
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "shard": {"shard": 2},
+    "tensor": {"tensor": 2},
+    "pipeline": {"pipeline": 2},
+    "context": {"context": 2},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16, help="samples of a step over both ranks")
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    machine = describe_machine()
+    pin(first_cores(RANKS))
+    seconds = run_ranks(options)
+    tokens = options.batch * SEQUENCE
+    speeds = {name: [tokens / s for s in values] for name, values in seconds.items()}
+    data = {
+        "machine": machine,
+        "task": vars(options) | {"out": None, "sequence": SEQUENCE, "vocabulary": VOCABULARY},
+        "tokens_per_second": {name: median_and_spread(values) for name, values in speeds.items()},
+        "to_bare": {n: ratios(speeds[f"tutti {n}"], speeds[f"bare {n}"]) for n in LAYOUTS},
+        "to_data_parallel": {n: ratios(speeds[f"tutti {n}"], speeds["data parallel"]) for n in LAYOUTS},
+    }
+    page = write_result(options.out, "layouts", data, page_of(machine, data))
+    print(page.read_text())
+    print(f"written to {page}")
+
+
+def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
+    task, speeds = data["task"], data["tokens_per_second"]
+    rows = [["data parallel (DDP)", f"{speeds['data parallel']['median']:.0f}", "", "", ""]]
+    for name in LAYOUTS:
+        ratio = data["to_bare"][name]
+        rows.append(
+            [
+                name,
+                f"{speeds[f'tutti {name}']['median']:.0f}",
+                f"{speeds[f'bare {name}']['median']:.0f}",
+                say_ratio(ratio) + ("" if ratio["median"] >= TARGET else " MISSED"),
+                say_ratio(data["to_data_parallel"][name]),
+            ]
+        )
+    return "\n".join(
+        [
+            "# Layouts",
+            "",
+            machine_line(machine) + ".",
+            "",
+            f"Llama of {task['layers']} layers, width 384, vocabulary {VOCABULARY}, sequence {SEQUENCE}, fp32; "
+            f"{task['batch']} samples a step over {RANKS} ranks with one thread each, micro-batches of "
+            f"{task['micro_batch']}; gloo on one host; {task['rounds']} rounds in turns, medians, in brackets "
+            "the least and the most.",
+            "",
+            table(
+                (
+                    "2 ranks",
+                    "Tutti, tokens/s",
+                    "bare torch",
+                    f"÷ bare (target ≥ {TARGET})",
+                    "÷ data parallel",
+                ),
+                rows,
+            ),
+            "",
+            "Repeat: `make bench-layouts`.",
+        ]
+    )
+
+
+# The ranks -----------------------------------------------------------------------------------------------------
+
+
+def run_ranks(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of a step of every contestant in every round, of the slower rank."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory:
+        results = context.SimpleQueue()
+        processes = [
+            context.Process(target=_rank, args=(rank, f"{directory}/store", vars(options), results))
+            for rank in range(RANKS)
+        ]
+        for process in processes:
+            process.start()
+        found = dict(results.get() for _ in processes)
+        for process in processes:
+            process.join()
+    return {
+        name: [max(times) for times in zip(*(found[r][name] for r in found), strict=True)]
+        for name in found[0]
+    }
+
+
+def _rank(rank: int, store: str, options: dict[str, Any], results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
+    results.put((rank, measure(rank, options)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(rank: int, options: dict[str, Any]) -> dict[str, list[float]]:
+    """Take turns; two steps of each contestant first, which are not counted."""
+    from benchmarks.layouts import bare
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=options["layers"],
+        num_attention_heads=6, num_key_value_heads=6, tie_word_embeddings=False, max_position_embeddings=SEQUENCE,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    micro = options["micro_batch"]
+    steps: dict[str, Callable[[Tensor], None]] = {
+        "data parallel": bare.data_parallel(rank, RANKS, config, micro)
+    }
+    for name, layout in LAYOUTS.items():
+        steps[f"bare {name}"] = bare.SPLITS[name](rank, RANKS, config, micro)
+        steps[f"tutti {name}"] = tutti_step(rank, config, layout, options["batch"], micro)
+    dice = torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    for number in range(options["rounds"] + 2):
+        ids = torch.randint(VOCABULARY, (options["batch"], SEQUENCE + 1), generator=dice)
+        for place in range(len(names)):
+            name = names[(place + number) % len(names)]
+            dist.barrier()
+            began = time.perf_counter()
+            steps[name](ids)
+            dist.barrier()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def tutti_step(
+    rank: int, config: LlamaConfig, layout: dict[str, Any], batch: int, micro: int
+) -> Callable[[Tensor], None]:
+    from tutti.config import LayoutConfig, TrainConfig
+    from tutti.models import Blueprint
+    from tutti.parallel import Arithmetic, apply_language_layout, arrange
+    from tutti.sync import AllReduce, Ledger, Place, StaticTransport
+    from tutti.tasks import find_manner
+    from tutti.train.optimizer import build_optimizers
+    from tutti.train.precision import LossScale
+    from tutti.train.step import Accumulator
+
+    blueprint = Blueprint(config, seed=0, end_token=0)
+    world = arrange(LayoutConfig(**layout), torch.device("cpu"), 0, 1)
+    split = apply_language_layout(
+        blueprint, find_manner(blueprint.twin()), world, Arithmetic(), micro_batch=micro, sequence=SEQUENCE
+    )
+    policy = AllReduce(
+        StaticTransport(None),
+        Place(0, 1, rank, RANKS),
+        Ledger(),
+        batch,
+        bucket_bytes=8_000_000,
+        everyone=world.everyone,
+    )
+    accumulator = Accumulator(
+        split, policy, nominal_targets=batch * SEQUENCE, clip=1.0, context=nullcontext(), loss_scale=LossScale("fp32"),
+        seed=0,
+    )  # fmt: skip
+    optimizers = build_optimizers(split.objective.model, TrainConfig(), 1e-3)
+    positions = torch.arange(SEQUENCE).expand(micro, -1)
+
+    def step(ids: Tensor) -> None:
+        mine = ids.chunk(world.layout.shard)[world.at("shard")]
+        batches = [
+            {
+                "input_ids": piece[:, :-1].contiguous(),
+                "labels": piece[:, 1:].contiguous(),
+                "position_ids": positions,
+            }
+            for piece in mine.split(micro)
+        ]
+        accumulator.run(batches, tokens=0, key=0, stop=False)
+        optimizers.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
