@@ -5,6 +5,7 @@ Every function returns a step: it takes ids [B, S + 1], the same on all ranks, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ Step = Callable[[Tensor], None]
 
 def _model(config: LlamaConfig) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(copy.deepcopy(config))  # a model writes into its configuration
 
 
 def _adamw(parameters: Any) -> torch.optim.AdamW:

@@ -124,6 +124,44 @@ def test_the_peak_is_what_was_said(peaks: dict[int, int], number: int) -> None:
     assert need.total == pytest.approx(peaks[number], rel=0.1)
 
 
+DEEP = LlamaConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=176, num_hidden_layers=16, num_attention_heads=4,
+    num_key_value_heads=4, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+)  # fmt: skip
+
+
+def built_on(rank: int, layouts: list[dict[str, Any]]) -> list[int]:
+    """Most bytes at once while the model comes to be on this rank."""
+    peaks = []
+    for layout in layouts:
+        world = arrange(LayoutConfig(**layout), torch.device("cpu"), 0, 1)
+        plan = Blueprint(DEEP, seed=0, end_token=0)
+        with TensorBytes() as tracked:
+            manner = find_manner(plan.twin())
+            apply_language_layout(plan, manner, world, Arithmetic(), micro_batch=1, sequence=16)
+        peaks.append(tracked.peak)
+    return peaks
+
+
+@pytest.mark.distributed
+def test_no_rank_ever_holds_the_whole_model() -> None:
+    whole = 4 * sum(p.numel() for p in Blueprint(DEEP, seed=0, end_token=0).lay_out().parameters())
+    layouts: list[dict[str, Any]] = [
+        {"shard": 4},
+        {"tensor": 4},
+        {"pipeline": 4},
+        {"context": 4},
+        {"pipeline": 2, "tensor": 2},
+        {"pipeline": 2, "shard": 2, "schedule": "interleaved"},
+    ]
+    for rank, peaks in enumerate(run_ranks(4, built_on, layouts)):
+        for layout, peak in zip(layouts, peaks, strict=True):
+            # A quarter, and a unit with its twin while they are there.
+            assert whole / 4 <= peak < 0.6 * whole, (
+                f"{layout} on rank {rank}: {peak / whole:.2f} of the whole"
+            )
+
+
 def test_a_budget_takes_the_cheapest_way_that_fits() -> None:
     model = model_of({}, samples=8)
     every = ways("auto", "auto", 8, smaller=True)

@@ -97,7 +97,7 @@ class _SplitLoss(Function):
 def _over_ranks(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     """log Σ exp over the ranks' values [N]."""
     everyone = own.new_empty(group.size() * own.shape[0])
-    dist.all_gather_into_tensor(everyone, own.contiguous(), group=group)
+    dist.all_gather_single(everyone, own.contiguous(), group=group)
     return everyone.view(group.size(), -1).logsumexp(0)
 
 
