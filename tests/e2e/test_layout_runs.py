@@ -86,7 +86,9 @@ def test_from_layout_to_layout_the_curve_goes_on(family: str, here: Here, place:
     assert_same_curve(run, reference)
 
 
-@pytest.mark.parametrize("layout", ["{context: 2}", "{pipeline: 2, schedule: gpipe}"])
+@pytest.mark.parametrize(
+    "layout", [pytest.param("{context: 2}", marks=pytest.mark.slow), "{pipeline: 2, schedule: gpipe}"]
+)
 def test_a_layout_does_not_change_the_curve(layout: str, here: Here, place: Path) -> None:
     answer = here("train", "llama.yaml", "name=other", f"layout={layout}", *STEPS, "--json")
     assert answer.code == 0, answer.said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -105,4 +106,4 @@ def test_an_error_inside_the_workers_is_said_once(tutti_here: Here, tmp_path: Pa
     ours = answer.err.partition("torch/distributed/elastic")[0]
     assert "Traceback" not in ours
     assert answer.err.count("no sound checkpoint") == 1
-    assert "error: Rank 0 failed" in ours and "CheckpointError" in ours
+    assert re.search("error: Rank [01] failed", ours) and "CheckpointError" in ours

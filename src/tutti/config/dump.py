@@ -22,6 +22,13 @@ class _Dumper(yaml.SafeDumper):
         return super().increase_indent(flow, False)
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Line breaks that only YAML knows are folded away in any style but this one, which escapes them."""
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver(TAG + "float", FLOAT, None)
 _Dumper.add_implicit_resolver(TAG + "int", INT, None)
 
