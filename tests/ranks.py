@@ -22,11 +22,17 @@ multiprocessing.set_forkserver_preload(
 
 
 def _rank(
-    function: Callable[..., Any], rank: int, size: int, store: str, pipe: Connection, arguments: Any
+    function: Callable[..., Any],
+    rank: int,
+    size: int,
+    store: str,
+    backend: str,
+    pipe: Connection,
+    arguments: Any,
 ) -> None:
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
+        dist.init_process_group(backend, store=dist.FileStore(store, size), rank=rank, world_size=size)
         # Plain pickle: the pipe would send tensors as handles of memory that dies with this process.
         pipe.send_bytes(pickle.dumps((True, function(rank, *arguments))))
         dist.barrier()
@@ -36,7 +42,11 @@ def _rank(
 
 
 def run_ranks(
-    size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120
+    size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    timeout_seconds: float = 120,
+    backend: str = "gloo",
 ) -> list[Any]:
     """What `function(rank, *arguments)` returned on each of `size` ranks."""
     context = multiprocessing.get_context("forkserver")
@@ -45,7 +55,8 @@ def run_ranks(
         for rank in range(size):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(
-                target=_rank, args=(function, rank, size, str(Path(directory) / "store"), theirs, arguments)
+                target=_rank,
+                args=(function, rank, size, str(Path(directory) / "store"), backend, theirs, arguments),
             )
             process.start()
             theirs.close()

@@ -40,6 +40,7 @@ def test_two_ranks_train_and_one_reports(how: list[str], tmp_path: Path) -> None
     assert sorted(losses_of(command.run)) == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_is_named_and_ended_and_torchrun_starts_both_again(
     tutti_here: Here, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ class Case:
     how: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     steps: int = 0
+    accelerator: bool = False
 
     @property
     def config(self) -> LayoutConfig:
@@ -66,7 +67,7 @@ def documents() -> list[list[int]]:
     return [doc.tolist() for row, cuts in zip(ids, lengths, strict=True) for doc in row.split(cuts)]
 
 
-def batches(micro_batch: int, share: int, shares: int) -> list[Batch]:
+def batches(micro_batch: int, share: int, shares: int, device: torch.device) -> list[Batch]:
     """This share of the batch, packed, in micro-batches."""
     ids, lengths = _rows()
     labels = ids.roll(-1, 1)
@@ -76,7 +77,7 @@ def batches(micro_batch: int, share: int, shares: int) -> list[Batch]:
     rows = torch.arange(BATCH).chunk(shares)[share]
     whole = {"input_ids": ids[rows], "labels": labels[rows], "position_ids": positions[rows]}
     return [
-        {name: tensor[first : first + micro_batch] for name, tensor in whole.items()}
+        {name: tensor[first : first + micro_batch].to(device) for name, tensor in whole.items()}
         for first in range(0, len(rows), micro_batch)
     ]
 
@@ -85,7 +86,11 @@ def lay_out(rank: int, case: Case) -> tuple[Split, World]:
     """The case's model on this rank."""
     config = case.config
     size = dist.get_world_size() if dist.is_initialized() else 1
-    world = arrange(config, torch.device("cpu"), rank // config.ranks, size // config.ranks)
+    device = torch.device("cpu")
+    if case.accelerator:
+        torch.cuda.set_device(rank)
+        device = torch.device("cuda", rank)
+    world = arrange(config, device, rank // config.ranks, size // config.ranks)
     plan = blueprint(case.family)
     manner = find_manner(plan.twin())
     split = apply_language_layout(
@@ -108,7 +113,8 @@ def run_case(rank: int, case: Case) -> Result:
         loss_scale=LossScale("fp32"), seed=0,
     )  # fmt: skip
     shard = case.config.shard
-    mine = batches(case.micro_batch, world.replica * shard + world.at("shard"), world.replicas * shard)
+    place_in_batch = world.replica * shard + world.at("shard")
+    mine = batches(case.micro_batch, place_in_batch, world.replicas * shard, world.device)
     result = accumulator.run(mine, tokens=0, key=0, stop=False)
     whole = whole_gradients(split)
     losses = [result.loss]
@@ -131,7 +137,7 @@ def whole_gradients(split: Split) -> dict[str, Tensor]:
         full: Any = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
         if name in split.packed:
             full = unpack_pieces(full, *split.packed[name], split.world.layout.tensor)
-        gradients[name] = full
+        gradients[name] = full.cpu()
     if split.world.inside is None:
         return gradients
     parts: list[Any] = [None] * split.world.inside.size()

@@ -104,24 +104,18 @@ def peaks_of(rank: int, cases: list[Any]) -> list[int]:
     return [peak_of(rank, *case) for case in cases]
 
 
-@pytest.fixture(scope="module")
-def peaks() -> dict[int, int]:
-    """The largest peak over the ranks of every case."""
-    found: dict[int, int] = {}
-    for size in (1, 2):
-        numbers = [n for n, case in enumerate(CASES) if LayoutConfig(**case[0]).ranks == size]
-        ranks = run_ranks(size, peaks_of, [CASES[n] for n in numbers], timeout_seconds=240)
-        for place, number in enumerate(numbers):
-            found[number] = max(rank[place] for rank in ranks)
-    return found
-
-
 @pytest.mark.distributed
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_the_peak_is_what_was_said(peaks: dict[int, int], number: int) -> None:
-    layout, recompute, micro_batch, count = CASES[number]
-    need = model_of(layout, micro_batch * count).need(Thrift(recompute, "none", micro_batch))
-    assert need.total == pytest.approx(peaks[number], rel=0.1)
+@pytest.mark.parametrize(
+    "cases", [CASES[:1] + CASES[7:8], pytest.param(CASES[1:7] + CASES[8:], marks=pytest.mark.slow)], ids=len
+)
+def test_the_peak_is_what_was_said(cases: list[Any]) -> None:
+    """The largest of the ranks' peaks, for every case."""
+    for size in (1, 2):
+        some = [case for case in cases if LayoutConfig(**case[0]).ranks == size]
+        ranks = run_ranks(size, peaks_of, some, timeout_seconds=240) if some else []
+        for (layout, recompute, micro_batch, count), *peaks in zip(some, *ranks, strict=True):
+            need = model_of(layout, micro_batch * count).need(Thrift(recompute, "none", micro_batch))
+            assert need.total == pytest.approx(max(peaks), rel=0.1), (layout, recompute)
 
 
 DEEP = LlamaConfig(
@@ -148,11 +142,8 @@ def test_no_rank_ever_holds_the_whole_model() -> None:
     whole = 4 * sum(p.numel() for p in Blueprint(DEEP, seed=0, end_token=0).lay_out().parameters())
     layouts: list[dict[str, Any]] = [
         {"shard": 4},
-        {"tensor": 4},
         {"pipeline": 4},
-        {"context": 4},
         {"pipeline": 2, "tensor": 2},
-        {"pipeline": 2, "shard": 2, "schedule": "interleaved"},
     ]
     for rank, peaks in enumerate(run_ranks(4, built_on, layouts)):
         for layout, peak in zip(layouts, peaks, strict=True):

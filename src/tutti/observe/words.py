@@ -77,7 +77,8 @@ def plural(number: int, noun: str) -> str:
 def workers(world: int, replicas: object, layout: object, policy: str) -> str:
     """How the work is spread: `4 workers: 2 copies joined by allreduce, each over tensor 2`."""
     copies = int(replicas) if isinstance(replicas, int) else 1
-    split = ", ".join(f"{name} {size}" for name, size in layout.items()) if isinstance(layout, dict) else ""
+    sizes = layout if isinstance(layout, dict) else {}
+    split = ", ".join(f"{name} {size}" for name, size in sizes.items() if size != 1)
     if not split:
         return plural(world, "worker") + (f" joined by {policy}" if world > 1 else "")
     joined = (

@@ -73,6 +73,16 @@ class Need:
         return held + self.gathered + self.activations + self.loss
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Of one rank: how many blocks, and numbers of parameters: all, the largest block, and outside the blocks."""
+
+    blocks: int
+    parameters: float
+    block: float
+    outside: float
+
+
 @dataclass
 class MemoryModel:
     """Needs of one model in one layout. `model`: the whole, on the meta device; `twin`: its twin, in memory."""
@@ -94,65 +104,70 @@ class MemoryModel:
         return max(stages, key=lambda need: need.total)
 
     def _stage(self, thrift: Thrift, rank: int) -> Need:
+        part, layout = self._part(rank), self.layout
+        micro_batches = -(-self.samples // thrift.micro_batch)
+        shared = part.parameters / layout.data
+        gradients = part.parameters if layout.zero == 1 and layout.data > 1 else shared
+        state = (2 if self.optimizer == "adamw" else 1) * shared
+        gathered = 0.0
+        if layout.data > 1:
+            # ZeRO-3: the block at work, the next one, and what lies outside; then a block's gradients, and the buffer
+            # in which they are shared out.
+            gathered = (
+                part.parameters if layout.zero < 3 else 2 * part.block + part.outside
+            ) + 2 * part.block
+        activations, working = self._activations(thrift, part, rank, micro_batches)
+        all_forward_first = micro_batches == 1 or (layout.pipeline > 1 and layout.schedule == "gpipe")
+        if all_forward_first and self.replicas == 1:  # gradients come as activations go
+            gradients, activations = _larger(gradients, activations)
+        if thrift.offload in ("activations", "all"):
+            activations = 2 * working
+        if thrift.offload == "all":
+            shared, gradients = 0.0, max(part.block, part.outside)
+        return Need(
+            parameters=round(_FP32 * shared),
+            gradients=round(_FP32 * gradients),
+            optimizer=round(_FP32 * state) if thrift.offload in ("none", "activations") else 0,
+            gathered=round(_FP32 * gathered),
+            activations=round(activations),
+            loss=round(self._loss(thrift.micro_batch) if rank == layout.pipeline - 1 else 0.0),
+        )
+
+    def _part(self, rank: int) -> _Part:
+        """What pipeline rank `rank` has of the model."""
         layout = self.layout
         blocks = find_blocks(self.model)
-        each = layout.stages_per_rank if layout.schedule == "interleaved" else 1
-        count = layout.pipeline * each
         sizes = [_size(block) for block in blocks]
         head, table = head_of(self.model), self.model.get_input_embeddings()
         head_size = _size(head) if head is not None else 0
+        count = layout.pipeline * (layout.stages_per_rank if layout.schedule == "interleaved" else 1)
         starts = share_out([float(size) for size in sizes], count, 0.0, float(head_size))
         ends = [*starts[1:], len(blocks)]
-        own = [range(starts[n], ends[n]) for n in range(rank, count, layout.pipeline)]
-        own_blocks = sum(sizes[i] for run in own for i in run)
-        first, last = rank == 0, rank == layout.pipeline - 1
-        tied = head is not None and table.weight is head.weight
-        outside = sum(p.numel() for p in self.model.parameters()) - sum(sizes)
+        own = [
+            number
+            for stage in range(rank, count, layout.pipeline)
+            for number in range(starts[stage], ends[stage])
+        ]
+        outside = sum(parameter.numel() for parameter in self.model.parameters()) - sum(sizes)
         if layout.pipeline > 1:
-            outside = (_size(table) if first else 0) + (head_size if last else 0)
-        elif tied:
-            outside = max(outside, head_size)
+            outside = (_size(table) if rank == 0 else 0) + (head_size if rank == layout.pipeline - 1 else 0)
         cut = layout.tensor  # norms stay whole, but are next to nothing
-        parameters = (own_blocks + outside) / cut
-        d = layout.data
-        largest = max(max(sizes), outside) / cut
-        micro_batches = -(-self.samples // thrift.micro_batch)
-        shared = parameters / d
-        gradients = shared if layout.zero > 1 or d == 1 else parameters
-        state = 2 if self.optimizer == "adamw" else 1
-        gathered = 0.0
-        if d > 1:
-            block = max(sizes) / cut
-            # ZeRO-3: the block at work, the next one, and what lies outside; then a block's gradients, and the buffer
-            # in which they are shared out.
-            gathered = (parameters if layout.zero < 3 else 2 * block + outside / cut) + 2 * block
-        kept, working, boundary = self._of_a_block(thrift.micro_batch)
+        parameters = (sum(sizes[number] for number in own) + outside) / cut
+        return _Part(len(own), parameters, max(sizes) / cut, outside / cut)
+
+    def _activations(self, thrift: Thrift, part: _Part, rank: int, micro_batches: int) -> tuple[float, float]:
+        """Bytes that wait for backward, and those of one block."""
+        layout = self.layout
+        kept, dear, boundary = self._of_a_block(thrift.micro_batch)
         pieces = layout.context * layout.tensor
-        in_flight = self._in_flight(rank, micro_batches)
-        run = sum(len(r) for r in own)
-        per_block = {"none": kept, "selective": working, "full": boundary}[thrift.recompute] / pieces
-        activations = per_block * run * in_flight
+        waiting = part.blocks * self._in_flight(rank, micro_batches)
+        activations = {"none": kept, "selective": dear, "full": boundary}[thrift.recompute] / pieces * waiting
         if layout.tensor > 1 and thrift.recompute != "full":
             # Both pairs of matrices of a block keep their input of the whole sequence.
-            activations += 2 * boundary / layout.context * (1 - 1 / layout.tensor) * run * in_flight
+            activations += 2 * boundary / layout.context * (1 - 1 / layout.tensor) * waiting
         if thrift.recompute != "none":
             activations += _AGAIN[thrift.recompute] * kept / pieces
-        loss = self._loss(thrift.micro_batch) if last else 0.0
-        all_forward_first = micro_batches == 1 or (layout.pipeline > 1 and layout.schedule == "gpipe")
-        if all_forward_first and self.replicas == 1:  # gradients come as activations go
-            gradients, activations = _overlap(gradients, activations)
-        offloaded = thrift.offload
-        held = offloaded != "all"
-        return Need(
-            parameters=round(_FP32 * shared) if held else 0,
-            gradients=round(_FP32 * gradients) if held else round(_FP32 * largest),
-            optimizer=round(_FP32 * state * shared) if offloaded in ("none", "activations") else 0,
-            gathered=round(_FP32 * gathered),
-            activations=round(activations)
-            if offloaded in ("none", "optimizer")
-            else round(2 * kept / pieces),
-            loss=round(loss),
-        )
+        return activations, kept / pieces
 
     def _in_flight(self, rank: int, micro_batches: int) -> float:
         """Micro-batches of which a stage keeps activations (Narayanan et al., arXiv 2104.04473)."""
@@ -230,7 +245,8 @@ def budget_bytes(written: str) -> int:
     return round(float(written[:-2]) * {"MB": 1e6, "GB": 1e9}[written[-2:]])
 
 
-def _overlap(gradients: float, activation_bytes: float) -> tuple[float, float]:
+def _larger(gradients: float, activation_bytes: float) -> tuple[float, float]:
+    """Whichever of both takes more; the other is 0."""
     return (gradients, 0.0) if _FP32 * gradients > activation_bytes else (0.0, activation_bytes)
 
 
