@@ -25,8 +25,15 @@ from tutti.data import Prepared
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run
-from tutti.parallel import Split, World, check_layout, limits_of
-from tutti.parallel.memory import MemoryModel, budget_bytes, choose_thrift, ways
+from tutti.parallel import Split, World, check_layout, limits_of, pick_device
+from tutti.parallel.memory import (
+    MemoryModel,
+    budget_bytes,
+    check_offload,
+    choose_thrift,
+    possible_offloads,
+    ways,
+)
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
 from tutti.tasks import Manner, find_manner
@@ -165,7 +172,8 @@ def _spare_memory(
     config: Config, resolved: Resolved, blueprint: models.Blueprint, manner: Manner, samples: int
 ) -> None:
     """Within `memory.budget`: what is computed again, kept elsewhere, and how many samples at once."""
-    memory, train = config.memory, resolved.config.train
+    memory, train, device = config.memory, resolved.config.train, pick_device()
+    check_offload(memory.offload, device, config.layout)
     if memory.budget is None:
         return
     assert isinstance(train.micro_batch, int) and isinstance(resolved.config.replicas, int)
@@ -180,7 +188,13 @@ def _spare_memory(
         max(1, samples // config.layout.shard),
     )
     smaller = config.train.micro_batch == "auto"
-    allowed = ways(memory.recompute, memory.offload, train.micro_batch, smaller=smaller)
+    allowed = ways(
+        memory.recompute,
+        memory.offload,
+        train.micro_batch,
+        smaller=smaller,
+        offloads=possible_offloads(device, config.layout),
+    )
     thrift, why = choose_thrift(need, budget_bytes(memory.budget), allowed)
     resolved.choices.append(
         f"memory.recompute = {thrift.recompute}, memory.offload = {thrift.offload}, "

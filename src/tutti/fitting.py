@@ -22,7 +22,8 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
 from tutti.data import TensorSource
 from tutti.data.tensors import Pairs
-from tutti.parallel import anything_else, check_layout
+from tutti.parallel import anything_else, check_layout, pick_device
+from tutti.parallel.memory import check_offload
 from tutti.resolve import Facts, resolve
 from tutti.supervise import Supervision
 from tutti.train.function import load_trained, write_function_job
@@ -85,6 +86,7 @@ def fit(
             "memory.budget cannot be kept for a module of your own: its activations are unknown",
             "set memory__recompute or memory__offload instead",
         )
+    check_offload(config.memory.offload, pick_device(), config.layout)
     resolved = resolve(config, facts)
     check_layout(config.layout, anything_else(batch // workers))
     if not resume:

@@ -21,7 +21,7 @@ from tutti.core import ConfigError
 from tutti.hardware.tracked import TensorBytes
 from tutti.models.blueprint import Blueprint
 from tutti.parallel import Arithmetic, apply_language_layout, arrange
-from tutti.parallel.memory import MemoryModel, Thrift, choose_thrift, ways
+from tutti.parallel.memory import MemoryModel, Thrift, check_offload, choose_thrift, ways
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks import find_manner
 from tutti.train.optimizer import build_optimizers
@@ -176,6 +176,15 @@ def test_a_budget_that_nothing_fits_says_by_how_much_and_what_would() -> None:
         choose_thrift(model, least - 5_000_000, ways("auto", "auto", 8, smaller=True))
     assert "5.0 MB more" in str(refused.value)
     assert f"{least / 1e6:.1f} MB" in refused.value.hint
+
+
+@pytest.mark.parametrize("offload", ["optimizer", "all"])
+def test_what_would_have_no_effect_on_an_accelerator_is_refused(offload: str) -> None:
+    device = torch.device("cuda")
+    with pytest.raises(ConfigError, match="needs a sharded model on cuda"):
+        check_offload(offload, device, LayoutConfig(tensor=2))
+    check_offload(offload, device, LayoutConfig(shard=2))
+    check_offload(offload, torch.device("cpu"), LayoutConfig())
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from tutti.parallel.offload import MappedFiles, keep_activations, keep_gradients
 from tutti.parallel.pipeline import Pipeline, StageObjective
 from tutti.parallel.recompute import recompute_blocks
 from tutti.parallel.split import Copies, Split, StagedObjective, Stages
-from tutti.parallel.stages import StandIn, cut_stage, outline, share_out
+from tutti.parallel.stages import StandIn, cut_stage, first_blocks, outline
 from tutti.parallel.tensor import (
     CutMatrices,
     TensorPlan,
@@ -56,7 +56,11 @@ class Arithmetic:
 
     def offloads(self, what: str) -> bool:
         """Whether `what` (`activations`, `optimizer`, `parameters`) is kept elsewhere."""
-        return self.offload == "all" or self.offload == what
+        return self.offload in ("all", what)
+
+    def on_host(self, world: World) -> bool:
+        """Whether FSDP keeps an accelerator's parameters, gradients and optimizer in the host's memory."""
+        return world.device.type != "cpu" and self.offloads("optimizer")
 
 
 def apply_layout(objective: Objective, world: World, arithmetic: Arithmetic) -> Split:
@@ -102,7 +106,9 @@ def apply_language_layout(
         _apply_to_blocks(_own_blocks(stage.objective.model), [stage.objective], world, arithmetic)
     split = _put_together(stages, world, tied_names(whole), arithmetic, micro_batch, sequence)
     split.choices = choices[:1]
-    _load(split, stages, blueprint, arithmetic.files if arithmetic.offloads("parameters") else None)
+    room = torch.device("cpu") if arithmetic.on_host(world) else world.device
+    mapped = arithmetic.offloads("parameters") and world.device.type == "cpu"
+    _load(split, stages, blueprint, room, arithmetic.files if mapped else None)
     return split
 
 
@@ -119,16 +125,9 @@ class _Stage:
 
 def stages_of(whole: Any, world: World) -> list[tuple[int, int, int]]:
     """Number, first block and end of every stage of this rank."""
-    layout = world.layout
-    each = layout.stages_per_rank if layout.schedule == "interleaved" else 1
-    count = layout.pipeline * each
-    blocks = find_blocks(whole)
-    costs = [float(sum(p.numel() for p in block.parameters())) for block in blocks]
-    head = head_of(whole)
-    # What is looked up costs next to nothing; what multiplies every token costs what its parameters say.
-    starts = share_out(costs, count, first=0.0, last=float(head.weight.numel()) if head is not None else 0.0)
-    ends = [*starts[1:], len(blocks)]
-    mine = range(world.at("pipeline"), count, layout.pipeline)
+    starts = first_blocks(whole, world.layout)
+    ends = [*starts[1:], len(find_blocks(whole))]
+    mine = range(world.at("pipeline"), len(starts), world.layout.pipeline)
     return [(number, starts[number], ends[number]) for number in mine]
 
 
@@ -171,7 +170,7 @@ def _apply_to_blocks(blocks: list[nn.Module], roots: list[Any], world: World, ar
     sums = None if arithmetic.dtype is None else torch.float32
     policy = MixedPrecisionPolicy(param_dtype=arithmetic.dtype, reduce_dtype=sums)
     again = world.layout.zero == 3
-    on_host = world.device.type != "cpu" and (arithmetic.offloads("optimizer"))
+    on_host = arithmetic.on_host(world)
     for module in [*blocks, *roots]:
         fully_shard(
             module,
@@ -211,11 +210,13 @@ def _put_together(
     return Split(StagedObjective(Stages(objectives, tied)), world, pipeline, packed=packed)
 
 
-def _load(split: Split, stages: list[_Stage], blueprint: Blueprint, files: MappedFiles | None) -> None:
+def _load(
+    split: Split, stages: list[_Stage], blueprint: Blueprint, room: torch.device, files: MappedFiles | None
+) -> None:
     """Memory for what is this rank's, filled with its weights; then what is known by object rather than by name."""
     world, tied = split.world, tied_names(blueprint.lay_out())
     for stage in stages:
-        make_room(stage.objective, world.device, files)
+        make_room(stage.objective, room, files)
         if files is not None:
             keep_gradients(stage.objective.parameters(), files)
     own = by_name((stage.objective.model for stage in stages), tied)

@@ -1,16 +1,11 @@
-"""Parameters that are pieces: making them, and the piece itself."""
+"""Parameters that are pieces."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """The part of `tensor` that this rank holds, differentiable; the whole of what is no DTensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def keep_piece(parameter: nn.Parameter, dimension: int, mesh: DeviceMesh) -> nn.Parameter:

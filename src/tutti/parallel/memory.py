@@ -14,6 +14,7 @@ Shapes: B samples of a micro-batch, S tokens, D model width, V vocabulary, t ran
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from tutti.config.schema import LayoutConfig
 from tutti.core import ConfigError
 from tutti.models import find_blocks
 from tutti.parallel.recompute import DEAR
-from tutti.parallel.stages import share_out
+from tutti.parallel.stages import first_blocks
 from tutti.tasks import Manner
 from tutti.tasks.chunked_loss import default_chunk
 from tutti.tasks.manner import body_of, head_of, run_model
@@ -140,12 +141,11 @@ class MemoryModel:
         sizes = [_size(block) for block in blocks]
         head, table = head_of(self.model), self.model.get_input_embeddings()
         head_size = _size(head) if head is not None else 0
-        count = layout.pipeline * (layout.stages_per_rank if layout.schedule == "interleaved" else 1)
-        starts = share_out([float(size) for size in sizes], count, 0.0, float(head_size))
+        starts = first_blocks(self.model, layout)
         ends = [*starts[1:], len(blocks)]
         own = [
             number
-            for stage in range(rank, count, layout.pipeline)
+            for stage in range(rank, len(starts), layout.pipeline)
             for number in range(starts[stage], ends[stage])
         ]
         outside = sum(parameter.numel() for parameter in self.model.parameters()) - sum(sizes)
@@ -230,10 +230,32 @@ def choose_thrift(model: MemoryModel, budget_bytes: int, allowed: list[Thrift]) 
     )
 
 
-def ways(recompute: str, offload: str, micro_batch: int, *, smaller: bool) -> list[Thrift]:
-    """Every combination that `auto`s leave open; `smaller`: micro-batches may be halved."""
+def possible_offloads(device: torch.device, layout: LayoutConfig) -> list[str]:
+    """What `device` can keep elsewhere: an accelerator's state goes to the host by way of FSDP alone."""
+    sharded = device.type == "cpu" or layout.data > 1
+    return [name for name in _OFFLOAD_COST if sharded or name in ("none", "activations")]
+
+
+def check_offload(offload: str, device: torch.device, layout: LayoutConfig) -> None:
+    """Raise ConfigError where `offload` would have no effect."""
+    if offload != "auto" and offload not in possible_offloads(device, layout):
+        raise ConfigError(
+            f"memory.offload: {offload} needs a sharded model on {device.type}",
+            "set layout.shard to 2 or more, or memory.offload to activations",
+        )
+
+
+def ways(
+    recompute: str,
+    offload: str,
+    micro_batch: int,
+    *,
+    smaller: bool,
+    offloads: Sequence[str] = tuple(_OFFLOAD_COST),
+) -> list[Thrift]:
+    """Every combination that `auto`s leave open; `smaller`: micro-batches may be halved; `offloads`: possible ones."""
     recomputes = list(_COST) if recompute == "auto" else [recompute]
-    offloads = list(_OFFLOAD_COST) if offload == "auto" else [offload]
+    offloads = offloads if offload == "auto" else [offload]
     sizes = [micro_batch]
     while smaller and sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)

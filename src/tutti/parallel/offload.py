@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tutti.sync.policy import local_part, placed_like
+
 #: `mallopt`'s number for it (malloc.h).
 _M_MMAP_THRESHOLD = -3
 #: Smaller tensors stay where they are: a file costs a page and a system call.
@@ -91,7 +93,7 @@ def keep_optimizer_state(optimizers: Sequence[torch.optim.Optimizer], files: Map
                 if isinstance(optimizer, torch.optim.AdamW):
                     state["step"] = torch.tensor(0.0)
                 for name in names:
-                    state[name] = _placed_like(files.empty_like(_local(parameter)), parameter)
+                    state[name] = placed_like(files.empty_like(local_part(parameter)), parameter)
 
 
 def keep_activations(blocks: Sequence[nn.Module], device: torch.device, files: MappedFiles | None) -> None:
@@ -123,20 +125,3 @@ def _into_file(files: MappedFiles, tensor: Tensor) -> Tensor:
 
 def _as_it_is(kept: Tensor) -> Tensor:
     return kept
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _placed_like(local: Tensor, parameter: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return local
-    return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from tutti.core import Batch, Objective
-from tutti.parallel.local import local_part
 from tutti.parallel.pipeline import Pipeline
 from tutti.parallel.world import World
+from tutti.sync.policy import local_part
 
 
 class Stages(nn.ModuleList):

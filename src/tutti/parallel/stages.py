@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutti.config.schema import LayoutConfig
 from tutti.models import find_blocks, units
+from tutti.tasks.manner import head_of
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,15 @@ def share_out(costs: Sequence[float], stages: int, first: float, last: float) ->
                 following[stop] = min(options, key=lambda option: option[0])
         best = following
     return best[count][1]
+
+
+def first_blocks(model: Any, layout: LayoutConfig) -> list[int]:
+    """First block of every stage of `model` in `layout`, balanced by what multiplies a token; what is looked up costs
+    next to nothing."""
+    count = layout.pipeline * (layout.stages_per_rank if layout.schedule == "interleaved" else 1)
+    costs = [float(sum(p.numel() for p in block.parameters())) for block in find_blocks(model)]
+    head = head_of(model)
+    return share_out(costs, count, first=0.0, last=float(head.weight.numel()) if head is not None else 0.0)
 
 
 class Handover:

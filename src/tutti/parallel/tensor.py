@@ -36,8 +36,9 @@ from tutti.core import ModelError
 from tutti.models import find_blocks
 from tutti.parallel import collectives
 from tutti.parallel.load import by_name, fill_pieces, make_room, named_tensors
-from tutti.parallel.local import keep_piece, local_part
+from tutti.parallel.local import keep_piece
 from tutti.parallel.vocabulary import split_embedding
+from tutti.sync.policy import local_part
 from tutti.tasks.manner import Manner, body_of, run_model
 from tutti.tasks.packing import Rows
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from tutti.parallel import collectives
-from tutti.parallel.local import local_part
+from tutti.sync.policy import local_part
 from tutti.tasks.chunked_loss import IGNORED, default_chunk
 
 

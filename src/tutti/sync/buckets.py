@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tutti.sync.policy import local_part
+from tutti.sync.policy import local_part, placed_like
 from tutti.sync.transport import Transport, Wait
 
 
@@ -61,15 +61,9 @@ class Bucket:
 
 def _like(view: Tensor, parameter: nn.Parameter) -> Tensor:
     """`view` as a gradient of `parameter`, which got none on this rank but perhaps on another."""
-    if isinstance(parameter, DTensor):
-        return DTensor.from_local(
-            view.clone(),
-            parameter.device_mesh,
-            parameter.placements,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
-    return view.to(parameter.dtype)
+    return (
+        placed_like(view.clone(), parameter) if isinstance(parameter, DTensor) else view.to(parameter.dtype)
+    )
 
 
 class OverlappedBuckets:

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tutti.sync.ledger import Ledger, Range, cut
-from tutti.sync.policy import Meeting, Place, Policy, Totals, local_part, named_trainable
+from tutti.sync.policy import Meeting, Place, Policy, Totals, local_part, named_trainable, placed_like
 from tutti.sync.transport import PeerLost, StaticTransport, Transport
 
 
@@ -96,7 +95,7 @@ class DiLoCo(Policy):
 
     def tensors(self) -> dict[str, Tensor]:
         views = self._views(self._outer_momentum)
-        return {name: _placed_like(views[name], parameter) for name, parameter in self._parameters.items()}
+        return {name: placed_like(views[name], parameter) for name, parameter in self._parameters.items()}
 
     def give(self) -> dict[str, Any]:
         """What a newcomer needs of the policy: the state at the last meeting."""
@@ -201,16 +200,3 @@ class DiLoCo(Policy):
 
 def _member_name(replica: int, incarnation: int) -> str:
     return f"replica-{replica}.{incarnation}"
-
-
-def _placed_like(local: Tensor, parameter: nn.Parameter) -> Tensor:
-    """`local` as a tensor placed like `parameter`, sharing memory."""
-    if isinstance(parameter, DTensor):
-        return DTensor.from_local(
-            local,
-            parameter.device_mesh,
-            parameter.placements,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
-    return local

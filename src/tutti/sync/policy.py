@@ -77,6 +77,15 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def placed_like(local: Tensor, parameter: Tensor) -> Tensor:
+    """`local` as a tensor placed like `parameter`, sharing memory."""
+    if not isinstance(parameter, DTensor):
+        return local
+    return DTensor.from_local(
+        local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )
+
+
 def named_trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that are trained, each once, in the order of registration."""
     return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
