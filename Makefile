@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-gpu bench-quality
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-gpu bench-quality
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -48,6 +48,9 @@ bench-overlap: .venv/installed
 
 bench-layouts: .venv/installed
 	$(BIN)/python -m benchmarks.layouts.run
+
+bench-memory: .venv/installed
+	$(BIN)/python -m benchmarks.memory.run
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run

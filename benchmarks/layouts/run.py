@@ -8,11 +8,8 @@ wrapping (FSDP2, its column- and row-wise styles, its pipeline schedules) around
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,8 @@ from benchmarks.common import (
     table,
     write_result,
 )
+from benchmarks.ranks import on_ranks
+from tutti.config import LayoutConfig
 
 RANKS, SEQUENCE, VOCABULARY = 2, 256, 2048
 TARGET = 0.95
@@ -115,31 +114,11 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
 
 
 def run_ranks(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of a step of every contestant in every round, of the slower rank."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as directory:
-        results = context.SimpleQueue()
-        processes = [
-            context.Process(target=_rank, args=(rank, f"{directory}/store", vars(options), results))
-            for rank in range(RANKS)
-        ]
-        for process in processes:
-            process.start()
-        found = dict(results.get() for _ in processes)
-        for process in processes:
-            process.join()
+    """Seconds of a step of every contestant in every round, of the slowest rank."""
+    found = on_ranks(RANKS, measure, vars(options))
     return {
-        name: [max(times) for times in zip(*(found[r][name] for r in found), strict=True)]
-        for name in found[0]
+        name: [max(times) for times in zip(*(of[name] for of in found), strict=True)] for name in found[0]
     }
-
-
-def _rank(rank: int, store: str, options: dict[str, Any], results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
-    results.put((rank, measure(rank, options)))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def measure(rank: int, options: dict[str, Any]) -> dict[str, list[float]]:
@@ -157,7 +136,7 @@ def measure(rank: int, options: dict[str, Any]) -> dict[str, list[float]]:
     }
     for name, layout in LAYOUTS.items():
         steps[f"bare {name}"] = bare.SPLITS[name](rank, RANKS, config, micro)
-        steps[f"tutti {name}"] = tutti_step(rank, config, layout, options["batch"], micro)
+        steps[f"tutti {name}"] = tutti_step(config, layout, options["batch"], micro)
     dice = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
@@ -175,39 +154,18 @@ def measure(rank: int, options: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def tutti_step(
-    rank: int, config: LlamaConfig, layout: dict[str, Any], batch: int, micro: int
+    config: LlamaConfig, layout: dict[str, Any], batch: int, micro: int
 ) -> Callable[[Tensor], None]:
-    from tutti.config import LayoutConfig, TrainConfig
-    from tutti.models import Blueprint
-    from tutti.parallel import Arithmetic, apply_language_layout, arrange
-    from tutti.sync import AllReduce, Ledger, Place, StaticTransport
-    from tutti.tasks import find_manner
-    from tutti.train.optimizer import build_optimizers
-    from tutti.train.precision import LossScale
-    from tutti.train.step import Accumulator
+    from benchmarks.split_step import SplitStep
 
-    blueprint = Blueprint(config, seed=0, end_token=0)
-    world = arrange(LayoutConfig(**layout), torch.device("cpu"), 0, 1)
-    split = apply_language_layout(
-        blueprint, find_manner(blueprint.twin()), world, Arithmetic(), micro_batch=micro, sequence=SEQUENCE
-    )
-    policy = AllReduce(
-        StaticTransport(None),
-        Place(0, 1, rank, RANKS),
-        Ledger(),
-        batch,
-        bucket_bytes=8_000_000,
-        everyone=world.everyone,
-    )
-    accumulator = Accumulator(
-        split, policy, nominal_targets=batch * SEQUENCE, clip=1.0, context=nullcontext(), loss_scale=LossScale("fp32"),
-        seed=0,
-    )  # fmt: skip
-    optimizers = build_optimizers(split.objective.model, TrainConfig(), 1e-3)
+    make = SplitStep(config, LayoutConfig(**layout), micro_batch=micro, sequence=SEQUENCE, samples=batch)
+    world = make.world
     positions = torch.arange(SEQUENCE).expand(micro, -1)
 
     def step(ids: Tensor) -> None:
-        mine = ids.chunk(world.layout.shard)[world.at("shard")]
+        mine = ids.chunk(world.replicas * world.layout.shard)[
+            world.replica * world.layout.shard + world.at("shard")
+        ]
         batches = [
             {
                 "input_ids": piece[:, :-1].contiguous(),
@@ -216,8 +174,7 @@ def tutti_step(
             }
             for piece in mine.split(micro)
         ]
-        accumulator.run(batches, tokens=0, key=0, stop=False)
-        optimizers.step()
+        make(batches)
 
     return step
 

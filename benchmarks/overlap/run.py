@@ -12,9 +12,7 @@ least, always ends after it.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import describe_machine, first_cores, machine_line, pin, table, write_result
+from benchmarks.ranks import on_ranks
 
 HERE = Path(__file__).resolve().parent
 RANKS, VOCABULARY, SEQUENCE = 2, 4096, 256
@@ -68,29 +67,7 @@ def main() -> None:
 
 def run_ranks(options: argparse.Namespace) -> list[list[dict[str, Any]]]:
     """What `measure` gives on each rank."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as directory:
-        results = context.SimpleQueue()
-        processes = [
-            context.Process(target=_rank, args=(rank, f"{directory}/store", vars(options), results))
-            for rank in range(RANKS)
-        ]
-        for process in processes:
-            process.start()
-        found = dict(results.get() for _ in processes)
-        for process in processes:
-            process.join()
-    return [found[rank] for rank in range(RANKS)]
-
-
-def _rank(rank: int, store: str, options: dict[str, Any], results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
-    results.put(
-        (rank, measure(rank, **{name: options[name] for name in ("size", "samples", "bucket_mb", "steps")}))
-    )
-    dist.barrier()
-    dist.destroy_process_group()
+    return on_ranks(RANKS, measure, options.size, options.samples, options.bucket_mb, options.steps)
 
 
 def measure(rank: int, size: str, samples: int, bucket_mb: float, steps: int) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ from tutti.tasks import Manner, find_manner
 from tutti.train import checkpoints
 from tutti.train.checkpoints.retention import entries
 from tutti.train.language import LanguageModelJob, language_model_job
-from tutti.train.precision import compute_context
+from tutti.train.precision import DTYPES, compute_context
 
 __all__ = [
     "compare_runs",
@@ -186,6 +186,7 @@ def _spare_memory(
         train.optimizer,
         resolved.config.replicas,
         max(1, samples // config.layout.shard),
+        None if train.precision == "fp32" else DTYPES[train.precision],
     )
     smaller = config.train.micro_batch == "auto"
     allowed = ways(

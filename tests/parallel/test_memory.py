@@ -5,117 +5,47 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor
 from transformers import LlamaConfig
 
+from benchmarks.memory.run import CASES, SEQUENCE, WITHIN, Case, config_of, foretold, peaks_of
 from ranks import run_ranks
-from tutti.config import LayoutConfig, TrainConfig
+from tutti.config import LayoutConfig
 from tutti.core import ConfigError
 from tutti.hardware.tracked import TensorBytes
 from tutti.models.blueprint import Blueprint
 from tutti.parallel import Arithmetic, apply_language_layout, arrange
 from tutti.parallel.memory import MemoryModel, Thrift, check_offload, choose_thrift, ways
-from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks import find_manner
-from tutti.train.optimizer import build_optimizers
-from tutti.train.precision import LossScale
-from tutti.train.step import Accumulator
 
-SEQUENCE, VOCABULARY = 256, 2048
-
-#: (layout, recompute, samples at once, micro-batches of a step)
-CASES: list[tuple[dict[str, Any], str, int, int]] = [
-    ({}, "none", 8, 1),
-    ({}, "none", 4, 2),
-    ({}, "selective", 8, 1),
-    ({}, "full", 8, 1),
-    ({"shard": 2}, "none", 4, 1),
-    ({"shard": 2}, "full", 4, 1),
-    ({"shard": 2, "zero": 2}, "none", 4, 1),
-    ({"tensor": 2}, "none", 8, 1),
-    ({"context": 2}, "none", 8, 1),
-    ({"pipeline": 2}, "none", 2, 4),
-    ({"pipeline": 2, "schedule": "gpipe"}, "none", 2, 4),
+#: Of the benchmark's cases, those that are tried every day.
+EVERY_DAY = [
+    Case({}, micro_batch=8),
+    Case({}, "full", "all", micro_batch=8),
+    Case({"shard": 2, "tensor": 2}, micro_batch=8),
 ]
 
 
-def blueprint() -> Blueprint:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=4, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    return Blueprint(config, seed=0, end_token=0)
-
-
-def model_of(layout: dict[str, Any], samples: int, replicas: int = 1) -> MemoryModel:
-    plan = blueprint()
+def model_of(samples: int) -> MemoryModel:
+    """Of the benchmark's Llama on one rank."""
+    plan = Blueprint(config_of("llama"), seed=0, end_token=0)
     twin = plan.twin()
-    return MemoryModel(
-        plan.lay_out(), twin, find_manner(twin), LayoutConfig(**layout), SEQUENCE, "adamw", replicas, samples
-    )
-
-
-def peak_of(rank: int, layout: dict[str, Any], recompute: str, micro_batch: int, count: int) -> int:
-    """Most bytes of tensors at once in the second step of a run, in which all state exists."""
-    config = LayoutConfig(**layout)
-    size = dist.get_world_size() if dist.is_initialized() else 1
-    world = arrange(config, torch.device("cpu"), rank // config.ranks, size // config.ranks)
-    plan = blueprint()
-    split = apply_language_layout(
-        plan, find_manner(plan.twin()), world, Arithmetic(recompute=recompute), micro_batch=micro_batch,
-        sequence=SEQUENCE,
-    )  # fmt: skip
-    samples = micro_batch * count
-    policy = AllReduce(
-        StaticTransport(world.peers), Place(world.replica, world.replicas, world.part, world.parts), Ledger(), samples,
-        bucket_bytes=8_000_000, everyone=world.everyone,
-    )  # fmt: skip
-    accumulator = Accumulator(
-        split, policy, nominal_targets=samples * SEQUENCE, clip=1.0, context=nullcontext(),
-        loss_scale=LossScale("fp32"), seed=0,
-    )  # fmt: skip
-    optimizers = build_optimizers(split.objective.model, TrainConfig(), 1e-3)
-    ids = torch.randint(VOCABULARY, (micro_batch, SEQUENCE), generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(SEQUENCE).repeat(micro_batch, 1)
-    batch = {"input_ids": ids, "labels": ids, "position_ids": positions}
-
-    def step() -> None:
-        accumulator.run([batch] * count, tokens=0, key=0, stop=False)
-        optimizers.step()
-
-    step()
-    existing: list[Tensor] = [*split.objective.parameters(), *split.objective.buffers()]
-    existing += [p.grad for p in split.objective.parameters() if p.grad is not None]
-    for optimizer in optimizers.optimizers:
-        existing += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    with TensorBytes(existing) as tracked:
-        step()
-    return tracked.peak
-
-
-def peaks_of(rank: int, cases: list[Any]) -> list[int]:
-    return [peak_of(rank, *case) for case in cases]
+    return MemoryModel(plan.lay_out(), twin, find_manner(twin), LayoutConfig(), SEQUENCE, "adamw", 1, samples)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    "cases", [CASES[:1] + CASES[7:8], pytest.param(CASES[1:7] + CASES[8:], marks=pytest.mark.slow)], ids=len
-)
-def test_the_peak_is_what_was_said(cases: list[Any]) -> None:
+@pytest.mark.parametrize("cases", [EVERY_DAY, pytest.param(CASES, marks=pytest.mark.slow)], ids=len)
+def test_the_peak_is_what_was_said(cases: list[Case]) -> None:
     """The largest of the ranks' peaks, for every case."""
-    for size in (1, 2):
-        some = [case for case in cases if LayoutConfig(**case[0]).ranks == size]
-        ranks = run_ranks(size, peaks_of, some, timeout_seconds=240) if some else []
-        for (layout, recompute, micro_batch, count), *peaks in zip(some, *ranks, strict=True):
-            need = model_of(layout, micro_batch * count).need(Thrift(recompute, "none", micro_batch))
-            assert need.total == pytest.approx(max(peaks), rel=0.1), (layout, recompute)
+    for size in {case.ranks for case in cases}:
+        some = [case for case in cases if case.ranks == size]
+        ranks = run_ranks(size, peaks_of, some, timeout_seconds=240)
+        for case, *peaks in zip(some, *ranks, strict=True):
+            assert foretold(case)["said"] == pytest.approx(max(peaks), rel=WITHIN), case.name
 
 
 DEEP = LlamaConfig(
@@ -154,14 +84,14 @@ def test_no_rank_ever_holds_the_whole_model() -> None:
 
 
 def test_a_budget_takes_the_cheapest_way_that_fits() -> None:
-    model = model_of({}, samples=8)
+    model = model_of(samples=8)
     every = ways("auto", "auto", 8, smaller=True)
     nothing = model.need(Thrift("none", "none", 8)).total
     plenty, _ = choose_thrift(model, nothing, every)
     assert (plenty.recompute, plenty.offload, plenty.micro_batch) == ("none", "none", 8)
     less, why = choose_thrift(model, nothing - 1, every)
     assert (less.recompute, less.offload) == ("none", "none") and less.micro_batch < 8
-    assert "of 36" in why
+    assert "it would be 354 MB" in why
     fixed, _ = choose_thrift(model, nothing - 1, ways("auto", "none", 8, smaller=False))
     assert (fixed.recompute, fixed.micro_batch) == ("selective", 8)
     for budget in (300e6, 150e6, 100e6, 60e6, 45e6):
@@ -170,7 +100,7 @@ def test_a_budget_takes_the_cheapest_way_that_fits() -> None:
 
 
 def test_a_budget_that_nothing_fits_says_by_how_much_and_what_would() -> None:
-    model = model_of({}, samples=8)
+    model = model_of(samples=8)
     least = min(model.need(thrift).total for thrift in ways("auto", "auto", 8, smaller=True))
     with pytest.raises(ConfigError, match="is too small") as refused:
         choose_thrift(model, least - 5_000_000, ways("auto", "auto", 8, smaller=True))

@@ -34,7 +34,11 @@ def limits(family: str = "llama", samples: int = 8) -> Limits:
             "6 stages are more than the 4 layers",
         ),
         ({"shard": 9}, "shard = 9 is more than the 8 samples"),
-        ({"shard": 2, "schedule": "interleaved"}, "schedule interleaved needs a pipeline"),
+        ({"shard": 2, "schedule": "interleaved"}, "schedule = interleaved needs a pipeline"),
+        ({"shard": 2, "schedule": "gpipe"}, "schedule = gpipe needs a pipeline"),
+        ({"pipeline": 2, "stages_per_rank": 3}, "stages_per_rank = 3 needs schedule = interleaved"),
+        ({"tensor": 2, "zero": 2}, "zero = 2 needs shard or context"),
+        ({"zero": 1}, "zero = 1 needs shard or context"),
     ],
 )
 def test_the_impossible_is_refused_with_its_reason(layout: dict[str, Any], reason: str) -> None:
@@ -59,6 +63,13 @@ def test_what_is_named_instead_is_possible_and_as_large() -> None:
     with pytest.raises(ConfigError) as refused:
         check_layout(wanted, limits())
     assert "{pipeline: 2, tensor: 4}" in refused.value.hint
+
+
+def test_a_setting_without_effect_is_refused_and_left_out_of_what_is_named_instead() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_layout(LayoutConfig(tensor=2, zero=2), limits())
+    assert "{tensor: 2, zero: 2}" in str(refused.value)
+    assert "{tensor: 2}" in refused.value.hint and "{shard: 2, zero: 2}" in refused.value.hint
 
 
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"context": 2}, {"pipeline": 2}])

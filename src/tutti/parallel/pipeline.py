@@ -10,8 +10,8 @@ Shapes: B samples of a micro-batch, S tokens, D model width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from tutti.core import Batch
 from tutti.parallel.stages import Handover, StageEnd
 from tutti.parallel.world import World
+from tutti.parallel.zero import before_backward
 from tutti.tasks import CausalLanguageModelling
 from tutti.tasks.chunked_loss import IGNORED
 from tutti.tasks.manner import Manner, body_of, run_model
@@ -45,6 +46,39 @@ class StageObjective(CausalLanguageModelling):
         assert result is not None
         self.handover.result = None
         return result
+
+
+#: What surrounds a backward pass, given whether it is the last of a step.
+Around = Callable[[bool], AbstractContextManager[None]]
+
+
+class _Reduces(nn.Module):
+    """Hides from torch's schedules that a stage is sharded.
+
+    They would gather it once and reduce its gradients after all backward passes. Left alone, FSDP does in each pass
+    what `layout.zero` says, while it runs.
+    """
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        result: Tensor = self.stage(*inputs, **named)
+        return result
+
+
+class _Stage(PipelineStage):
+    """A stage whose owner hears which backward pass completes its gradients."""
+
+    around: Around = staticmethod(lambda _: nullcontext())
+    zero = 3
+
+    def backward_one_chunk(self, *inputs: Any, **named: Any) -> None:
+        last = named.get("last_backward", False)
+        before_backward(self.submod.stage, self.zero, last=last)  # type: ignore[arg-type]
+        with self.around(last):
+            super().backward_one_chunk(*inputs, **named)
 
 
 class Pipeline:
@@ -75,8 +109,8 @@ class Pipeline:
         loss = torch.empty(1, device="meta", requires_grad=True)
         tokens = torch.empty(micro_batch, 1, dtype=torch.int64, device="meta")
         self._stages = [
-            PipelineStage(
-                stage,
+            _Stage(
+                _Reduces(stage),
                 number,
                 count,
                 world.device,
@@ -86,14 +120,22 @@ class Pipeline:
             )
             for number, stage, first, last in stages
         ]
+        for stage in self._stages:
+            stage.zero = layout.zero
         self._has_last = any(last for *_, last in stages)
 
     def train(
-        self, micro_batches: Sequence[Batch], divisor: float, context: AbstractContextManager[None]
+        self,
+        micro_batches: Sequence[Batch],
+        divisor: float,
+        context: AbstractContextManager[None],
+        around: Around,
     ) -> tuple[float, int]:
-        """Forward and backward of all `micro_batches` on their loss ÷ `divisor`; the loss and its targets, on the rank
-        of the last stage (0 on others)."""
+        """Forward and backward of all `micro_batches` on their loss ÷ `divisor`, each backward pass within `around`;
+        the loss and its targets, on the rank of the last stage (0 on others)."""
         self._divisor = divisor
+        for stage in self._stages:
+            stage.around = around
         losses: list[Tensor] = []
         batch = self._together(micro_batches)
         with context:

@@ -110,8 +110,12 @@ def _against(layout: LayoutConfig, limits: Limits) -> Iterator[str]:
     if pipeline > 1 and not limits.why_not_pipeline and stages > limits.blocks:
         made_of = f"{stages} stages" if stages > pipeline else f"pipeline = {pipeline}"
         yield f"{made_of} are more than the {limits.blocks} layers of {limits.kind}"
-    if layout.schedule == "interleaved" and pipeline == 1:
-        yield "schedule interleaved needs a pipeline"
+    if layout.schedule != "1f1b" and pipeline == 1:
+        yield f"schedule = {layout.schedule} needs a pipeline"
+    if layout.stages_per_rank != LayoutConfig().stages_per_rank and layout.schedule != "interleaved":
+        yield f"stages_per_rank = {layout.stages_per_rank} needs schedule = interleaved"
+    if layout.zero != LayoutConfig().zero and layout.data == 1:
+        yield f"zero = {layout.zero} needs shard or context: nothing is shared out"
     if layout.shard > limits.samples:
         yield f"shard = {layout.shard} is more than the {limits.samples} samples that a replica computes in a step"
 
@@ -124,19 +128,29 @@ def nearest(layout: LayoutConfig, limits: Limits, count: int = 3) -> list[Layout
     for sizes in itertools.product(divisors, repeat=len(_DIMENSIONS)):
         if math.prod(sizes) != layout.ranks:
             continue
-        changes = dict(zip(_DIMENSIONS, sizes, strict=True))
-        if sizes[0] == 1:
-            changes |= {"schedule": "1f1b"}  # type: ignore[dict-item]
-        other = layout.model_copy(update=changes)
+        other = _without_effectless(layout.model_copy(update=dict(zip(_DIMENSIONS, sizes, strict=True))))
         if not list(_against(other, limits)):
             distance = sum(abs(math.log2(size / before)) for size, before in zip(sizes, wanted, strict=True))
             found.append((distance, [-size for size in sizes], other))
     return [other for _, _, other in sorted(found, key=lambda entry: entry[:2])[:count]]
 
 
+def _without_effectless(layout: LayoutConfig) -> LayoutConfig:
+    """`layout` without the settings that do nothing in it."""
+    ordinary, changes = LayoutConfig(), dict[str, Any]()
+    if layout.pipeline == 1:
+        changes["schedule"] = ordinary.schedule
+    if layout.pipeline == 1 or layout.schedule != "interleaved":
+        changes["stages_per_rank"] = ordinary.stages_per_rank
+    if layout.data == 1:
+        changes["zero"] = ordinary.zero
+    return layout.model_copy(update=changes)
+
+
 def _written(layout: LayoutConfig) -> str:
-    return (
-        "{" + ", ".join(f"{name}: {size}" for name, size in layout.sizes.items()) + "}"
-        if layout.sizes
-        else "1"
-    )
+    """As a configuration has it, without what is as always."""
+    ordinary = LayoutConfig()
+    settings = {name: getattr(layout, name) for name in ("zero", "schedule", "stages_per_rank")}
+    changed = {name: value for name, value in settings.items() if value != getattr(ordinary, name)}
+    words = [f"{name}: {value}" for name, value in (layout.sizes | changed).items()]
+    return "{" + ", ".join(words) + "}" if words else "1"

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from tutti.core import Batch, Objective
 from tutti.parallel.pipeline import Pipeline
 from tutti.parallel.world import World
+from tutti.parallel.zero import before_backward
 from tutti.sync.policy import local_part
 
 
@@ -91,10 +91,8 @@ class Split:
         return (loss, round(targets)) if self.world.counts else (0.0, 0)
 
     def before_micro_batch(self, *, last: bool) -> None:
-        """ZeRO-1: parameters stay gathered, and gradients whole, until the step's last micro-batch."""
-        if self.world.layout.zero == 1 and isinstance(self.objective, FSDPModule):
-            self.objective.set_requires_gradient_sync(last)
-            self.objective.set_reshard_after_backward(last)
+        """Say whether the coming micro-batch is the `last` of a step (a pipeline finds out itself)."""
+        before_backward(self.objective, self.world.layout.zero, last=last)
 
     @torch.no_grad()
     def complete_gradients(self) -> None:

@@ -63,7 +63,9 @@ class Accumulator:
     def try_out(self, batch: Batch) -> None:
         """Forward and backward of `batch`, of which nothing remains."""
         if self._split.pipeline is not None:
-            self._split.pipeline.train([batch], math.inf, self._context)
+            self._split.pipeline.train(
+                [batch], math.inf, self._context, lambda _: self._policy.micro_batch(last=False)
+            )
         else:
             self._split.before_micro_batch(last=True)
             with self._policy.micro_batch(last=False):
@@ -95,7 +97,9 @@ class Accumulator:
         """Forward and backward; returns the loss and how many targets it sums up."""
         if self._split.pipeline is not None:
             self._seed_dice(key, 0)
-            return self._split.pipeline.train(micro_batches, divisor, self._context)
+            return self._split.pipeline.train(
+                micro_batches, divisor, self._context, lambda last: self._policy.micro_batch(last=last)
+            )
         losses: list[Tensor] = []
         targets = 0
         for number, batch in enumerate(micro_batches):

@@ -1,0 +1,101 @@
+"""Tutti's own training step on a model that is split over the ranks of the process group: what benchmarks time and
+weigh. Everything a worker does between two batches, and nothing of what it does between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from tutti.config import LayoutConfig, TrainConfig
+from tutti.core import Batch
+from tutti.models import Blueprint
+from tutti.parallel import (
+    Arithmetic,
+    MappedFiles,
+    World,
+    apply_language_layout,
+    arrange,
+    keep_optimizer_state,
+)
+from tutti.sync import AllReduce, Ledger, Place, StaticTransport
+from tutti.tasks import find_manner
+from tutti.train.optimizer import build_optimizers
+from tutti.train.precision import LossScale
+from tutti.train.step import Accumulator
+
+
+class SplitStep:
+    """AdamW on the model of `config`, on as many replicas as the ranks allow. Made by all ranks at once."""
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        layout: LayoutConfig,
+        *,
+        micro_batch: int,
+        sequence: int,
+        samples: int,
+        recompute: str = "none",
+        offload: str = "none",
+        files: MappedFiles | None = None,
+        dtype: torch.dtype | None = None,
+        bucket_bytes: int = 8_000_000,
+    ) -> None:
+        """`samples`: of a step, over all ranks; `micro_batch`: of them, those that a rank computes at once."""
+        blueprint = Blueprint(config, seed=0, end_token=0)
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        cpu = torch.device("cpu")
+        self.world: World = arrange(layout, cpu, rank // layout.ranks, ranks // layout.ranks)
+        self.split = apply_language_layout(
+            blueprint,
+            find_manner(blueprint.twin()),
+            self.world,
+            Arithmetic(dtype=dtype, recompute=recompute, offload=offload, files=files),
+            micro_batch=micro_batch,
+            sequence=sequence,
+        )
+        world = self.world
+        self.policy = AllReduce(
+            StaticTransport(world.peers),
+            Place(world.replica, world.replicas, world.part, world.parts),
+            Ledger(),
+            samples,
+            bucket_bytes=bucket_bytes,
+            everyone=world.everyone,
+        )
+        self._accumulator = Accumulator(
+            self.split,
+            self.policy,
+            nominal_targets=samples * sequence,
+            clip=1.0,
+            context=nullcontext() if dtype is None or layout.data > 1 else torch.autocast("cpu", dtype),
+            loss_scale=LossScale("fp32"),
+            seed=0,
+        )
+        self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), 1e-3)
+        if offload in ("optimizer", "all"):
+            assert files is not None
+            keep_optimizer_state(self._optimizers.optimizers, files)
+
+    def __call__(self, batches: Sequence[Batch]) -> float:
+        """One step on this rank's micro-batches; the loss of all."""
+        gradient = self._accumulator.run(batches, tokens=0, key=0, stop=False)
+        self._optimizers.step()
+        return gradient.loss
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that stays from one step to the next."""
+        objective = self.split.objective
+        found: list[Tensor] = [*objective.parameters(), *objective.buffers()]
+        found += [p.grad for p in objective.parameters() if p.grad is not None]
+        for optimizer in self._optimizers.optimizers:
+            found += [
+                v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)
+            ]
+        return found
