@@ -32,7 +32,7 @@ from tutti.tasks.manner import head_of
 _FP32 = 4
 #: Time of a step relative to keeping everything, as benchmarks/memory finds it; for what lies elsewhere more than that,
 #: because there it lay in the system's cache: where memory is really short, a disk or a bus decides.
-_COST = {"none": 1.0, "selective": 1.17, "full": 1.33}
+_COST = {"none": 1.0, "selective": 1.2, "full": 1.3}
 _OFFLOAD_COST = {"none": 1.0, "activations": 1.4, "optimizer": 1.5, "all": 3.0}
 _SMALLER_BATCH_COST = 1.03
 #: Tensors that an optimizer keeps of a parameter.
