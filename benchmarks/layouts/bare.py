@@ -6,6 +6,7 @@ Every function returns a step: it takes ids [B, S + 1], the same on all ranks, a
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -61,20 +62,21 @@ def data_parallel(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Ste
     return _plain_step(model, _adamw(model.parameters()), rank, ranks, micro)
 
 
-def shard(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
-    """FSDP2, layer by layer."""
+def shard(rank: int, ranks: int, config: LlamaConfig, micro: int, again: bool = True) -> Step:
+    """FSDP2, layer by layer; `again`: parameters are gathered once more in backward (ZeRO-3)."""
     model = _model(config)
-    mesh = init_device_mesh("cpu", (ranks,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    _shard(model, init_device_mesh("cpu", (ranks,)), again)
     return _plain_step(model, _adamw(model.parameters()), rank, ranks, micro)
 
 
-def tensor(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
+def _shard(model: LlamaForCausalLM, mesh: DeviceMesh, again: bool = True) -> None:
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=again)
+    fully_shard(model, mesh=mesh, reshard_after_forward=again)
+
+
+def _cut(model: LlamaForCausalLM, mesh: DeviceMesh) -> None:
     """torch's column- and row-wise styles for every layer and the vocabulary."""
-    model = _model(config)
-    mesh = init_device_mesh("cpu", (ranks,))
     for layer in model.model.layers:
         columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
         plan: dict[str, Any] = {name: ColwiseParallel() for name in columns}
@@ -85,6 +87,12 @@ def tensor(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
         "lm_head": ColwiseParallel(output_layouts=Replicate()),
     }
     parallelize_module(model, mesh, outside)
+
+
+def tensor(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
+    """Every layer and the vocabulary cut."""
+    model = _model(config)
+    _cut(model, init_device_mesh("cpu", (ranks,)))
     cut = [p for p in model.parameters() if hasattr(p, "device_mesh")]
     whole = [p for p in model.parameters() if not hasattr(p, "device_mesh")]
     optimizer = _adamw([{"params": cut}, {"params": whole}])
@@ -102,6 +110,34 @@ def tensor(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
         for parameter in model.parameters():
             local = getattr(parameter.grad, "_local_tensor", parameter.grad)
             local.mul_(factor)  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def shard_tensor(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
+    """Pairs of ranks cut every matrix, and the pairs share out the pieces."""
+    model = _model(config)
+    mesh = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("shard", "tensor"))
+    _cut(model, mesh["tensor"])
+    _shard(model, mesh["shard"])
+    # AdamW's fused form takes no mixture of meshes in one group.
+    cut = [p for p in model.parameters() if p.device_mesh.ndim == 2]
+    whole = [p for p in model.parameters() if p.device_mesh.ndim == 1]
+    optimizer = _adamw([{"params": cut}, {"params": whole}])
+
+    def step(ids: Tensor) -> None:
+        pieces = ids.chunk(ranks // 2)[rank // 2].split(micro)
+        for piece in pieces:
+            logits = model(input_ids=piece[:, :-1], use_cache=False).logits
+            (_loss(logits, piece[:, 1:]) / len(pieces)).backward()
+        locals_ = [p.grad._local_tensor for p in model.parameters()]  # type: ignore[union-attr]
+        squares = torch.stack([local.square().sum() for local in locals_]).sum()
+        dist.all_reduce(squares)
+        factor = (1.0 / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        for local in locals_:
+            local.mul_(factor)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -131,16 +167,22 @@ class _Stage(nn.Module):
         return hidden if self.head is None or self.norm is None else self.head(self.norm(hidden))
 
 
-def pipeline(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
-    """Two halves of the layers, 1F1B."""
+def pipeline(
+    rank: int,
+    ranks: int,
+    config: LlamaConfig,
+    micro: int,
+    kind: type[Schedule1F1B | ScheduleGPipe] = Schedule1F1B,
+) -> Step:
+    """Two halves of the layers."""
     module = _Stage(_model(config), first=rank == 0)
     optimizer = _adamw(module.parameters())
     stage = PipelineStage(module, rank, ranks, torch.device("cpu"))
-    schedules: dict[int, Schedule1F1B] = {}
+    schedules: dict[int, Any] = {}
 
     def step(ids: Tensor) -> None:
         count = len(ids) // micro
-        schedule = schedules.setdefault(count, Schedule1F1B(stage, count, loss_fn=_loss))
+        schedule = schedules.setdefault(count, kind(stage, count, loss_fn=_loss))
         inputs = (ids[:, :-1].contiguous(),) if rank == 0 else ()
         schedule.step(*inputs, target=ids[:, 1:].contiguous(), return_outputs=False)
         squares = torch.stack([p.grad.square().sum() for p in module.parameters()]).sum()  # type: ignore[union-attr]
@@ -175,10 +217,7 @@ def context(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
     """All-to-all over heads around attention, FSDP2 for the rest."""
     model = _model(config)
     model.set_attn_implementation("bare_ulysses")
-    mesh = init_device_mesh("cpu", (ranks,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    _shard(model, init_device_mesh("cpu", (ranks,)))
     optimizer = _adamw(model.parameters())
 
     def step(ids: Tensor) -> None:
@@ -197,7 +236,10 @@ def context(rank: int, ranks: int, config: LlamaConfig, micro: int) -> Step:
 
 SPLITS: dict[str, Callable[[int, int, LlamaConfig, int], Step]] = {
     "shard": shard,
+    "shard, zero 2": functools.partial(shard, again=False),
     "tensor": tensor,
     "pipeline": pipeline,
+    "pipeline, gpipe": functools.partial(pipeline, kind=ScheduleGPipe),
     "context": context,
+    "shard × tensor": shard_tensor,
 }

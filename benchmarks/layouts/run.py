@@ -1,6 +1,6 @@
-"""Tokens per second of every layout on two ranks, against the same split in bare torch and against data parallel.
+"""Tokens per second of layouts on two and four ranks, against the same split in bare torch and against data parallel.
 
-All contestants live in the same two processes (gloo, one thread each) and make a step in turns, so a busy moment of
+All contestants live in the same processes (gloo, one thread each) and make a step in turns, so a busy moment of
 the machine hits all of them alike; ratios are taken within rounds, then their median. Bare torch is the library's own
 wrapping (FSDP2, its column- and row-wise styles, its pipeline schedules) around an unmodified Hugging Face model.
 """
@@ -32,13 +32,19 @@ from benchmarks.common import (
 from benchmarks.ranks import on_ranks
 from tutti.config import LayoutConfig
 
-RANKS, SEQUENCE, VOCABULARY = 2, 256, 2048
+SEQUENCE, VOCABULARY = 256, 2048
 TARGET = 0.95
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "shard": {"shard": 2},
-    "tensor": {"tensor": 2},
-    "pipeline": {"pipeline": 2},
-    "context": {"context": 2},
+#: By ranks.
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "shard": {"shard": 2},
+        "shard, zero 2": {"shard": 2, "zero": 2},
+        "tensor": {"tensor": 2},
+        "pipeline": {"pipeline": 2},
+        "pipeline, gpipe": {"pipeline": 2, "schedule": "gpipe"},
+        "context": {"context": 2},
+    },
+    4: {"shard × tensor": {"shard": 2, "tensor": 2}},
 }
 
 
@@ -53,36 +59,46 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     machine = describe_machine()
-    pin(first_cores(RANKS))
-    seconds = run_ranks(options)
+    pin(first_cores(2))
     tokens = options.batch * SEQUENCE
-    speeds = {name: [tokens / s for s in values] for name, values in seconds.items()}
-    data = {
+    data: dict[str, Any] = {
         "machine": machine,
         "task": vars(options) | {"out": None, "sequence": SEQUENCE, "vocabulary": VOCABULARY},
-        "tokens_per_second": {name: median_and_spread(values) for name, values in speeds.items()},
-        "to_bare": {n: ratios(speeds[f"tutti {n}"], speeds[f"bare {n}"]) for n in LAYOUTS},
-        "to_data_parallel": {n: ratios(speeds[f"tutti {n}"], speeds["data parallel"]) for n in LAYOUTS},
+        "ranks": {},
     }
+    for ranks, layouts in LAYOUTS.items():
+        found = on_ranks(ranks, measure, ranks, vars(options))
+        # Of the slowest rank.
+        seconds = {name: map(max, zip(*(of[name] for of in found), strict=True)) for name in found[0]}
+        speeds = {name: [tokens / s for s in values] for name, values in seconds.items()}
+        data["ranks"][ranks] = {
+            "tokens_per_second": {name: median_and_spread(values) for name, values in speeds.items()},
+            "to_bare": {n: ratios(speeds[f"tutti {n}"], speeds[f"bare {n}"]) for n in layouts},
+            "to_data_parallel": {n: ratios(speeds[f"tutti {n}"], speeds["data parallel"]) for n in layouts},
+        }
     page = write_result(options.out, "layouts", data, page_of(machine, data))
     print(page.read_text())
     print(f"written to {page}")
 
 
 def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
-    task, speeds = data["task"], data["tokens_per_second"]
-    rows = [["data parallel (DDP)", f"{speeds['data parallel']['median']:.0f}", "", "", ""]]
-    for name in LAYOUTS:
-        ratio = data["to_bare"][name]
+    task, rows = data["task"], []
+    for ranks, found in data["ranks"].items():
+        speeds = found["tokens_per_second"]
         rows.append(
-            [
-                name,
-                f"{speeds[f'tutti {name}']['median']:.0f}",
-                f"{speeds[f'bare {name}']['median']:.0f}",
-                say_ratio(ratio) + ("" if ratio["median"] >= TARGET else " MISSED"),
-                say_ratio(data["to_data_parallel"][name]),
-            ]
+            [str(ranks), "data parallel (DDP)", f"{speeds['data parallel']['median']:.0f}", "", "", ""]
         )
+        for name, ratio in found["to_bare"].items():
+            rows.append(
+                [
+                    str(ranks),
+                    name,
+                    f"{speeds[f'tutti {name}']['median']:.0f}",
+                    f"{speeds[f'bare {name}']['median']:.0f}",
+                    say_ratio(ratio) + ("" if ratio["median"] >= TARGET else " MISSED"),
+                    say_ratio(found["to_data_parallel"][name]),
+                ]
+            )
     return "\n".join(
         [
             "# Layouts",
@@ -90,13 +106,14 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
             machine_line(machine) + ".",
             "",
             f"Llama of {task['layers']} layers, width 384, vocabulary {VOCABULARY}, sequence {SEQUENCE}, fp32; "
-            f"{task['batch']} samples a step over {RANKS} ranks with one thread each, micro-batches of "
+            f"{task['batch']} samples a step over all ranks, with one thread each on two cores, micro-batches of "
             f"{task['micro_batch']}; gloo on one host; {task['rounds']} rounds in turns, medians, in brackets "
             "the least and the most.",
             "",
             table(
                 (
-                    "2 ranks",
+                    "ranks",
+                    "layout",
                     "Tutti, tokens/s",
                     "bare torch",
                     f"÷ bare (target ≥ {TARGET})",
@@ -113,15 +130,7 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
 # The ranks -----------------------------------------------------------------------------------------------------
 
 
-def run_ranks(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of a step of every contestant in every round, of the slowest rank."""
-    found = on_ranks(RANKS, measure, vars(options))
-    return {
-        name: [max(times) for times in zip(*(of[name] for of in found), strict=True)] for name in found[0]
-    }
-
-
-def measure(rank: int, options: dict[str, Any]) -> dict[str, list[float]]:
+def measure(rank: int, ranks: int, options: dict[str, Any]) -> dict[str, list[float]]:
     """Take turns; two steps of each contestant first, which are not counted."""
     from benchmarks.layouts import bare
 
@@ -132,10 +141,10 @@ def measure(rank: int, options: dict[str, Any]) -> dict[str, list[float]]:
     )  # fmt: skip
     micro = options["micro_batch"]
     steps: dict[str, Callable[[Tensor], None]] = {
-        "data parallel": bare.data_parallel(rank, RANKS, config, micro)
+        "data parallel": bare.data_parallel(rank, ranks, config, micro)
     }
-    for name, layout in LAYOUTS.items():
-        steps[f"bare {name}"] = bare.SPLITS[name](rank, RANKS, config, micro)
+    for name, layout in LAYOUTS[ranks].items():
+        steps[f"bare {name}"] = bare.SPLITS[name](rank, ranks, config, micro)
         steps[f"tutti {name}"] = tutti_step(config, layout, options["batch"], micro)
     dice = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
