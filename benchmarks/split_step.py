@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tutti.config import LayoutConfig, TrainConfig
+from tutti.config import Config, LayoutConfig, TrainConfig
+from tutti.config.schema import SyncConfig
 from tutti.core import Batch
 from tutti.models import Blueprint
 from tutti.parallel import (
@@ -22,19 +23,20 @@ from tutti.parallel import (
     arrange,
     keep_optimizer_state,
 )
-from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks import find_manner
 from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import LossScale
+from tutti.train.replicas import make_policy
+from tutti.train.state import RunState
 from tutti.train.step import Accumulator
 
 
 class SplitStep:
-    """AdamW on the model of `config`, on as many replicas as the ranks allow. Made by all ranks at once."""
+    """AdamW on the model of `architecture`, on as many replicas as the ranks allow. Made by all ranks at once."""
 
     def __init__(
         self,
-        config: PretrainedConfig,
+        architecture: PretrainedConfig,
         layout: LayoutConfig,
         *,
         micro_batch: int,
@@ -45,9 +47,11 @@ class SplitStep:
         files: MappedFiles | None = None,
         dtype: torch.dtype | None = None,
         bucket_bytes: int = 8_000_000,
+        sync: SyncConfig | None = None,
+        learning_rate: float = 1e-3,
     ) -> None:
         """`samples`: of a step, over all ranks; `micro_batch`: of them, those that a rank computes at once."""
-        blueprint = Blueprint(config, seed=0, end_token=0)
+        blueprint = Blueprint(architecture, seed=0, end_token=0)
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
         cpu = torch.device("cpu")
@@ -60,14 +64,14 @@ class SplitStep:
             micro_batch=micro_batch,
             sequence=sequence,
         )
-        world = self.world
-        self.policy = AllReduce(
-            StaticTransport(world.peers),
-            Place(world.replica, world.replicas, world.part, world.parts),
-            Ledger(),
-            samples,
-            bucket_bytes=bucket_bytes,
-            everyone=world.everyone,
+        config = Config(
+            train=TrainConfig(batch=samples),
+            replicas=self.world.replicas,
+            layout=layout,
+            sync=(sync or SyncConfig()).model_copy(update={"bucket_mb": bucket_bytes / 1e6}),
+        )
+        self.policy = make_policy(
+            config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None
         )
         self._accumulator = Accumulator(
             self.split,
@@ -78,7 +82,7 @@ class SplitStep:
             loss_scale=LossScale("fp32"),
             seed=0,
         )
-        self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), 1e-3)
+        self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), learning_rate)
         if offload in ("optimizer", "all"):
             assert files is not None
             keep_optimizer_state(self._optimizers.optimizers, files)
@@ -87,6 +91,7 @@ class SplitStep:
         """One step on this rank's micro-batches; the loss of all."""
         gradient = self._accumulator.run(batches, tokens=0, key=0, stop=False)
         self._optimizers.step()
+        self.totals = gradient.totals
         return gradient.loss
 
     def state(self) -> list[Tensor]:

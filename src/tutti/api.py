@@ -36,6 +36,7 @@ from tutti.parallel.memory import (
 )
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
+from tutti.sync import check_sync
 from tutti.tasks import Manner, find_manner
 from tutti.train import checkpoints
 from tutti.train.checkpoints.retention import entries
@@ -162,6 +163,7 @@ def _start(
     resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     assert isinstance(resolved.config.replicas, int)
+    check_sync(resolved.config.sync, resolved.config.train.precision)
     samples = config.train.batch // resolved.config.replicas
     check_layout(config.layout, limits_of(model, manner, samples))
     _spare_memory(config, resolved, blueprint, manner, samples)

@@ -26,6 +26,7 @@ from tutti.parallel import anything_else, check_layout, pick_device
 from tutti.parallel.memory import check_offload
 from tutti.resolve import Facts, resolve
 from tutti.supervise import Supervision
+from tutti.sync import check_sync
 from tutti.train.function import load_trained, write_function_job
 
 #: `loss(outputs, targets)`: a mean over samples, one value a sample, or a `LossSum`.
@@ -88,6 +89,7 @@ def fit(
         )
     check_offload(config.memory.offload, pick_device(), config.layout)
     resolved = resolve(config, facts)
+    check_sync(resolved.config.sync, resolved.config.train.precision)
     check_layout(config.layout, anything_else(batch // workers))
     if not resume:
         run.create()

@@ -235,9 +235,27 @@ class MemoryConfig(Section):
 class SyncConfig(Section):
     """How the copies agree."""
 
-    policy: Literal["allreduce", "diloco"] = Field(
+    policy: Literal["allreduce", "local_sgd", "diloco"] = Field(
         default="allreduce",
-        description="`allreduce`: every step; `diloco`: every `every` steps, by an outer optimizer.",
+        description="`allreduce`: every step; `local_sgd`: the mean of the weights every `every` steps; `diloco`: then "
+        "a step of an outer optimizer.",
+    )
+    codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "topk", "powersgd"] = Field(
+        default="fp32",
+        description="What is sent: numbers of 32, 16, 8 or 4 bits; `topk`: the largest few; `powersgd`: thin matrices. "
+        "What is lost is sent later (error feedback), except by the first three.",
+    )
+    density: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1 / 64, description="`topk`: the share of numbers that is sent, of every 4096."
+    )
+    value_bits: Literal[16, 2] = Field(default=16, description="`topk`: bits of a value.")
+    matrix_rank: Positive = Field(default=4, description="`powersgd`: columns of the thin matrices.")
+    feedback_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Error feedback: how much of what is owed is still owed after an exchange."
+    )
+    then: Literal["zstd"] | None = Field(
+        default=None,
+        description="`zstd`: compress payloads of int8, int4 and topk further, while that shrinks them.",
     )
     implementation: Literal["auto", "buckets", "ddp"] = Field(
         default="auto",
@@ -246,13 +264,13 @@ class SyncConfig(Section):
     bucket_mb: Annotated[float, Field(gt=0)] = Field(
         default=8.0, description="Size of a gradient bucket in MB (10^6 bytes)."
     )
-    every: Positive = Field(default=50, description="`diloco`: steps of a round.")
+    every: Positive = Field(default=50, description="`local_sgd`, `diloco`: steps of a round.")
     outer_learning_rate: Annotated[float, Field(gt=0)] = Field(
         default=0.7, description="`diloco`: outer SGD."
     )
     outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
     min_replicas: Positive = Field(
-        default=1, description="`diloco`: a round needs at least so many live replicas."
+        default=1, description="`local_sgd`, `diloco`: a round needs at least so many live replicas."
     )
 
 

@@ -1,9 +1,13 @@
 """Between replicas: policies (how copies agree), transports (what carries tensors), and the ledger of samples."""
 
+from tutti.sync.admissible import check_sync, inadmissible
 from tutti.sync.allreduce import AllReduce, DistributedDataParallelAllReduce
 from tutti.sync.diloco import DiLoCo
 from tutti.sync.ledger import Ledger, Range, count, cut, merge, positions, share
+from tutti.sync.local_sgd import LocalSGD
 from tutti.sync.policy import Meeting, Place, Policy, Totals
+from tutti.sync.rounds import Rounds
+from tutti.sync.summing import Summing
 from tutti.sync.transport import ByteMeter, PeerLost, StaticTransport, Transport
 
 __all__ = [
@@ -12,16 +16,21 @@ __all__ = [
     "DiLoCo",
     "DistributedDataParallelAllReduce",
     "Ledger",
+    "LocalSGD",
     "Meeting",
     "PeerLost",
     "Place",
     "Policy",
     "Range",
+    "Rounds",
     "StaticTransport",
+    "Summing",
     "Totals",
     "Transport",
+    "check_sync",
     "count",
     "cut",
+    "inadmissible",
     "merge",
     "positions",
     "share",

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tutti.core.types import module_device
 from tutti.sync.buckets import OverlappedBuckets
 from tutti.sync.ledger import Ledger, Range, share
-from tutti.sync.policy import Meeting, Place, Policy, Totals, named_trainable
-from tutti.sync.transport import StaticTransport, Transport, Wait
+from tutti.sync.policy import Meeting, Place, Policy, Totals, named_trainable, placed_like
+from tutti.sync.summing import Summing, plain_sums
+from tutti.sync.transport import StaticTransport, Transport
 
 
 class AllReduce(Policy):
@@ -35,10 +36,13 @@ class AllReduce(Policy):
         *,
         bucket_bytes: int,
         everyone: dist.ProcessGroup | None,
+        summing: Summing | None = None,
     ) -> None:
-        """`everyone`: all ranks of all replicas, over which totals are summed (None: this rank alone)."""
+        """`everyone`: all ranks of all replicas, over which totals are summed (None: this rank alone). `summing`: how
+        gradients travel (None: as they are)."""
         super().__init__(transport, place, ledger, batch)
         self._bucket_bytes = bucket_bytes
+        self._summing = summing or plain_sums(transport)
         self._totals_transport = StaticTransport(everyone)
         self._buckets: OverlappedBuckets | None = None
         self._step_ranges: tuple[int, list[Range]] = (0, [])
@@ -46,9 +50,9 @@ class AllReduce(Policy):
 
     def attach(self, objective: nn.Module) -> nn.Module:
         self._device = module_device(objective)
-        parameters = [p for _, p in named_trainable(objective)]
+        self._parameters = dict(named_trainable(objective))
         if self.transport.size > 1:
-            self._buckets = OverlappedBuckets(parameters, self.transport, self._bucket_bytes)
+            self._buckets = OverlappedBuckets(self._parameters.items(), self._summing, self._bucket_bytes)
         return objective
 
     def start(self, step: int, last_step: int) -> Meeting | None:
@@ -67,7 +71,10 @@ class AllReduce(Policy):
 
     def before_step(self, totals: Totals) -> Totals:
         vector = totals.vector(self._device)
-        wait: Wait = self._totals_transport.start_all_reduce(vector)
+        if self._buckets is not None:
+            # First: both may use one group, on which all ranks have to make the same calls in the same order.
+            self._buckets.start_rest()
+        wait = self._summing.start_plain(vector, self._totals_transport)
         if self._buckets is not None:
             self._buckets.finish()
         wait()
@@ -82,6 +89,11 @@ class AllReduce(Policy):
         else:
             self._buckets.reset()
 
+    def owed(self) -> dict[str, Tensor]:
+        buckets = [] if self._buckets is None else self._buckets.buckets
+        views = self._summing.owed(bucket.buffer for bucket in buckets)
+        return {name: placed_like(view, self._parameters[name]) for name, view in views.items()}
+
     def sent_bytes(self) -> int:
         return self.transport.meter.sent + self._totals_transport.meter.sent
 
@@ -91,13 +103,13 @@ class DistributedDataParallelAllReduce(AllReduce):
 
     def attach(self, objective: nn.Module) -> nn.Module:
         self._device = module_device(objective)
-        parameters = [p for _, p in named_trainable(objective)]
+        self._parameters = dict(named_trainable(objective))
+        parameters = self._parameters.values()
         assert not any(isinstance(p, DTensor) for p in parameters), (
             "the schema refuses ddp with a sharded layout"
         )
         assert isinstance(self.transport, StaticTransport)
         self._gradient_bytes = sum(p.numel() * p.element_size() for p in parameters)
-        self._parameters = parameters
         if self.transport.group is None:
             self._module: Any = objective
             return objective
@@ -124,6 +136,6 @@ class DistributedDataParallelAllReduce(AllReduce):
             self.transport.meter.all_reduce(self._gradient_bytes, self.transport.size)
             # DDP averages; the contract is a sum.
             torch._foreach_mul_(
-                [p.grad for p in self._parameters if p.grad is not None], float(self.transport.size)
+                [p.grad for p in self._parameters.values() if p.grad is not None], float(self.transport.size)
             )
         return result

@@ -10,26 +10,30 @@ sharded parameters are made anew by FSDP after every backward, so those are copi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tutti.sync.policy import local_part, placed_like
-from tutti.sync.transport import Transport, Wait
+from tutti.sync.summing import Buffer, Summing
+from tutti.sync.transport import Wait
 
 
 class Bucket:
     """A flat buffer and the parameters whose gradients live in it."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+        self.parameters = [parameter for _, parameter in named]
         parts = [local_part(p.detach()) for p in self.parameters]
         # fp32 whatever the parameters are: a sum over replicas must not lose what one of them found.
         self.flat = torch.zeros(sum(p.numel() for p in parts), dtype=torch.float32, device=parts[0].device)
         pieces = torch.split(self.flat, [p.numel() for p in parts])
         self.views = [piece.view(p.shape) for piece, p in zip(pieces, parts, strict=True)]
+        self.buffer = Buffer.of(
+            self.flat, [(name, part) for (name, _), part in zip(named, parts, strict=True)]
+        )
         self.missing = len(self.parameters)
 
     def lend_views(self) -> None:
@@ -69,12 +73,14 @@ def _like(view: Tensor, parameter: nn.Parameter) -> Tensor:
 class OverlappedBuckets:
     """All trainable parameters of a module in buckets of about `bucket_bytes`."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], transport: Transport, bucket_bytes: int) -> None:
-        self._transport = transport
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], summing: Summing, bucket_bytes: int
+    ) -> None:
+        self._summing = summing
         self._armed = False
         self._next = 0
         self._waits: list[Wait] = []
-        self.buckets = [Bucket(group) for group in _group(parameters, bucket_bytes)]
+        self.buckets = [Bucket(group) for group in _group(list(named), bucket_bytes)]
         for bucket in self.buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
@@ -91,13 +97,17 @@ class OverlappedBuckets:
         """Whether the coming backward completes the gradients."""
         self._armed = armed
 
-    def finish(self) -> None:
-        """Start what has not started (parameters that got no gradient), wait for all, hand out the sums."""
+    def start_rest(self) -> None:
+        """Start what has not started: parameters that got no gradient."""
         while self._next < len(self.buckets):
             self._start(self.buckets[self._next])
+
+    def finish(self) -> None:
+        """Wait for all, hand out the sums."""
         for wait, bucket in zip(self._waits, self.buckets, strict=True):
             wait()
             bucket.hand_out()
+        self._summing.keep()
 
     def _hook(self, bucket: Bucket) -> Callable[[Tensor], None]:
         def on_gradient(_: Tensor) -> None:
@@ -113,20 +123,22 @@ class OverlappedBuckets:
         for index in range(len(bucket.parameters)):
             bucket.collect(index)
         with torch.profiler.record_function("tutti::all_reduce_bucket"):
-            self._waits.append(self._transport.start_all_reduce(bucket.flat))
+            self._waits.append(self._summing.start(bucket.buffer))
         self._next += 1
 
 
-def _group(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+def _group(
+    named: Sequence[tuple[str, nn.Parameter]], bucket_bytes: int
+) -> list[list[tuple[str, nn.Parameter]]]:
     """Parameters in reverse order, cut where a bucket is full or the device changes."""
-    groups: list[list[nn.Parameter]] = []
+    groups: list[list[tuple[str, nn.Parameter]]] = []
     room = 0
-    for parameter in reversed(parameters):
+    for name, parameter in reversed(named):
         part = local_part(parameter.detach())
         size = 4 * part.numel()
-        if not groups or size > room or local_part(groups[-1][0].detach()).device != part.device:
+        if not groups or size > room or local_part(groups[-1][0][1].detach()).device != part.device:
             groups.append([])
             room = bucket_bytes
-        groups[-1].append(parameter)
+        groups[-1].append((name, parameter))
         room -= size
     return groups

@@ -9,13 +9,17 @@ sums and the truth (`PeerLost`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
+    AllgatherOptions,
+    AllreduceOptions,
+    AllToAllOptions,
+)
 from torchft import Manager, ProcessGroupGloo
 
 from tutti.sync.transport import PeerLost, Transport, Wait
@@ -113,6 +117,17 @@ class ElasticTransport(Transport):
         self.meter.all_gather(tensor.nbytes, self.size)
         self._attempt(lambda: self._group.allgather([parts], [tensor], AllgatherOptions()).wait())
         return parts
+
+    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+        self._require_sound()
+        self.meter.all_to_all(outgoing)
+        leaving, arriving = torch.cat(list(outgoing)), torch.empty(sum(incoming), dtype=torch.uint8)
+        sizes = [len(tensor) for tensor in outgoing]
+        options = AllToAllOptions()
+        self._attempt(
+            lambda: self._group.alltoall_base(arriving, leaving, list(incoming), sizes, options).wait()
+        )
+        return list(torch.split(arriving, list(incoming)))
 
     def commit(self) -> bool:
         return bool(self._manager.should_commit())

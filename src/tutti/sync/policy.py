@@ -136,6 +136,10 @@ class Policy(ABC):
         """The policy's own tensors that a checkpoint holds, by parameter name."""
         return {}
 
+    def owed(self) -> dict[str, Tensor]:
+        """What this replica's codec lost and still has to send, by parameter name."""
+        return {}
+
     def sent_bytes(self) -> int:
         """Bytes sent to other replicas so far."""
         return self.transport.meter.sent

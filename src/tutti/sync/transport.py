@@ -7,7 +7,7 @@ A policy sees only this: who is alive, sums and gathers, and whether what was ju
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,10 @@ class ByteMeter:
     def all_gather(self, payload_bytes: int, members: int) -> None:
         """Count one all-gather to which this rank gives `payload_bytes`."""
         self.sent += (members - 1) * payload_bytes
+
+    def all_to_all(self, outgoing: Sequence[Tensor]) -> None:
+        """Count what goes out to others (a member's own place is empty)."""
+        self.sent += sum(tensor.nbytes for tensor in outgoing)
 
 
 class PeerLost(Exception):
@@ -65,6 +69,11 @@ class Transport(ABC):
     @abstractmethod
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The `tensor` of every member, in the order of their ranks. May raise PeerLost."""
+
+    @abstractmethod
+    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+        """Give `outgoing[i]` (uint8 [n], on the CPU) to member i, and get `incoming[i]` bytes from it. May raise
+        PeerLost."""
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum `tensor` over the members in place."""
@@ -121,3 +130,13 @@ class StaticTransport(Transport):
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor, group=self._group)
         return parts
+
+    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+        if self._group is None:
+            return list(outgoing)
+        self.meter.all_to_all(outgoing)
+        arriving = torch.empty(sum(incoming), dtype=torch.uint8)
+        dist.all_to_all_single(
+            arriving, torch.cat(list(outgoing)), list(incoming), [len(o) for o in outgoing], group=self._group
+        )
+        return list(torch.split(arriving, list(incoming)))

@@ -12,7 +12,17 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tutti.config import Config
 from tutti.parallel import World
-from tutti.sync import AllReduce, DiLoCo, DistributedDataParallelAllReduce, Place, Policy, StaticTransport
+from tutti.sync import (
+    AllReduce,
+    DiLoCo,
+    DistributedDataParallelAllReduce,
+    LocalSGD,
+    Place,
+    Policy,
+    StaticTransport,
+    Summing,
+    Transport,
+)
 from tutti.train.state import RunState
 
 #: How long replicas that are started together wait for each other before the first round.
@@ -46,21 +56,23 @@ def make_policy(
     place = Place(world.replica, world.replicas, world.part, world.parts)
     if sync.policy == "allreduce":
         kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
+        peers = StaticTransport(world.peers)
         return kind(
-            StaticTransport(world.peers),
+            peers,
             place,
             state.ledger,
             config.train.batch,
             bucket_bytes=round(sync.bucket_mb * 1e6),
             everyone=world.everyone,
+            summing=Summing.of(sync, peers),
         )
-    transport = StaticTransport(world.peers)
+    transport: Transport = StaticTransport(world.peers)
     if elastic is not None:
         from tutti.sync.elastic import (
             ElasticTransport,
         )  # torchft starts servers; only who needs it imports it
 
-        transport = ElasticTransport(  # type: ignore[assignment]
+        transport = ElasticTransport(
             lighthouse=elastic.lighthouse,
             store=_replica_store(world),
             replica=world.replica,
@@ -70,16 +82,22 @@ def make_policy(
             give_state=give,
             take_state=take,
         )
+    common: dict[str, Any] = {
+        "every": sync.every,
+        "inside": StaticTransport(world.inside),
+        "incarnation": attempt,
+        "summing": Summing.of(sync, transport),
+    }
+    if sync.policy == "local_sgd":
+        return LocalSGD(transport, place, state.ledger, config.train.batch, **common)
     return DiLoCo(
         transport,
         place,
         state.ledger,
         config.train.batch,
-        every=sync.every,
         learning_rate=sync.outer_learning_rate,
         momentum=sync.outer_momentum,
-        inside=StaticTransport(world.inside),
-        incarnation=attempt,
+        **common,
     )
 
 

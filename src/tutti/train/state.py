@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,15 @@ from torch import Tensor
 from tutti.core.errors import CheckpointError
 from tutti.core.events import EventWriter
 from tutti.parallel import Split
-from tutti.sync import DiLoCo, Ledger, Policy
+from tutti.sync import Ledger, Policy, Rounds
 from tutti.sync.policy import local_part
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
 from tutti.train.checkpoints.image import tensors_of
 from tutti.train.checkpoints.packed import Packed
 from tutti.train.checkpoints.retention import entries
+
+#: What of a policy a checkpoint holds: its own tensors, and what its codec still owes.
+_OF_POLICY = frozenset({"policy", "owed"})
 
 
 @dataclass
@@ -47,6 +50,7 @@ class StateKeeper:
     optimizers: Sequence[torch.optim.Optimizer]
     policy: Policy
     policy_name: str
+    codec_name: str
     identity: dict[str, Any]
     directory: Path
     make_checkpointer: Callable[[Path], Checkpointer]
@@ -64,7 +68,7 @@ class StateKeeper:
     def save(self, state: RunState, *, best: bool, wait: bool) -> None:
         """Begin writing a checkpoint of `state`; with `wait`, end it too."""
         self._checkpointer.save(
-            state.step, self._tensors(with_policy=True), self._meta(state), best=best, wait=wait
+            state.step, self._tensors(_OF_POLICY), self._meta(state), best=best, wait=wait
         )
         self.saved_step = state.step
 
@@ -108,12 +112,13 @@ class StateKeeper:
                     f"checkpoint {path.name} was made with {key} = {theirs!r}, this run has {mine!r}",
                     "resume with the configuration that the run was started with, or choose a new name=NAME",
                 )
-        same_policy = meta["policy"] == self.policy_name
-        self._read(path, with_policy=same_policy)
-        if not same_policy:
+        of_policy = {name for name in ("policy", "owed") if meta.get(name) == self._meta(state)[name]}
+        self._read(path, of_policy)
+        if "policy" not in of_policy:
             self.say(
                 f"the checkpoint's state of policy {meta['policy']} is left out: this run syncs by {self.policy_name}"
             )
+        self._say_what_is_owed(meta.get("owed"), taken="owed" in of_policy)
         state.step, state.rounds = meta["step"], meta["rounds"]
         state.best_loss, state.best_step = meta["best_loss"], meta["best_step"]
         state.ledger.load_state(meta["ledger"])
@@ -128,14 +133,14 @@ class StateKeeper:
         directory = self.directory / ".rehearsal"
         try:
             checkpointer = self.make_checkpointer(directory)
-            checkpointer.save(state.step, self._tensors(with_policy=True), self._meta(state), wait=True)
+            checkpointer.save(state.step, self._tensors(_OF_POLICY), self._meta(state), wait=True)
             path = newest_valid(directory, self.say)
             if path is None:
                 raise CheckpointError(
                     f"a checkpoint written to {directory} a moment ago cannot be read back",
                     "check the disk (dmesg, free space, network mounts)",
                 )
-            self._read(path, with_policy=True)
+            self._read(path, _OF_POLICY)
             checkpointer.close()
             yield path
             if (inside := self.split.world.inside) is not None:
@@ -147,7 +152,7 @@ class StateKeeper:
 
     def give(self, state: RunState) -> dict[str, Any]:
         """What a newcomer needs to be where this replica was at its last meeting; local parts only."""
-        assert isinstance(self.policy, DiLoCo)
+        assert isinstance(self.policy, Rounds)
         optimizer = self._flat(gather_state(self.split.objective, self.optimizers)["optimizer"])
         return {
             "policy": self.policy.give(),
@@ -158,7 +163,7 @@ class StateKeeper:
 
     def take(self, given: dict[str, Any], state: RunState) -> None:
         """Become what `give` described."""
-        assert isinstance(self.policy, DiLoCo)
+        assert isinstance(self.policy, Rounds)
         self.policy.take(given["policy"])
         gathered = gather_state(self.split.objective, self.optimizers)
         for name, value in self._flat(gathered["optimizer"]).items():
@@ -179,24 +184,48 @@ class StateKeeper:
         dist.broadcast_object_list(found, group=self.together, group_src=0)
         return found[0]
 
-    def _live(self, *, with_policy: bool) -> dict[str, Any]:
-        """Weights, optimizer and policy by the names of the whole model, as this rank holds them."""
+    def _live(self, of_policy: Set[str]) -> dict[str, Any]:
+        """Weights and optimizer, and `of_policy`, by the names of the whole model, as this rank holds them."""
         tensors = dict(gather_state(self.split.objective, self.optimizers))
-        own = self.policy.tensors() if with_policy else {}
-        if own:
-            tensors["policy"] = {name.removeprefix("model."): tensor for name, tensor in own.items()}
+        sections = {"policy": self.policy.tensors, "owed": self.policy.owed}
+        for name in sorted(of_policy):
+            if own := sections[name]():
+                tensors[name] = {key.removeprefix("model."): tensor for key, tensor in own.items()}
         return tensors
 
-    def _tensors(self, *, with_policy: bool) -> dict[str, Any]:
+    def _tensors(self, of_policy: Set[str]) -> dict[str, Any]:
         """The same as a checkpoint has it."""
-        return {key: self._packed.whole(part) for key, part in self._live(with_policy=with_policy).items()}
+        return {key: self._packed.whole(part) for key, part in self._live(of_policy).items()}
 
-    def _read(self, path: Path, *, with_policy: bool) -> None:
-        live = self._live(with_policy=with_policy)
+    def _read(self, path: Path, of_policy: Set[str]) -> None:
+        live = self._live(of_policy)
         tensors = {key: self._packed.whole(part) for key, part in live.items()}
         load(path, tensors, others=self._names_elsewhere(tensors))
         for key, part in live.items():
             self._packed.put_back(part, tensors[key])
+
+    def _say_what_is_owed(self, codec: str | None, *, taken: bool) -> None:
+        """Only the leading replica's debts are in a checkpoint; whose are gone is said."""
+        place = self.policy.place
+        if codec is None:
+            return
+        if place.replica != 0:
+            for tensor in self.policy.owed().values():
+                local_part(tensor).zero_()  # what was read is the leading replica's
+        if place.replica != 0 or place.part != 0:
+            return
+        if not taken:
+            why = (
+                f"this run sends by {self.codec_name}"
+                if codec != self.codec_name
+                else "nobody is there to send to"
+            )
+            self.say(f"what codec {codec} lost and still owed is left out: {why}")
+        elif place.replicas > 1:
+            self.say(
+                f"what codec {codec} lost and still owed is that of replica 0; what {place.replicas - 1} others owed "
+                "was not saved"
+            )
 
     def _names_elsewhere(self, tensors: dict[str, Any]) -> frozenset[str]:
         """What other stages of a pipeline take from the same checkpoint."""
@@ -215,6 +244,7 @@ class StateKeeper:
             "best_loss": state.best_loss,
             "best_step": state.best_step,
             "policy": self.policy_name,
+            "owed": self.codec_name if self.policy.owed() else None,
             "identity": self.identity,
             "time": time.time(),
         }

@@ -149,6 +149,7 @@ def _train(
         optimizers=optimizers.optimizers,
         policy=policy,
         policy_name=config.sync.policy,
+        codec_name=config.sync.codec,
         identity={"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch},
         directory=run.checkpoints,
         make_checkpointer=lambda directory: Checkpointer(

@@ -1,0 +1,70 @@
+"""The contract of a codec: what a vector of numbers looks like on the wire.
+
+How the members' payloads combine decides which exchange carries them:
+
+    sum      payloads add up as they are: one all-reduce
+    gather   payloads are decoded, added in fp32 and, where that is worth it, encoded again
+    rounds   the codec exchanges several times itself (`powersgd`)
+
+A codec has no state; what it loses is remembered by `feedback.ErrorFeedback`, one piece for all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+Combine = Literal["sum", "gather", "rounds"]
+
+
+class NotFinite(ValueError):
+    """Numbers that cannot be sent. `index`: of the first, in the vector."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
+
+
+class Codec(ABC):
+    """Writes fp32 vectors as bytes and reads them back."""
+
+    name: str
+    combine: ClassVar[Combine]
+    #: What it loses has to be sent later, or training drifts away.
+    needs_feedback: ClassVar[bool] = True
+    #: Of so few numbers that the sum of several vectors is hardly larger than one: encoding it again saves nothing.
+    sparse: ClassVar[bool] = False
+
+    @abstractmethod
+    def payload_bytes(self, count: int) -> int:
+        """Of `count` numbers."""
+
+    @abstractmethod
+    def encode(self, values: Tensor) -> Tensor:
+        """uint8 [payload_bytes] of `values` fp32 [count]. Raises NotFinite."""
+
+    @abstractmethod
+    def decode(self, payload: Tensor, count: int) -> Tensor:
+        """fp32 [count] of what `encode` gave."""
+
+
+def require_finite(values: Tensor) -> None:
+    """Raise NotFinite at the first of `values` that is not."""
+    finite = values.isfinite()
+    if not bool(finite.all()):
+        index = int((~finite).nonzero()[0])
+        raise NotFinite(index, f"{float(values[index])}")
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous `tensor`, as uint8 [bytes]."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def from_bytes(payload: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `as_bytes` made of a tensor of `dtype`, flat; copied where `payload` does not lie as `dtype` needs it."""
+    payload = payload if payload.data_ptr() % dtype.itemsize == 0 else payload.clone()
+    return payload.view(dtype)
