@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-gpu bench-quality
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -51,6 +51,9 @@ bench-layouts: .venv/installed
 
 bench-memory: .venv/installed
 	$(BIN)/python -m benchmarks.memory.run
+
+bench-network: .venv/installed
+	$(BIN)/python -m benchmarks.network.run
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run

@@ -1,0 +1,112 @@
+"""One replica of the network benchmark: a process on a host of its own, that runs every arm in turn.
+
+Prints one line of JSON an arm: seconds of every step, bytes that the meter counted, bytes that the link counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig
+
+from benchmarks.network.hosts import DEVICE, address
+from benchmarks.split_step import SplitStep
+from tutti.config import LayoutConfig
+from tutti.config.schema import SyncConfig
+from tutti.sync import Totals
+
+SEQUENCE, VOCABULARY = 128, 2048
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--task", type=json.loads, required=True)
+    options = parser.parse_args()
+    task = options.task
+    torch.set_num_threads(1)
+    store = dist.TCPStore(address(0), 29400, task["replicas"], is_master=options.rank == 0)
+    dist.init_process_group("gloo", store=store, rank=options.rank, world_size=task["replicas"])
+    for name, settings in task["arms"].items():
+        print(json.dumps({"arm": name} | run_arm(options.rank, task, settings)), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_arm(rank: int, task: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Steps of one arm; two come first and are not counted."""
+    sync = SyncConfig(**settings)
+    step = SplitStep(
+        llama(task["width"], task["layers"]),
+        LayoutConfig(),
+        micro_batch=task["samples"],
+        sequence=SEQUENCE,
+        samples=task["samples"] * task["replicas"],
+        bucket_bytes=4_000_000,
+        sync=sync,
+    )
+    keep_pace(step, task["pace_seconds"])
+    dice = torch.Generator().manual_seed(rank)
+    ids = torch.randint(VOCABULARY, (task["samples"], SEQUENCE + 1), generator=dice)
+    batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
+    rounds = sync.every if sync.policy != "allreduce" else 1
+    last = 10**9
+    step.policy.start(0, last)
+    for number in range(1, 2 * rounds + 1):
+        step([batch])
+        step.policy.after_step(number, last, step.totals)
+    seconds = []
+    dist.barrier()
+    metered, linked = step.policy.sent_bytes(), sent_by_link()
+    for number in range(2 * rounds + 1, 2 * rounds + task["steps"] + 1):
+        began = time.perf_counter()
+        step([batch])
+        step.policy.after_step(number, last, step.totals)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "seconds": seconds,
+        "metered": step.policy.sent_bytes() - metered,
+        "linked": sent_by_link() - linked,
+        "parameters": sum(p.numel() for p in step.split.objective.parameters()),
+    }
+
+
+def keep_pace(step: SplitStep, seconds: float) -> None:
+    """Let forward and backward take `seconds`, as if this host's cores were not shared; exchanges that backward has
+    started go on meanwhile."""
+    before_step, run = step.policy.before_step, step._accumulator._accumulate
+    began = [0.0]
+
+    def accumulate(*inputs: Any) -> Any:
+        began[0] = time.perf_counter()
+        return run(*inputs)
+
+    def wait_then(totals: Totals) -> Totals:
+        time.sleep(max(0.0, began[0] + seconds - time.perf_counter()))
+        return before_step(totals)
+
+    step._accumulator._accumulate = accumulate  # type: ignore[method-assign]
+    step.policy.before_step = wait_then  # type: ignore[method-assign]
+
+
+def llama(width: int, layers: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+
+
+def sent_by_link() -> int:
+    """Bytes that left this host, as its kernel counts them."""
+    return int(Path(f"/sys/class/net/{DEVICE}/statistics/tx_bytes").read_text())
+
+
+if __name__ == "__main__":
+    main()
