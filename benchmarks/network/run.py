@@ -129,7 +129,7 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
             f"{task['replicas']} replicas on hosts of their own (network namespaces on one machine, MTU {MTU}), "
             f"{parameters / 1e6:.1f}M parameters; forward and backward of a step take {task['pace_seconds']:g} s by "
             f"decree (the machine has fewer cores than replicas); {task['steps']} steps, means of the slowest replica; "
-            "in brackets utilisation, which is that pace ÷ the time of a step. Bytes: sent by each replica, per parameter "
+            "in brackets utilisation: that pace ÷ the time of a step. Bytes: sent by each replica, per parameter "
             "and step, as the meter counts them; and what the kernel counted on the link (headers and acknowledgements "
             "of others' data with it) ÷ the meter.",
             "",
