@@ -26,14 +26,8 @@ from tutti.evaluate import Evaluation, sum_losses
 from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.parallel import Split, World, check_layout, limits_of, pick_device
-from tutti.parallel.memory import (
-    MemoryModel,
-    budget_bytes,
-    check_offload,
-    choose_thrift,
-    possible_offloads,
-    ways,
-)
+from tutti.parallel.memory import MemoryModel
+from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.supervise import Supervision, in_started_world, run_in_started_world
 from tutti.sync import check_sync
@@ -189,6 +183,7 @@ def _spare_memory(
         resolved.config.replicas,
         max(1, samples // config.layout.shard),
         None if train.precision == "fp32" else DTYPES[train.precision],
+        device,
     )
     smaller = config.train.micro_batch == "auto"
     allowed = ways(

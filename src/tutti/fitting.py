@@ -23,7 +23,7 @@ from tutti.core.types import LossSum
 from tutti.data import TensorSource
 from tutti.data.tensors import Pairs
 from tutti.parallel import anything_else, check_layout, pick_device
-from tutti.parallel.memory import check_offload
+from tutti.parallel.thrift import check_offload
 from tutti.resolve import Facts, resolve
 from tutti.supervise import Supervision
 from tutti.sync import check_sync

@@ -19,7 +19,8 @@ from tutti.core import ConfigError
 from tutti.hardware.tracked import TensorBytes
 from tutti.models.blueprint import Blueprint
 from tutti.parallel import Arithmetic, apply_language_layout, arrange
-from tutti.parallel.memory import MemoryModel, Thrift, check_offload, choose_thrift, ways
+from tutti.parallel.memory import MemoryModel, Thrift
+from tutti.parallel.thrift import check_offload, choose_thrift, ways
 from tutti.tasks import find_manner
 
 #: Of the benchmark's cases, those that are tried every day.

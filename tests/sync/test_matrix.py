@@ -126,6 +126,7 @@ def table(trained: set[tuple[str, str]]) -> str:
         ({"then": "zstd", "codec": "powersgd"}, "fp32", "then: zstd cannot compress codec powersgd"),
         ({"implementation": "ddp", "codec": "int8"}, "fp32", "needs implementation: buckets"),
         ({"codec": "topk"}, "fp16", "loss scale"),
+        ({"codec": "bf16"}, "fp16", "loss scale"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(

@@ -1,5 +1,4 @@
-"""What a rank's tensors take at the peak of a step, before anything is trained; and the cheapest way to stay below a
-budget.
+"""What a rank's tensors take at the peak of a step, before anything is trained.
 
     peak = largest over the moments of a step of
            parameters + gradients + optimizer + gathered + activations that wait + what is being computed
@@ -12,8 +11,7 @@ benchmarks/memory.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +19,6 @@ import torch
 from torch import nn
 
 from tutti.config.schema import LayoutConfig
-from tutti.core import ConfigError
 from tutti.models import find_blocks
 from tutti.parallel.stages import first_blocks
 from tutti.parallel.weigh import BlockBytes, weigh_block
@@ -30,11 +27,6 @@ from tutti.tasks.chunked_loss import default_chunk
 from tutti.tasks.manner import head_of
 
 _FP32 = 4
-#: Time of a step relative to keeping everything, as benchmarks/memory finds it; for what lies elsewhere more than that,
-#: because there it lay in the system's cache: where memory is really short, a disk or a bus decides.
-_COST = {"none": 1.0, "selective": 1.2, "full": 1.3}
-_OFFLOAD_COST = {"none": 1.0, "activations": 1.4, "optimizer": 1.5, "all": 3.0}
-_SMALLER_BATCH_COST = 1.03
 #: Tensors that an optimizer keeps of a parameter.
 _MOMENTS = {"adamw": 2, "muon": 1}
 
@@ -46,11 +38,6 @@ class Thrift:
     recompute: str
     offload: str
     micro_batch: int
-
-    @property
-    def cost(self) -> float:
-        """Time of a step, relative to no thrift at the same micro-batch."""
-        return _COST[self.recompute] * _OFFLOAD_COST[self.offload]
 
 
 @dataclass(frozen=True)
@@ -99,6 +86,7 @@ class MemoryModel:
     samples: int
     #: Of arithmetic, where that is not fp32.
     dtype: torch.dtype | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _blocks: dict[int, BlockBytes] = field(default_factory=dict)
 
     def need(self, thrift: Thrift) -> Need:
@@ -256,7 +244,7 @@ class MemoryModel:
         gradient = _FP32 * words * width
         if not self.manner.chunked:
             return 3 * _FP32 * tokens * words + gradient, gradient
-        chunk = min(tokens, default_chunk(int(words), torch.device("cpu")))
+        chunk = min(tokens, default_chunk(int(words), self.device))
         # The gradient of the hidden states, a chunk of logits and of their product; logits twice where the products
         # are not fp32.
         low = 0.0 if self.dtype is None else self.dtype.itemsize * chunk * words
@@ -276,78 +264,5 @@ class MemoryModel:
         return self._blocks[micro_batch]
 
 
-def choose_thrift(model: MemoryModel, budget_bytes: int, allowed: list[Thrift]) -> tuple[Thrift, str]:
-    """The cheapest of `allowed` that fits, and why.
-
-    Raises:
-        ConfigError: none fits; says by how much, and what would.
-    """
-    needs = [(thrift, model.need(thrift)) for thrift in allowed]
-    largest = max(thrift.micro_batch for thrift in allowed)
-
-    def price(thrift: Thrift) -> float:
-        halvings = (largest // thrift.micro_batch).bit_length() - 1
-        return float(thrift.cost * _SMALLER_BATCH_COST**halvings)
-
-    fitting = [(price(thrift), thrift, need) for thrift, need in needs if need.total <= budget_bytes]
-    if not fitting:
-        thrift, need = min(needs, key=lambda entry: entry[1].total)
-        raise ConfigError(
-            f"memory.budget {_megabytes(budget_bytes)} is too small: even with recompute {thrift.recompute}, offload "
-            f"{thrift.offload} and {thrift.micro_batch} sample at once a rank needs {_megabytes(need.total)}, "
-            f"{_megabytes(need.total - budget_bytes)} more",
-            f"set memory.budget to {_megabytes(need.total)}, or split the model further with layout",
-        )
-    _, thrift, need = min(fitting, key=lambda entry: entry[0])
-    freely = max(needs, key=lambda entry: entry[1].total)[1]
-    return thrift, (
-        f"a rank needs about {_megabytes(need.total)} of {_megabytes(budget_bytes)} "
-        f"(nothing spared, it would be {_megabytes(freely.total)})"
-    )
-
-
-def possible_offloads(device: torch.device, layout: LayoutConfig) -> list[str]:
-    """What `device` can keep elsewhere: an accelerator's state goes to the host by way of FSDP alone."""
-    sharded = device.type == "cpu" or layout.data > 1
-    return [name for name in _OFFLOAD_COST if sharded or name in ("none", "activations")]
-
-
-def check_offload(offload: str, device: torch.device, layout: LayoutConfig) -> None:
-    """Raise ConfigError where `offload` would have no effect."""
-    if offload != "auto" and offload not in possible_offloads(device, layout):
-        raise ConfigError(
-            f"memory.offload: {offload} needs a sharded model on {device.type}",
-            "set layout.shard to 2 or more, or memory.offload to activations",
-        )
-
-
-def ways(
-    recompute: str,
-    offload: str,
-    micro_batch: int,
-    *,
-    smaller: bool,
-    offloads: Sequence[str] = tuple(_OFFLOAD_COST),
-) -> list[Thrift]:
-    """Every combination that `auto`s leave open; `smaller`: micro-batches may be halved; `offloads`: possible ones."""
-    recomputes = list(_COST) if recompute == "auto" else [recompute]
-    offloads = offloads if offload == "auto" else [offload]
-    sizes = [micro_batch]
-    while smaller and sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return [Thrift(*combination) for combination in itertools.product(recomputes, offloads, sizes)]
-
-
-def budget_bytes(written: str) -> int:
-    """Of a budget as the configuration has it."""
-    return round(float(written[:-2]) * {"MB": 1e6, "GB": 1e9}[written[-2:]])
-
-
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _megabytes(count: float) -> str:
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} GB"
-    return f"{count / 1e6:.1f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB"

@@ -15,10 +15,10 @@ def inadmissible(sync: SyncConfig, precision: str) -> str | None:
         return f"then: {sync.then} cannot compress codec {sync.codec}, whose numbers are added up on the way"
     if sync.implementation == "ddp" and sync.codec != "fp32":
         return f"implementation: ddp sums gradients as they are; codec {sync.codec} needs implementation: buckets"
-    if sync.policy == "allreduce" and precision == "fp16" and sync.codec not in ("fp32", "bf16"):
+    if sync.policy == "allreduce" and precision == "fp16" and sync.codec != "fp32":
         return (
-            f"codec {sync.codec} with train.precision: fp16: gradients are multiplied by a loss scale that changes, so "
-            "what is owed from one step is wrong in the next"
+            f"codec {sync.codec} with train.precision: fp16: gradients carry a loss scale that changes, and "
+            "overflow until it fits; a codec writes no overflow, and what it owes would be of another scale"
         )
     return None
 
