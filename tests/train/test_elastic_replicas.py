@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+import typing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from torch import nn
 
 from runs import Running, SlowNet, regression
+from tutti.config.schema import SyncConfig
 from tutti.core import read_events
 from tutti.sync import merge
 from tutti.train.checkpoints import newest_valid, read_manifest
@@ -55,12 +57,21 @@ class SlowToReturn(SlowNet):
             time.sleep(3)
 
 
+#: Every policy whose replicas come and go, with every codec; all but one in the long suite.
+PAIRS = [
+    pytest.param(policy, codec, marks=() if (policy, codec) == ("diloco", "fp32") else pytest.mark.slow)
+    for policy in typing.get_args(SyncConfig.model_fields["policy"].annotation)
+    for codec in typing.get_args(SyncConfig.model_fields["codec"].annotation)
+    if policy != "allreduce"
+]
+
+
 @pytest.mark.distributed
-def test_a_replica_dies_in_mid_round_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("policy", "codec"), PAIRS)
+def test_a_replica_dies_in_mid_round_and_comes_back(policy: str, codec: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    running = Running(
-        run, model=SlowToReturn(0.04), workers=2, layout=2, steps=STEPS, sync=diloco(), **ARGUMENTS
-    )
+    sync = diloco() | {"policy": policy, "codec": codec, "density": 0.25, "matrix_rank": 1}
+    running = Running(run, model=SlowToReturn(0.04), workers=2, layout=2, steps=STEPS, sync=sync, **ARGUMENTS)
     running.until_step(2 * EVERY + 2, rank=2)
     running.kill(rank=3)  # half of replica 1; its other half cannot go on alone
     report = running.end(180)
