@@ -143,6 +143,7 @@ print(f"{float(result.model.factor):.2f} {result.report['restarts']}")
 """
 
 
+@pytest.mark.slow  # the README's script is run every day
 @pytest.mark.distributed
 def test_a_plain_script_without_a_guard_and_with_its_own_classes(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)

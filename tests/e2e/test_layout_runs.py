@@ -25,7 +25,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positi
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`llama` and `gpt2`: 30 steps of one process each."""
+    """Configurations `llama` and `gpt2`, and 30 steps of one process of the first."""
     from tutti.cli import run
 
     directory = tmp_path_factory.mktemp("layouts")
@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "optimizer": optimizer,
             }
             write_config(directory, model={"config": model}, train=train).rename(f"{family}.yaml")
-            assert run(["train", f"{family}.yaml", f"name={family}", *STEPS, "--json"]) == 0
+        assert run(["train", "llama.yaml", "name=llama", *STEPS, "--json"]) == 0
     finally:
         os.chdir(before)
     return directory

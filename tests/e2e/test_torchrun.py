@@ -19,7 +19,13 @@ SHORT = ("train.steps=20", "checkpoint.every=10")
 
 
 @pytest.mark.parametrize(
-    "how", [[], ["sync={policy: diloco, every: 5}"], ["layout=2"]], ids=["allreduce", "diloco", "shard"]
+    "how",
+    [
+        [],
+        pytest.param(["sync={policy: diloco, every: 5}"], marks=pytest.mark.slow),
+        pytest.param(["layout=2"], marks=pytest.mark.slow),
+    ],
+    ids=["allreduce", "diloco", "shard"],
 )
 def test_two_ranks_train_and_one_reports(how: list[str], tmp_path: Path) -> None:
     write_config(tmp_path, replicas="auto")

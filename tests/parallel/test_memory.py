@@ -24,11 +24,7 @@ from tutti.parallel.thrift import check_offload, choose_thrift, ways
 from tutti.tasks import find_manner
 
 #: Of the benchmark's cases, those that are tried every day.
-EVERY_DAY = [
-    Case({}, micro_batch=8),
-    Case({}, "full", "all", micro_batch=8),
-    Case({"shard": 2, "tensor": 2}, micro_batch=8),
-]
+EVERY_DAY = [Case({}, micro_batch=8), Case({"tensor": 2}, micro_batch=8)]
 
 
 def model_of(samples: int) -> MemoryModel:
