@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.network.hosts import DEVICE, address
 from benchmarks.split_step import SplitStep
 from tutti.config import LayoutConfig
 from tutti.config.schema import SyncConfig
+from tutti.core import Batch
 from tutti.sync import Totals
 
 SEQUENCE, VOCABULARY = 128, 2048
@@ -51,7 +53,7 @@ def run_arm(rank: int, task: dict[str, Any], settings: dict[str, Any]) -> dict[s
         bucket_bytes=4_000_000,
         sync=sync,
     )
-    keep_pace(step, task["pace_seconds"])
+    paced = at_pace(step, task["pace_seconds"])
     dice = torch.Generator().manual_seed(rank)
     ids = torch.randint(VOCABULARY, (task["samples"], SEQUENCE + 1), generator=dice)
     batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
@@ -59,14 +61,14 @@ def run_arm(rank: int, task: dict[str, Any], settings: dict[str, Any]) -> dict[s
     last = 10**9
     step.policy.start(0, last)
     for number in range(1, 2 * rounds + 1):
-        step([batch])
+        paced([batch])
         step.policy.after_step(number, last, step.totals)
     seconds = []
     dist.barrier()
     metered, linked = step.policy.sent_bytes(), sent_by_link()
     for number in range(2 * rounds + 1, 2 * rounds + task["steps"] + 1):
         began = time.perf_counter()
-        step([batch])
+        paced([batch])
         step.policy.after_step(number, last, step.totals)
         seconds.append(time.perf_counter() - began)
     return {
@@ -77,22 +79,22 @@ def run_arm(rank: int, task: dict[str, Any], settings: dict[str, Any]) -> dict[s
     }
 
 
-def keep_pace(step: SplitStep, seconds: float) -> None:
-    """Let forward and backward take `seconds`, as if this host's cores were not shared; exchanges that backward has
-    started go on meanwhile."""
-    before_step, run = step.policy.before_step, step._accumulator._accumulate
-    began = [0.0]
-
-    def accumulate(*inputs: Any) -> Any:
-        began[0] = time.perf_counter()
-        return run(*inputs)
+def at_pace(step: SplitStep, seconds: float) -> Callable[[Sequence[Batch]], float]:
+    """`step`, whose forward and backward take `seconds`, as if this host's cores were not shared; exchanges that
+    backward has started go on meanwhile."""
+    before_step, began = step.policy.before_step, 0.0
 
     def wait_then(totals: Totals) -> Totals:
-        time.sleep(max(0.0, began[0] + seconds - time.perf_counter()))
+        time.sleep(max(0.0, began + seconds - time.perf_counter()))
         return before_step(totals)
 
-    step._accumulator._accumulate = accumulate  # type: ignore[method-assign]
+    def paced(batches: Sequence[Batch]) -> float:
+        nonlocal began
+        began = time.perf_counter()
+        return step(batches)
+
     step.policy.before_step = wait_then  # type: ignore[method-assign]
+    return paced
 
 
 def llama(width: int, layers: int) -> LlamaConfig:

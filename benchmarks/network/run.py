@@ -105,6 +105,12 @@ def measure(hosts: Hosts, task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def said_options(data: dict[str, Any]) -> str:
+    """Rates and pace as on the command line."""
+    rates = " ".join("0" if name == "unshaped" else name.split()[0] for name in data["rates"])
+    return f"`--rates {rates} --pace-seconds {data['task']['pace_seconds']:g}`"
+
+
 def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
     task, rates = data["task"], data["rates"]
     rows = []
@@ -135,7 +141,7 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
             "",
             table(("arm", "bytes", "link ÷ meter", *(f"s a step, {rate}" for rate in rates)), rows),
             "",
-            "Repeat: `make bench-network`.",
+            f"Repeat: `make bench-network`; here with {said_options(data)}.",
         ]
     )
 

@@ -52,7 +52,7 @@ class StageObjective(CausalLanguageModelling):
 Around = Callable[[bool], AbstractContextManager[None]]
 
 
-class _Reduces(nn.Module):
+class _PlainStage(nn.Module):
     """Hides from torch's schedules that a stage is sharded.
 
     They would gather it once and reduce its gradients after all backward passes. Left alone, FSDP does in each pass
@@ -110,7 +110,7 @@ class Pipeline:
         tokens = torch.empty(micro_batch, 1, dtype=torch.int64, device="meta")
         self._stages = [
             _Stage(
-                _Reduces(stage),
+                _PlainStage(stage),
                 number,
                 count,
                 world.device,

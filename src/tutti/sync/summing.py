@@ -240,13 +240,17 @@ class Summing:
         else:
             arriving = [HEADER_BYTES + size for size in expected]
             arriving[transport.rank] = 0
-        try:
-            return [
-                packet if place == transport.rank else unseal(packet, expected[place])
-                for place, packet in enumerate(transport.all_to_all(packets, arriving))
-            ]
-        except Corrupt as error:
-            raise PeerLost(str(error)) from error
+        found = transport.all_to_all(packets, arriving)
+        for place, packet in enumerate(found):
+            if place == transport.rank:
+                continue
+            try:
+                found[place] = unseal(packet, expected[place])
+            except Corrupt as error:
+                raise PeerLost(
+                    f"what replica {place} sent arrived damaged and is not used: {error}"
+                ) from error
+        return found
 
 
 def plain_sums(transport: Transport) -> Summing:

@@ -9,13 +9,11 @@ DiLoCo, arXiv 2501.18512.)
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutti.sync.codecs.codec import Codec, Combine, as_bytes, from_bytes, require_finite
+from tutti.sync.codecs.codec import Codec, as_bytes, from_bytes, require_finite
 
 #: Numbers that share a scale: of two bytes, an overhead of 1/128 byte a number (int8) and 1/32 (int4).
 _BLOCK = {8: 256, 4: 64}
@@ -23,8 +21,6 @@ _BLOCK = {8: 256, 4: 64}
 
 class Blocks(Codec):
     """`bits`: 8 or 4."""
-
-    combine: ClassVar[Combine] = "gather"
 
     def __init__(self, bits: int) -> None:
         self.name = f"int{bits}"

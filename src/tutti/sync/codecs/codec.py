@@ -1,10 +1,7 @@
 """The contract of a codec: what a vector of numbers looks like on the wire.
 
-How the members' payloads combine decides which exchange carries them:
-
-    sum      payloads add up as they are: one all-reduce
-    gather   payloads are decoded, added in fp32 and, where that is worth it, encoded again
-    rounds   the codec exchanges several times itself (`powersgd`)
+Numbers that are only shorter add up on the way (`Floats`); other payloads are gathered, decoded and added in fp32;
+`powersgd` is no `Codec`, because it exchanges several times itself. Which exchange that makes: `summing`.
 
 A codec has no state; what it loses is remembered by `feedback.ErrorFeedback`, one piece for all of them.
 """
@@ -12,12 +9,10 @@ A codec has no state; what it loses is remembered by `feedback.ErrorFeedback`, o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-
-Combine = Literal["sum", "gather", "rounds"]
 
 
 class NotFinite(ValueError):
@@ -32,7 +27,6 @@ class Codec(ABC):
     """Writes fp32 vectors as bytes and reads them back."""
 
     name: str
-    combine: ClassVar[Combine]
     #: What it loses has to be sent later, or training drifts away.
     needs_feedback: ClassVar[bool] = True
     #: Of so few numbers that the sum of several vectors is hardly larger than one: encoding it again saves nothing.

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tutti.sync.codecs.codec import Codec, Combine, NotFinite, as_bytes, from_bytes
+from tutti.sync.codecs.codec import Codec, NotFinite, as_bytes, from_bytes
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -15,7 +15,6 @@ _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Floats(Codec):
     """One number, one number. Rounding is to the nearest, so what is lost has no direction and needs no feedback."""
 
-    combine: ClassVar[Combine] = "sum"
     needs_feedback: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:

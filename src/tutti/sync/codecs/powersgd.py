@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tutti.sync.codecs.codec import Combine, require_finite
+from tutti.sync.codecs.codec import require_finite
 from tutti.sync.transport import Transport
 
 
@@ -40,7 +40,6 @@ class PowerSGD:
     """`rank`: columns of the thin matrices."""
 
     name = "powersgd"
-    combine: ClassVar[Combine] = "rounds"
     needs_feedback: ClassVar[bool] = True
 
     def __init__(self, rank: int) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutti.sync.codecs.codec import Codec, Combine, as_bytes, from_bytes, require_finite
+from tutti.sync.codecs.codec import Codec, as_bytes, from_bytes, require_finite
 
 CHUNK = 4096
 
@@ -22,7 +22,6 @@ CHUNK = 4096
 class TopK(Codec):
     """`density`: the share that is sent, at least one number of a chunk; `bits`: of a value, 16 or 2."""
 
-    combine: ClassVar[Combine] = "gather"
     sparse: ClassVar[bool] = True
 
     def __init__(self, density: float, bits: int = 16) -> None:
