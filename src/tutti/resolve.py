@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tutti.config import Config
+from tutti.config.schema import SyncConfig
 from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
 from tutti.train.optimizer import auto_learning_rate
@@ -88,6 +89,9 @@ def resolve(config: Config, facts: Facts) -> Resolved:
             "right with any layout and transport, and with parameters that get no gradient",
         )
         sync = sync.model_copy(update={"implementation": how})
+    if replicas > 1:
+        how, reason = _membership(sync, precision, device.type, started=facts.processes is not None)
+        sync = sync.model_copy(update={"membership": choose("sync.membership", sync.membership, how, reason)})
     memory = config.memory
     if memory.budget is None:  # with a budget, `api.py` chooses: it knows the model
         named = {"recompute": memory.recompute, "offload": memory.offload}
@@ -119,6 +123,19 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         ),
     }
     return Resolved(config.model_copy(update=updates), threads, choices)
+
+
+def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool) -> tuple[str, str]:
+    if started:
+        return "fixed", "a world that was started elsewhere has the processes that it has"
+    if sync.policy == "allreduce":
+        if sync.implementation == "ddp":
+            return "fixed", "torch's DDP cannot change its members"
+        if precision == "fp16":
+            return "fixed", "a newcomer would not know the loss scale of fp16"
+        if device != "cpu":
+            return "fixed", f"on {device} gradients go through its own library, whose groups cannot change"
+    return "elastic", "a replica that dies is replaced while the others go on"
 
 
 def _replicas(config: Config, facts: Facts) -> tuple[int, str]:

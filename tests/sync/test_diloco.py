@@ -110,7 +110,7 @@ class Unreliable(StaticTransport):
             raise PeerLost("gone")
         return super().all_gather(tensor)
 
-    def commit(self) -> bool:
+    def commit(self, *, good: bool = True) -> bool:
         self.votes.append(not self._lost)
         return not self._lost
 

@@ -269,8 +269,17 @@ class SyncConfig(Section):
         default=0.7, description="`diloco`: outer SGD."
     )
     outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
+    shares: Literal["measured", "even"] = Field(
+        default="measured",
+        description="`allreduce`: how a step's samples are divided: by the replicas' measured speed, or evenly, which "
+        "gives the same bits in every run.",
+    )
+    membership: Literal["auto", "elastic", "fixed"] = Field(
+        default="auto",
+        description="Whether replicas may come and go while the run goes on, or one that dies restarts them all.",
+    )
     min_replicas: Positive = Field(
-        default=1, description="`local_sgd`, `diloco`: a round needs at least so many live replicas."
+        default=1, description="Elastic membership: go on with at least so many live replicas."
     )
 
 

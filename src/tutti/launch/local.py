@@ -30,7 +30,7 @@ from tutti.launch.server import start_server
 #: The launcher's own number among the events' ranks.
 LAUNCHER_RANK = -1
 #: A replica that sent no heartbeat for so long counts as dead.
-HEARTBEAT_TIMEOUT_MS = 1000
+HEARTBEAT_TIMEOUT_MS = 500
 #: How long a quorum waits for replicas that are alive but have not come yet (they are in mid-round).
 JOIN_TIMEOUT_MS = 600_000
 
@@ -205,7 +205,7 @@ class LocalLaunch:
                 bind="127.0.0.1:0",
                 min_replicas=self.min_replicas,
                 join_timeout_ms=JOIN_TIMEOUT_MS,
-                quorum_tick_ms=50,
+                quorum_tick_ms=20,
                 heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
             )
             store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
+from tutti.sync.channel import new_secret
 from tutti.train.replicas import Elastic
 from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
@@ -36,6 +37,7 @@ class Supervision:
     prepared: Path | None
     resume: bool
     console: bool
+    _secret: bytes = field(default_factory=new_secret, init=False)
 
     def execute(self) -> dict[str, Any]:
         """Run the workers to their end and return the report.
@@ -51,7 +53,7 @@ class Supervision:
             run=run.path,
             replicas=_number(config.replicas),
             parts=config.layout.ranks,
-            elastic=config.sync.policy != "allreduce" and _number(config.replicas) > 1,
+            elastic=config.sync.membership == "elastic" and _number(config.replicas) > 1,
             max_restarts=config.watch.max_restarts,
             min_replicas=config.sync.min_replicas,
             entry=worker_main,
@@ -92,7 +94,9 @@ class Supervision:
         self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
     ) -> Assignment:
         elastic = (
-            Elastic(replica, lighthouse, store) if replica is not None and lighthouse and store else None
+            Elastic(replica, lighthouse, store, self._secret)
+            if replica is not None and lighthouse and store
+            else None
         )
         return Assignment(
             run=self.run.path.absolute(),

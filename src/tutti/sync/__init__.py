@@ -3,6 +3,8 @@
 from tutti.sync.admissible import check_sync, inadmissible
 from tutti.sync.allreduce import AllReduce, DistributedDataParallelAllReduce
 from tutti.sync.diloco import DiLoCo
+from tutti.sync.elastic_allreduce import ElasticAllReduce
+from tutti.sync.joining import StateLost
 from tutti.sync.ledger import Ledger, Range, count, cut, merge, positions, share
 from tutti.sync.local_sgd import LocalSGD
 from tutti.sync.policy import Meeting, Place, Policy, Totals
@@ -15,6 +17,7 @@ __all__ = [
     "ByteMeter",
     "DiLoCo",
     "DistributedDataParallelAllReduce",
+    "ElasticAllReduce",
     "Ledger",
     "LocalSGD",
     "Meeting",
@@ -23,6 +26,7 @@ __all__ = [
     "Policy",
     "Range",
     "Rounds",
+    "StateLost",
     "StaticTransport",
     "Summing",
     "Totals",

@@ -20,6 +20,14 @@ def inadmissible(sync: SyncConfig, precision: str) -> str | None:
             f"codec {sync.codec} with train.precision: fp16: gradients carry a loss scale that changes, and "
             "overflow until it fits; a codec writes no overflow, and what it owes would be of another scale"
         )
+    if sync.membership == "elastic" and sync.policy == "allreduce":
+        if sync.implementation == "ddp":
+            return "implementation: ddp cannot change its members: take membership: fixed, or implementation: buckets"
+        if precision == "fp16":
+            return (
+                "allreduce with train.precision: fp16 needs membership: fixed, because a newcomer would not know the "
+                "loss scale"
+            )
     return None
 
 

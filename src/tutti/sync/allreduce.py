@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -51,7 +51,7 @@ class AllReduce(Policy):
     def attach(self, objective: nn.Module) -> nn.Module:
         self._device = module_device(objective)
         self._parameters = dict(named_trainable(objective))
-        if self.transport.size > 1:
+        if self.transport.size > 1 or self.transport.elastic:
             self._buckets = OverlappedBuckets(self._parameters.items(), self._summing, self._bucket_bytes)
         return objective
 
@@ -78,10 +78,16 @@ class AllReduce(Policy):
         if self._buckets is not None:
             self._buckets.finish()
         wait()
+        self._summing.keep()
         return Totals.of(vector)
 
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
         return None
+
+    def sum_evaluation(self, measure: Callable[[int, int], Tensor]) -> Tensor:
+        sums = measure(self.place.replica, self.place.replicas)
+        self._totals_transport.all_reduce(sums)
+        return sums
 
     def zero_gradients(self, objective: nn.Module) -> None:
         if self._buckets is None:

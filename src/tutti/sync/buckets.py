@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from tutti.sync.policy import local_part, placed_like
 from tutti.sync.summing import Buffer, Summing
-from tutti.sync.transport import Wait
+from tutti.sync.transport import PeerLost, Wait
 
 
 class Bucket:
@@ -103,11 +103,26 @@ class OverlappedBuckets:
             self._start(self.buckets[self._next])
 
     def finish(self) -> None:
-        """Wait for all, hand out the sums."""
-        for wait, bucket in zip(self._waits, self.buckets, strict=True):
-            wait()
+        """Wait for all, hand out the sums. Raises PeerLost when a member was lost since the step began."""
+        lost = self._settle()
+        if lost is not None:
+            raise lost
+        for bucket in self.buckets:
             bucket.hand_out()
-        self._summing.keep()
+
+    def abandon(self) -> None:
+        """Wait until nothing that was started touches the buckets any more, however it ends."""
+        self._settle()
+
+    def _settle(self) -> PeerLost | None:
+        lost = None
+        for wait in self._waits:
+            try:
+                wait()
+            except PeerLost as error:
+                lost = error
+        self._waits = []
+        return lost
 
     def _hook(self, bucket: Bucket) -> Callable[[Tensor], None]:
         def on_gradient(_: Tensor) -> None:
@@ -123,8 +138,19 @@ class OverlappedBuckets:
         for index in range(len(bucket.parameters)):
             bucket.collect(index)
         with torch.profiler.record_function("tutti::all_reduce_bucket"):
-            self._waits.append(self._summing.start(bucket.buffer))
+            try:
+                self._waits.append(self._summing.start(bucket.buffer))
+            except PeerLost as error:
+                # Not from inside a backward pass: other parts of the replica wait for the rest of it.
+                self._waits.append(_raises(error))
         self._next += 1
+
+
+def _raises(error: PeerLost) -> Wait:
+    def wait() -> None:
+        raise error
+
+    return wait
 
 
 def _group(

@@ -1,39 +1,35 @@
-"""Members that come and go: membership, quorum and healing by torchft, tensors by its gloo group.
+"""Members that come and go: a quorum (`membership`) that meets as a gloo group (`group`) and is watched (`pulse`).
 
-torchft's Lighthouse knows who is alive (heartbeats), its Manager agrees on a quorum, hands a newcomer the state
-of a member over HTTP, and votes whether an exchange counted. Consensus is nothing to write at home. Its own
-all-reduce is not used: it averages over participants and turns errors into zeros, while a policy here wants
-sums and the truth (`PeerLost`).
+A group lives until somebody is lost or wants to come in; steps between need no word with the lighthouse. Whoever
+notices a loss severs its connections, so that nobody waits for the dead, and votes against what was being exchanged.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
-    AllgatherOptions,
-    AllreduceOptions,
-    AllToAllOptions,
-)
-from torchft import Manager, ProcessGroupGloo
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
+from tutti.sync.group import Group
+from tutti.sync.handover import Giver, fetch
+from tutti.sync.membership import Membership
+from tutti.sync.pulse import Pulse
 from tutti.sync.transport import PeerLost, Transport, Wait
 
-_EXCHANGE_TIMEOUT = timedelta(seconds=60)
-_QUORUM_TIMEOUT = timedelta(hours=6)
+_STORE_TIMEOUT = timedelta(seconds=10)
 
 
 class ElasticTransport(Transport):
-    """One part of this replica and its peers in the replicas that are alive.
+    """One part of this replica and its peers in the replicas that are alive."""
 
-    `give_state` returns what a newcomer needs (called on a member that donates, its training stands still
-    meanwhile), `take_state` receives it (called on the newcomer within `meet`).
-    """
+    elastic = True
 
     def __init__(
         self,
@@ -41,70 +37,82 @@ class ElasticTransport(Transport):
         lighthouse: str,
         store: tuple[str, int],
         replica: int,
+        incarnation: int,
         part: int,
         parts: int,
-        min_replicas: int,
-        give_state: Callable[[], Any],
-        take_state: Callable[[Any], None],
+        inside: dist.ProcessGroup | None,
+        host: str,
+        secret: bytes,
+        say: Callable[[str], None],
     ) -> None:
+        """`store`: where members of a quorum find each other; the launcher's, as is the `lighthouse`. `host`: what
+        others call this one. `incarnation`: how often this replica was started. `say`: told of strangers."""
         super().__init__()
-        # torchft narrates every quorum at INFO and logs an expected loss of a peer with a traceback.
-        for name in ("torchft", "torchft.manager", "torchft.process_group"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._healed = False
-        self._rounds = 0
-
-        def receive(state: Any) -> None:
-            take_state(state)
-            self._healed = True
-
-        self._group = ProcessGroupGloo(timeout=_EXCHANGE_TIMEOUT)
-        self._manager = Manager(
-            pg=self._group,
-            load_state_dict=receive,
-            state_dict=give_state,
-            min_replica_size=min_replicas,
-            use_async_quorum=False,
-            timeout=_EXCHANGE_TIMEOUT,
-            quorum_timeout=_QUORUM_TIMEOUT,
-            connect_timeout=timedelta(seconds=20),
-            rank=part,
-            world_size=parts,
-            store_addr=store[0],
-            store_port=store[1],
-            lighthouse_addr=lighthouse,
-            replica_id=f"replica{replica}",
-            hostname="localhost",
-            init_sync=False,
+        self._store_address = store
+        self._part = part
+        self._group: Group | None = None
+        self._quorum: int | None = None
+        self._broken = False  # somebody was lost: no exchange can succeed any more
+        self._failed = False  # an exchange did fail
+        self._fresh = False
+        self._meetings = 0
+        self._host = host
+        self._secret = secret
+        self._pulse = Pulse(secret, host, self._on_lost)
+        self._giver = Giver(secret, host)
+        self._givers: list[str] = []
+        self._start_membership = partial(
+            Membership,
+            lighthouse=lighthouse,
+            name=f"{replica:05}.{incarnation}",
+            part=part,
+            parts=parts,
+            inside=inside,
+            host=host,
+            secret=secret,
+            say=say,
         )
+        # Whoever has a heartbeat is waited for, so that begins when this member is ready to meet.
+        self._membership: Membership | None = None
 
     @property
     def rank(self) -> int:
-        return self._manager.participating_rank() or 0
+        return 0 if self._group is None else self._group.rank
 
     @property
     def size(self) -> int:
-        return self._manager.num_participants()
-
-    def resume_at(self, rounds: int) -> None:
-        """This member has taken part in `rounds` rounds (from a checkpoint): whoever has fewer is healed."""
-        self._manager.load_state_dict({"step": rounds, "batches_committed": 0})
+        return 1 if self._group is None else self._group.size
 
     @property
-    def rounds(self) -> int:
-        """Rounds that were committed."""
-        return self._manager.current_step()
+    def knocked(self) -> bool:
+        return self._membership is not None and self._membership.knocked
+
+    @property
+    def broken(self) -> bool:
+        return self._broken
+
+    def announce(self) -> None:
+        self._alive()
 
     def meet(self) -> bool:
-        self._healed = False
-        self._manager.start_quorum(allow_heal=True)
-        return self._healed
+        membership = self._alive()
+        while True:
+            quorum = membership.agree(self._meetings, fresh=self._fresh)
+            self._meetings += 1
+            if quorum.number == self._quorum and not self._broken:
+                return False
+            self._fresh = True  # until it stands
+            self._leave_group()
+            if self._join(quorum.number, quorum.rank, len(quorum.members)):
+                break
+        self._quorum = quorum.number
+        self._fresh = False
+        return True
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
-        self._require_sound()
-        options = AllreduceOptions()  # a sum, unless told otherwise
+        group = self._sound_group()
         self.meter.all_reduce(tensor.nbytes, self.size)
-        work = self._attempt(lambda: self._group.allreduce([tensor], options))
+        work = self._attempt(lambda: group.all_reduce(tensor))
 
         def wait() -> None:
             self._attempt(work.wait)
@@ -112,36 +120,92 @@ class ElasticTransport(Transport):
         return wait
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        self._require_sound()
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        group = self._sound_group()
         self.meter.all_gather(tensor.nbytes, self.size)
-        self._attempt(lambda: self._group.allgather([parts], [tensor], AllgatherOptions()).wait())
+        parts: list[Tensor] = self._attempt(lambda: group.all_gather(tensor))
         return parts
 
     def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
-        self._require_sound()
+        group = self._sound_group()
         self.meter.all_to_all(outgoing)
-        leaving, arriving = torch.cat(list(outgoing)), torch.empty(sum(incoming), dtype=torch.uint8)
-        sizes = [len(tensor) for tensor in outgoing]
-        options = AllToAllOptions()
-        self._attempt(
-            lambda: self._group.alltoall_base(arriving, leaving, list(incoming), sizes, options).wait()
-        )
-        return list(torch.split(arriving, list(incoming)))
+        arrived: list[Tensor] = self._attempt(lambda: group.all_to_all(outgoing, incoming))
+        return arrived
 
-    def commit(self) -> bool:
-        return bool(self._manager.should_commit())
+    def commit(self, *, good: bool = True) -> bool:
+        assert self._membership is not None
+        # Who was lost after the last exchange has no part in whether that succeeded.
+        good = self._membership.vote(good and not self._failed, self._meetings)
+        self._failed = False
+        if not good:
+            self._break()  # it may have been another part's exchange that failed: this part's peers must know
+            self._fresh = True
+        return good
+
+    def offer(self, key: str, state: Any) -> None:
+        self._giver.offer(key, state)
+
+    def fetch(self, rank: int, key: str) -> Future[Any]:
+        return fetch(self._secret, self._givers[rank], key)
 
     def close(self) -> None:
-        self._manager.shutdown(wait=False)
+        self._giver.close()
+        self._pulse.close()
+        if self._membership is not None:
+            self._membership.close()
 
-    def _require_sound(self) -> None:
-        if self._manager.errored() is not None:
+    def _alive(self) -> Membership:
+        if self._membership is None:
+            self._membership = self._start_membership(store=self._connect())
+        return self._membership
+
+    # The group -----------------------------------------------------------------------------------------------
+
+    def _join(self, number: int, rank: int, size: int) -> bool:
+        """Meet the other members of quorum `number`; False: somebody was lost again meanwhile."""
+        name = f"quorum-{number}/{self._part}"
+        try:
+            store = self._connect()
+            store.set(f"{name}/addresses-{rank}", f"{self._pulse.address} {self._giver.address}")
+            group = Group(store, name, rank, size, self._host)
+            found = [store.get(f"{name}/addresses-{member}").decode().split() for member in range(size)]
+        except (RuntimeError, OSError):
+            return False
+        self._group = group
+        self._broken = False
+        self._givers = [giver for _, giver in found]
+        self._pulse.watch({member: pulse for member, (pulse, _) in enumerate(found) if member != rank})
+        return True
+
+    def _leave_group(self) -> None:
+        self._pulse.rest()
+        if self._group is not None:
+            self._group.sever()
+        self._group = None  # its destructor waits for exchanges, which have failed by now
+
+    def _sound_group(self) -> Group:
+        if self._broken or self._group is None:
+            self._failed = True
             raise PeerLost("the group of this round is broken")
+        return self._group
 
     def _attempt(self, exchange: Callable[[], Any]) -> Any:
         try:
             return exchange()
-        except Exception as error:  # gloo and torchft raise whatever they like when a peer is gone
-            self._manager.report_error(error)
+        except RuntimeError as error:  # gloo's for whatever befell it
+            self._failed = True
+            self._break()
             raise PeerLost(str(error)) from error
+
+    def _break(self) -> None:
+        self._broken = True
+        if self._group is not None:
+            self._group.sever()
+
+    def _on_lost(self, _: int) -> None:
+        with contextlib.suppress(OSError):
+            self._break()
+
+    def _connect(self) -> Store:
+        """The launcher's store, by a connection of one's own: it may have been lost with a link."""
+        host, port = self._store_address
+        return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_STORE_TIMEOUT)

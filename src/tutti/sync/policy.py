@@ -14,10 +14,10 @@ A policy knows names, shapes and placement of the parameters, and nothing else a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from torch.distributed.tensor import DTensor
 
 from tutti.sync.ledger import Ledger, Range
 from tutti.sync.transport import Transport
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Policy(ABC):
 
     #: Replicas differ between meetings: evaluation and checkpoints wait for one.
     drifts = False
+    #: This replica came late and does not have the run's state yet: it listens, and must not step.
+    behind = False
+    #: Meetings so far.
+    rounds = 0
 
     def __init__(self, transport: Transport, place: Place, ledger: Ledger, batch: int) -> None:
         self.transport = transport
@@ -126,6 +132,33 @@ class Policy(ABC):
     @abstractmethod
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
         """After the optimizer's step number `step` of `last_step`: agree, if it is time to."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this replica evaluates, saves and speaks for the others."""
+        return self.transport.rank == 0
+
+    def make_step(self, step: int, work: Callable[[int], T]) -> tuple[int, T]:
+        """`work(step)`, which computes the gradient of step number `step`, until it counts; the step that was made,
+        which is another for a replica that came late, and what `work` returned."""
+        return step, work(step)
+
+    def catch_up(self) -> int | None:
+        """Take the run's state if this replica is `behind` and it has arrived: number of the step after which it
+        was copied. What was listened to since has to be done again."""
+        return None
+
+    @abstractmethod
+    def sum_evaluation(self, measure: Callable[[int, int], Tensor]) -> Tensor:
+        """`measure(part, parts)`, a vector, summed over the replicas that share the work."""
+
+    def give(self) -> dict[str, Any]:
+        """What a newcomer needs of the policy."""
+        raise NotImplementedError
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Be where the donor of `state` was."""
+        raise NotImplementedError
 
     def zero_gradients(self, objective: nn.Module) -> None:
         """Forget the gradients of the former step."""

@@ -8,20 +8,54 @@ The weighting (Decoupled DiLoCo's) lets a replica that was late or newly come no
 
 Data is leased by the round. At a meeting every member says how far it came in its lease; what was not done, and
 what members lent who are no longer there, returns to the ledger and is taken first in the next round.
+
+A replica that comes late listens until the run's state has arrived (`joining`): at meetings it gives nothing and keeps
+what came of them. If the state is there early in a round, it trains for the rest of it.
 """
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tutti.sync.joining import Joining, Standing
 from tutti.sync.ledger import Ledger, Range, cut
 from tutti.sync.policy import Meeting, Place, Policy, Totals, local_part, named_trainable, placed_like
 from tutti.sync.summing import Buffer, Summing, plain_sums
 from tutti.sync.transport import PeerLost, StaticTransport, Transport
+
+#: How much of a round a newcomer waits for its state; later, it goes to the next meeting and listens.
+_PATIENCE = 0.5
+
+#: How a newcomer gets the state: what a member gives, and what is done with it.
+Handover = tuple[Callable[[], Any], Callable[[Any], None]]
+
+
+@dataclass
+class Minutes:
+    """What a meeting came to: of each member [replica, incarnation, samples, targets, step, stop, milliseconds], and
+    the mean Δ (None: nobody had done anything)."""
+
+    rows: list[list[int]]
+    mean: Tensor | None
+
+    @property
+    def members(self) -> list[int]:
+        return [row[0] for row in self.rows]
+
+    @property
+    def step(self) -> int:
+        return max(row[4] for row in self.rows)
+
+    @property
+    def stop(self) -> bool:
+        return any(row[5] for row in self.rows)
 
 
 class Rounds(Policy):
@@ -40,9 +74,10 @@ class Rounds(Policy):
         inside: StaticTransport,
         incarnation: int,
         summing: Summing | None = None,
+        handover: Handover | None = None,
     ) -> None:
         """`inside`: the parts of this replica, over which a step's totals are summed. `summing`: how what replicas
-        did travels (None: as it is).
+        did travels (None: as it is). `handover`: how a newcomer gets the state (None: there are none).
 
         `incarnation`: how often this replica was started; a reborn replica must not pass for its former self.
         """
@@ -56,6 +91,10 @@ class Rounds(Policy):
         self._done_samples = 0
         self._done_targets = 0
         self._steps_left = 0
+        give, take = handover or (self.give, self.take)
+        self._joining = Joining(transport, give, take)
+        self._round_began = time.monotonic()
+        self._round_seconds = 0.0
 
     def attach(self, objective: nn.Module) -> nn.Module:
         self._parameters = dict(named_trainable(objective))
@@ -68,6 +107,7 @@ class Rounds(Policy):
 
     def start(self, step: int, last_step: int) -> Meeting | None:
         self._agreed = self._flatten()  # a checkpoint may have been loaded since `attach`
+        self._joining.version = self.rounds
         return self._agree(step, last_step, stop=False)
 
     def samples(self, step: int) -> list[Range]:
@@ -87,6 +127,15 @@ class Rounds(Policy):
             return None
         return self._agree(step, last_step, totals.stop)
 
+    @property
+    def behind(self) -> bool:  # type: ignore[override]
+        return self._joining.behind
+
+    def sum_evaluation(self, measure: Callable[[int, int], Tensor]) -> Tensor:
+        sums = measure(0, 1)
+        self._inside.all_reduce(sums)
+        return sums
+
     def consensus(self) -> dict[str, Tensor]:
         """The weights agreed on at the last meeting, this rank's part of each."""
         return self._views(self._agreed)
@@ -97,13 +146,13 @@ class Rounds(Policy):
 
     def give(self) -> dict[str, Any]:
         """What a newcomer needs of the policy: the state at the last meeting."""
-        return {"agreed": self._agreed, "ledger": self.ledger.state(), "summing": self._summing.give()}
+        return {"agreed": self._agreed, "ledger": self.ledger.state(), "rounds": self.rounds}
 
     def take(self, state: dict[str, Any]) -> None:
         """Be where the donor of `state` was at its last meeting, with nothing done since."""
         self._agreed.copy_(state["agreed"])
         self.ledger.load_state(state["ledger"])
-        self._summing.take(state["summing"])
+        self.rounds = state["rounds"]
         self._write_back()
 
     @abstractmethod
@@ -113,51 +162,93 @@ class Rounds(Policy):
     # Meeting -----------------------------------------------------------------------------------------------
 
     def _agree(self, step: int, last_step: int, stop: bool) -> Meeting:
-        """Exchange with whoever is alive until it counts, then step the outer optimizer and lease anew."""
-        healed = False
+        """Meet, and go on meeting for as long as this replica can only listen."""
         while True:
-            healed = self.transport.meet() or healed
-            if healed:  # parameters, momentum and ledger are the donor's now; nothing of ours is in them
-                self._done_samples = self._done_targets = 0
+            minutes = self._meet(step, stop)
+            self._done_samples = self._done_targets = 0
+            if not self.behind:
+                return self._conclude(minutes, last_step)
+            self._joining.listen(minutes)
+            over = minutes.stop or minutes.step >= last_step
+            if self._arrived(None if over else _PATIENCE * self._round_seconds):
+                return self._enter(last_step)
+            if over:  # it cannot be had, and there is nothing left to come late for
+                return Meeting(members=minutes.members, step=minutes.step, stop=True)
+            step = minutes.step
+
+    def _meet(self, step: int, stop: bool) -> Minutes:
+        """Exchange with whoever is alive until it counts."""
+        while True:
+            self.transport.meet()
             try:
-                mean, roll = self._exchange(step, stop)
+                minutes = self._exchange(step, stop)
             except PeerLost:
                 self._summing.drop()
-                self.transport.commit()  # votes no
+                self.transport.commit(good=False)
                 continue
             if self.transport.commit():
                 self._summing.keep()
-                break
+                return minutes
             self._summing.drop()
-        meeting = self._settle(roll)
-        meeting.healed = healed
-        if mean is not None:
-            own = self._agreed - self._flatten()
-            meeting.divergence = float((own - mean).norm() / self._agreed.norm().clamp_min(1e-12))
-            self._outer_step(mean)
-            self._write_back()
-        self._done_samples = self._done_targets = 0
-        self._steps_left = min(self._every, max(last_step - meeting.step, 0))
-        self._lease(meeting, roll)
-        return meeting
 
-    def _exchange(self, step: int, stop: bool) -> tuple[Tensor | None, list[list[int]]]:
-        """The members' mean Δ (None when nobody has worked) and the roll call."""
+    def _exchange(self, step: int, stop: bool) -> Minutes:
         call = [
+            *self._joining.standing.row(),
             self.place.replica,
             self._incarnation,
             self._done_samples,
             self._done_targets,
             step,
             int(stop),
+            round((time.monotonic() - self._round_began) * 1000),
         ]
-        roll = [part.tolist() for part in self.transport.all_gather(torch.tensor(call, dtype=torch.int64))]
-        targets = sum(entry[3] for entry in roll)
-        if targets == 0:
-            return None, roll
-        delta = (self._agreed - self._flatten()).mul_(self._done_targets / targets)
-        self._summing.sum(Buffer.of(delta, self._views(delta).items()))
-        return delta, roll
+        rows = [part.tolist() for part in self.transport.all_gather(torch.tensor(call, dtype=torch.int64))]
+        self._joining.attend([Standing.of(row) for row in rows])
+        minutes = Minutes([row[3:] for row in rows], None)
+        targets = sum(row[6] for row in rows)
+        if targets:
+            idle = self.behind or self._done_targets == 0
+            delta = torch.zeros_like(self._agreed) if idle else self._agreed - self._flatten()
+            delta.mul_(self._done_targets / targets)
+            self._summing.sum(Buffer.of(delta, self._views(delta).items()))
+            minutes.mean = delta
+        self._round_seconds = max((row[9] for row in rows if row[5]), default=0) / 1000
+        self._round_began = time.monotonic()
+        return minutes
+
+    def _conclude(self, minutes: Minutes, last_step: int) -> Meeting:
+        """Step the outer optimizer, settle the accounts and lease anew."""
+        meeting = self._settle(minutes)
+        if minutes.mean is not None:
+            own = self._agreed - self._flatten()
+            meeting.divergence = float((own - minutes.mean).norm() / self._agreed.norm().clamp_min(1e-12))
+            self._outer_step(minutes.mean)
+            self._write_back()
+        self._steps_left = min(self._every, max(last_step - meeting.step, 0))
+        self._lease(meeting, minutes)
+        self.rounds += 1
+        self._joining.version = self.rounds
+        return meeting
+
+    def _arrived(self, seconds: float | None) -> bool:
+        """Whether all parts of this replica have the run's state, waiting for at most so long."""
+        missing = torch.tensor(float(not self._joining.wait(seconds)))
+        self._inside.all_reduce(missing)
+        return not missing
+
+    def _enter(self, last_step: int) -> Meeting:
+        """Become a member like the others, in the middle of the round that the last meeting began."""
+        self._joining.receive()
+        for minutes in self._joining.missed:
+            meeting = self._conclude(minutes, last_step)
+        self._joining.missed = []
+        gone = (time.monotonic() - self._round_began) / max(self._round_seconds, 1e-9)
+        left = torch.tensor(float(max(1, int(self._steps_left * (1 - min(gone, 1))))))
+        self._inside.all_reduce(left)
+        if self._round_seconds and self._steps_left:
+            self._steps_left = int(left) // self._inside.size
+        meeting.healed = True
+        return meeting
 
     def _write_back(self) -> None:
         """The agreed weights become the parameters."""
@@ -166,10 +257,9 @@ class Rounds(Policy):
             for name, parameter in self._parameters.items():
                 local_part(parameter).copy_(views[name])
 
-    def _settle(self, roll: list[list[int]]) -> Meeting:
-        meeting = Meeting(members=[entry[0] for entry in roll], step=max(entry[4] for entry in roll))
-        meeting.stop = any(entry[5] for entry in roll)
-        done = {_member_name(entry[0], entry[1]): entry[2] for entry in roll}
+    def _settle(self, minutes: Minutes) -> Meeting:
+        meeting = Meeting(members=minutes.members, step=minutes.step, stop=minutes.stop)
+        done = {_member_name(replica, life): samples for replica, life, samples, *_ in minutes.rows}
         for name in sorted(self.ledger.loans):
             committed, returned = self.ledger.settle(name, done.get(name, 0))
             if committed:
@@ -178,12 +268,12 @@ class Rounds(Policy):
                 meeting.returned[name] = returned
         return meeting
 
-    def _lease(self, meeting: Meeting, roll: list[list[int]]) -> None:
+    def _lease(self, meeting: Meeting, minutes: Minutes) -> None:
         replicas = self.place.replicas
-        for replica, incarnation, *_ in sorted(roll):
+        for replica, life, *_ in sorted(minutes.rows):
             samples = self._steps_left * (self.batch // replicas + (replica < self.batch % replicas))
             if samples:
-                name = _member_name(replica, incarnation)
+                name = _member_name(replica, life)
                 meeting.leased[name] = self.ledger.lease(name, samples)
 
     # Flat buffers ------------------------------------------------------------------------------------------

@@ -131,18 +131,6 @@ class Summing:
                 found[part.name] = error[part.start : part.start + part.size].view(part.shape)
         return found
 
-    def give(self) -> dict[str, Tensor]:
-        """What a newcomer has to know of the codec."""
-        return self.codec.right if isinstance(self.codec, PowerSGD) else {}
-
-    def take(self, state: dict[str, Tensor]) -> None:
-        """Be a newcomer, who owes nothing."""
-        if isinstance(self.codec, PowerSGD):
-            self.codec.right = {name: tensor.clone() for name, tensor in state.items()}
-        if self.feedback is not None:
-            self.feedback.errors.clear()
-            self.feedback.drop()
-
     def sum(self, buffer: Buffer) -> None:
         """Sum `buffer` in place."""
         self.start(buffer)()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,13 +81,38 @@ class Transport(ABC):
         """Sum `tensor` over the members in place."""
         self.start_all_reduce(tensor)()
 
-    def meet(self) -> bool:
-        """Agree on who is alive. True when this member was healed: it now has its peers' state."""
+    #: Whether members come and go. Where they do not, the rest of this class has nothing to do.
+    elastic = False
+
+    @property
+    def knocked(self) -> bool:
+        """Whether somebody wants to come in."""
         return False
 
-    def commit(self) -> bool:
-        """Whether every member got through since `meet`; False: do it again with those who are left."""
+    @property
+    def broken(self) -> bool:
+        """Whether a member was lost since the last meeting, so that no exchange can succeed any more."""
+        return False
+
+    def announce(self) -> None:  # noqa: B027
+        """Be known as alive, so that the others wait for this member at the next meeting."""
+
+    def meet(self) -> bool:
+        """Agree on who is alive. True when these are others than at the last meeting."""
+        return False
+
+    def commit(self, *, good: bool = True) -> bool:
+        """Whether all parts of this replica got through since the last meeting or commit, and found it `good`; False:
+        do it again with those who are left."""
         return True
+
+    def offer(self, key: str, state: Any) -> None:
+        """Copy `state` and have it ready for other members under `key`."""
+        raise NotImplementedError
+
+    def fetch(self, rank: int, key: str) -> Future[Any]:
+        """What member `rank` offers under `key`, fetched in the background."""
+        raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027 - only transports with servers of their own have anything to close
         """Leave."""

@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
 
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
+from tutti.core.types import SampleSource
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.parallel import Split, World
-from tutti.sync import Meeting, Policy, StaticTransport, share
+from tutti.sync import Meeting, Policy, share
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
@@ -25,6 +29,16 @@ from tutti.train.schedule import learning_rate_factor
 from tutti.train.settings import Settings
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator, Gradient
+
+
+@dataclass(frozen=True)
+class Missed:
+    """The finished gradient of a step that this replica listened to, to be used when it has the weights."""
+
+    step: int
+    factor: float
+    usable: bool
+    gradients: list[Tensor | None]
 
 
 @dataclass
@@ -49,6 +63,7 @@ class Loop:
         """Train from `state.step` to `settings.steps`."""
         self._guard = LossGuard()
         self._due_validation = self._due_checkpoint = False
+        self._missed: list[Missed] = []
         self._note_meeting(self.policy.start(self.state.step, self.settings.steps))
         while self.state.step < self.settings.steps:
             stopping = self._step(self.state.step + 1)
@@ -64,18 +79,7 @@ class Loop:
     def _step(self, step: int) -> bool:
         """Make step number `step`; True when the run is to stop here."""
         began = time.perf_counter()
-        self.live.set(step=step - 1, phase="data")
-        portion = self._load(step)
-        loaded = time.perf_counter()
-        self.live.set(phase="compute")
-        key = portion.ids[0][1][0] if portion.ids else 0
-        samples = sum(len(numbers) for _, numbers in portion.ids)
-        gradient = self.accumulator.run(
-            portion.micro_batches,
-            samples * self.job.tokens_per_sample if self.world.speaks else 0,
-            key,
-            self.stop_requested(),
-        )
+        step, (gradient, portion, data) = self.policy.make_step(step, self._gradient)
         self._check(step, gradient, portion)
         factor = learning_rate_factor(
             step,
@@ -85,17 +89,53 @@ class Loop:
             self.settings.final_learning_rate,
         )
         self.optimizers.set_learning_rate(factor)
-        if gradient.usable:
+        if self.policy.behind:
+            self._missed.append(Missed(step, factor, gradient.usable, self._gradients()))
+        elif gradient.usable:
             self.optimizers.step()
         stepped = time.perf_counter()
         self.live.set(phase="sync")
         meeting = self.policy.after_step(step, self.settings.steps, gradient.totals)
         ended = time.perf_counter()
-        self._note_step(step, gradient, portion, ended - began, loaded - began, ended - stepped, factor)
+        self._note_step(step, gradient, portion, ended - began, data, ended - stepped, factor)
         self.state.step = step
         self._note_meeting(meeting)
+        self._catch_up(step)
         self._after(step, meeting)
         return meeting.stop if meeting is not None else gradient.totals.stop and not self.policy.drifts
+
+    def _gradient(self, step: int) -> tuple[Gradient, Portion, float]:
+        """The gradient of step number `step`, what it was computed of, and how long that took to load."""
+        began = time.perf_counter()
+        self.live.set(step=step - 1, phase="data")
+        portion = self._load(step)
+        loaded = time.perf_counter()
+        self.live.set(phase="compute")
+        key = portion.ids[0][1][0] if portion.ids else 0
+        samples = sum(len(numbers) for _, numbers in portion.ids)
+        tokens = samples * self.job.tokens_per_sample if self.world.speaks else 0
+        gradient = self.accumulator.run(portion.micro_batches, tokens, key, self.stop_requested())
+        return gradient, portion, loaded - began
+
+    def _catch_up(self, step: int) -> None:
+        """Become a full member, if this replica came late and the run's state has arrived."""
+        copied = self.policy.catch_up()
+        if copied is None:
+            return
+        for missed in self._missed:
+            if missed.step > copied and missed.usable:
+                self.optimizers.set_learning_rate(missed.factor)
+                for parameter, gradient in zip(self._parameters(), missed.gradients, strict=True):
+                    parameter.grad = gradient
+                self.optimizers.step()
+        self._missed = []
+        self.events.write("healed", step=step)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.split.objective.parameters() if p.requires_grad]
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [None if p.grad is None else p.grad.clone() for p in self._parameters()]
 
     def _load(self, step: int) -> Portion:
         ranges = self.policy.samples(step)
@@ -148,24 +188,11 @@ class Loop:
         """Measure the validation loss: over all ranks, or by the leading replica when replicas drift."""
         source = self.job.validation_data
         alone = self.policy.drifts
-        if source is None or (alone and self.policy.transport.rank != 0):
+        if source is None or (alone and not self.policy.leads):
             return
         began = time.perf_counter()
         with self.live.phase("evaluating"):
-            world = self.world
-            sums = sum_losses(
-                self.accumulator.measure,
-                source,
-                samples=self.settings.validation_samples,
-                part=world.at("shard") + (0 if alone else world.replica * world.layout.shard),
-                parts=world.layout.shard * (1 if alone else world.replicas),
-                micro_batch=self.settings.micro_batch,
-                device=world.device,
-                target_bytes=self.job.target_bytes,
-                speaks=world.speaks,
-            )
-            StaticTransport(world.inside if alone else world.everyone).all_reduce(sums)
-        result = Evaluation.of(sums)
+            result = Evaluation.of(self.policy.sum_evaluation(partial(self._sum_losses, source)))
         best = self.state.best_loss is None or result.loss < self.state.best_loss
         if best:
             self.state.best_loss = result.loss
@@ -181,10 +208,25 @@ class Loop:
             )
             self.note_memory()
 
+    def _sum_losses(self, source: SampleSource, part: int, parts: int) -> Tensor:
+        """Replica `part` of `parts` measures its share, over its own ranks."""
+        world = self.world
+        return sum_losses(
+            self.accumulator.measure,
+            source,
+            samples=self.settings.validation_samples,
+            part=world.at("shard") + part * world.layout.shard,
+            parts=world.layout.shard * parts,
+            micro_batch=self.settings.micro_batch,
+            device=world.device,
+            target_bytes=self.job.target_bytes,
+            speaks=world.speaks,
+        )
+
     def save(self, *, wait: bool) -> None:
         """Save the run's state, by the replica that leads."""
         with self.live.phase("saving"):
-            if self.policy.transport.rank == 0:
+            if self.policy.leads:
                 best = self.state.best_step == self.state.step
                 self.keeper.save(self.state, best=best, wait=wait)
             self.keeper.saved_step = self.state.step
@@ -194,7 +236,7 @@ class Loop:
     @property
     def leads(self) -> bool:
         """Whether this rank speaks for the run."""
-        return self.world.part == 0 and self.policy.transport.rank == 0
+        return self.world.part == 0 and self.policy.leads
 
     def _note_step(
         self,
@@ -232,7 +274,7 @@ class Loop:
         if meeting.healed:
             self.events.write("healed", step=meeting.step)
         self.state.step = meeting.step
-        self.state.rounds += 1
+        self.state.rounds = self.policy.rounds
         if self.world.part != 0:
             return
         self.events.write(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tutti.core.errors import TuttiError
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
-from tutti.sync import PeerLost
+from tutti.sync import PeerLost, StateLost
 
 
 def redirect_output(path: Path) -> None:
@@ -73,7 +73,7 @@ _PEER_WORDS = (
 
 def is_peer_error(error: BaseException) -> bool:
     """Whether `error` only says that somebody else is gone."""
-    if isinstance(error, PeerLost | dist.DistError):
+    if isinstance(error, PeerLost | StateLost | dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PEER_WORDS)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tutti.config import Config
@@ -16,6 +15,7 @@ from tutti.sync import (
     AllReduce,
     DiLoCo,
     DistributedDataParallelAllReduce,
+    ElasticAllReduce,
     LocalSGD,
     Place,
     Policy,
@@ -31,11 +31,16 @@ _START_TOGETHER_SECONDS = 120
 
 @dataclass(frozen=True)
 class Elastic:
-    """How this replica finds the others: torchft's lighthouse, and a store to start together."""
+    """How this replica finds the others: torchft's lighthouse, a store to meet at, and the secret that they share.
+
+    `host`: what the others call this one's machine.
+    """
 
     replica: int
     lighthouse: str
     store: tuple[str, int]
+    secret: bytes
+    host: str = "localhost"
 
 
 def make_policy(
@@ -47,82 +52,60 @@ def make_policy(
     *,
     give: Callable[[], Any],
     take: Callable[[Any], None],
+    say: Callable[[str], None],
 ) -> Policy:
     """The policy that `config.sync` asks for, over the transport that this world has.
 
-    `give`, `take`: what a newcomer is handed, and what is done with it (elastic membership only).
+    `give`, `take`: what a newcomer is handed, and what is done with it (elastic membership only). `say`: told of
+    strangers who want to take part.
     """
     sync = config.sync
     place = Place(world.replica, world.replicas, world.part, world.parts)
+    transport = StaticTransport(world.peers) if elastic is None else _elastic(elastic, world, attempt, say)
+    inside = StaticTransport(world.inside)
+    shared = (transport, place, state.ledger, config.train.batch)
+    summing = Summing.of(sync, transport)
+    handover = None if elastic is None else (give, take)
     if sync.policy == "allreduce":
+        bucket_bytes = round(sync.bucket_mb * 1e6)
+        if handover is not None:
+            return ElasticAllReduce(
+                *shared,
+                bucket_bytes=bucket_bytes,
+                inside=inside,
+                handover=handover,
+                summing=summing,
+                measured_shares=sync.shares == "measured",
+            )
         kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
-        peers = StaticTransport(world.peers)
-        return kind(
-            peers,
-            place,
-            state.ledger,
-            config.train.batch,
-            bucket_bytes=round(sync.bucket_mb * 1e6),
-            everyone=world.everyone,
-            summing=Summing.of(sync, peers),
-        )
-    transport: Transport = StaticTransport(world.peers)
-    if elastic is not None:
-        from tutti.sync.elastic import (
-            ElasticTransport,
-        )  # torchft starts servers; only who needs it imports it
-
-        transport = ElasticTransport(
-            lighthouse=elastic.lighthouse,
-            store=_replica_store(world),
-            replica=world.replica,
-            part=world.part,
-            parts=world.parts,
-            min_replicas=sync.min_replicas,
-            give_state=give,
-            take_state=take,
-        )
+        return kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)
     common: dict[str, Any] = {
         "every": sync.every,
-        "inside": StaticTransport(world.inside),
+        "inside": inside,
         "incarnation": attempt,
-        "summing": Summing.of(sync, transport),
+        "summing": summing,
+        "handover": handover,
     }
     if sync.policy == "local_sgd":
-        return LocalSGD(transport, place, state.ledger, config.train.batch, **common)
-    return DiLoCo(
-        transport,
-        place,
-        state.ledger,
-        config.train.batch,
-        learning_rate=sync.outer_learning_rate,
-        momentum=sync.outer_momentum,
-        **common,
+        return LocalSGD(*shared, **common)
+    return DiLoCo(*shared, learning_rate=sync.outer_learning_rate, momentum=sync.outer_momentum, **common)
+
+
+def _elastic(elastic: Elastic, world: World, attempt: int, say: Callable[[str], None]) -> Transport:
+    from tutti.sync.elastic import ElasticTransport  # torchft starts servers; only who needs it imports it
+
+    return ElasticTransport(
+        lighthouse=elastic.lighthouse,
+        store=elastic.store,
+        replica=world.replica,
+        incarnation=attempt,
+        part=world.part,
+        parts=world.parts,
+        inside=world.inside,
+        host=elastic.host,
+        secret=elastic.secret,
+        say=say,
     )
-
-
-def _replica_store(world: World) -> tuple[str, int]:
-    """A store for the parts of this replica, new at every attempt, so that nobody reads a dead manager's address."""
-    address: list[Any] = [None]
-    if world.part == 0:
-        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        _keep_open.append(store)
-        address = [("localhost", store.port)]
-    if world.inside is not None:
-        dist.broadcast_object_list(address, group=world.inside, group_src=0)
-    host, port = address[0]
-    return host, port
-
-
-_keep_open: list[Any] = []
-
-
-def resume_transport(policy: Policy, state: RunState) -> None:
-    """Tell the membership how many rounds this replica has taken part in: whoever has fewer is healed."""
-    from tutti.sync.elastic import ElasticTransport
-
-    if isinstance(policy.transport, ElasticTransport):
-        policy.transport.resume_at(state.rounds)
 
 
 def start_together(elastic: Elastic, world: World) -> None:

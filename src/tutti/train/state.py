@@ -20,7 +20,7 @@ from torch import Tensor
 from tutti.core.errors import CheckpointError
 from tutti.core.events import EventWriter
 from tutti.parallel import Split
-from tutti.sync import Ledger, Policy, Rounds
+from tutti.sync import Ledger, Policy
 from tutti.sync.policy import local_part
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
 from tutti.train.checkpoints.image import tensors_of
@@ -152,24 +152,20 @@ class StateKeeper:
 
     def give(self, state: RunState) -> dict[str, Any]:
         """What a newcomer needs to be where this replica was at its last meeting; local parts only."""
-        assert isinstance(self.policy, Rounds)
         optimizer = self._flat(gather_state(self.split.objective, self.optimizers)["optimizer"])
         return {
             "policy": self.policy.give(),
             "optimizer": {name: local_part(value) for name, value in optimizer.items()},
-            "rounds": state.rounds,
             "best": (state.best_loss, state.best_step),
         }
 
     def take(self, given: dict[str, Any], state: RunState) -> None:
         """Become what `give` described."""
-        assert isinstance(self.policy, Rounds)
         self.policy.take(given["policy"])
         gathered = gather_state(self.split.objective, self.optimizers)
         for name, value in self._flat(gathered["optimizer"]).items():
             local_part(value).copy_(given["optimizer"][name])
         apply_state(self.split.objective, self.optimizers, gathered)
-        state.rounds = given["rounds"]
         state.best_loss, state.best_step = given["best"]
 
     # Parts ---------------------------------------------------------------------------------------------------

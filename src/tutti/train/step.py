@@ -95,6 +95,8 @@ class Accumulator:
 
     def _accumulate(self, micro_batches: Sequence[Batch], divisor: float, key: int) -> tuple[float, int]:
         """Forward and backward; returns the loss and how many targets it sums up."""
+        if not micro_batches:  # a replica that only listens
+            return 0.0, 0
         if self._split.pipeline is not None:
             self._seed_dice(key, 0)
             return self._split.pipeline.train(

@@ -40,7 +40,7 @@ from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import DTYPES, LossScale
 from tutti.train.process import StopRequest, die_with, redirect_output, report_error
 from tutti.train.rehearsal import Rehearsal
-from tutti.train.replicas import Elastic, make_policy, resume_transport, start_together
+from tutti.train.replicas import Elastic, make_policy, start_together
 from tutti.train.settings import Settings, settings_of
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator
@@ -134,6 +134,7 @@ def _train(
         attempt,
         give=lambda: keeper.give(state),
         take=lambda given: keeper.take(given, state),
+        say=lambda message: events.write("warning", message=message),
     )
     accumulator = Accumulator(
         split,
@@ -170,8 +171,7 @@ def _train(
     _write_started(events, config, world, job, settings, attempt, state.step if resumed else None)
     if resumed is not None and world.rank == 0:
         events.write("resumed", step=state.step, path=str(resumed))
-    if elastic is not None:
-        resume_transport(policy, state)
+    policy.rounds = state.rounds
     if attempt == 0 and not assignment.resume:
         Rehearsal(job, world, settings, events, live).run(
             accumulator=accumulator,
@@ -183,6 +183,7 @@ def _train(
             compiled=config.train.compile,
         )
     if elastic is not None and attempt == 0:
+        policy.transport.announce()
         start_together(elastic, world)
     loop = Loop(
         job=job,

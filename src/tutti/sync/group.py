@@ -1,0 +1,88 @@
+"""A gloo group that can be left in the middle of an exchange.
+
+A collective of gloo that waits for a silent member cannot be called off: neither `abort` nor a destructor ends it
+before its time-out. What does is the loss of its connections, so this module knows which sockets are the group's and
+shuts them down: whoever waits is told at once, here and, by the broken connection, on the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
+    AllgatherOptions,
+    AllreduceOptions,
+    AllToAllOptions,
+    ProcessGroupGloo,
+    Work,
+)
+
+#: Members that agreed to meet a moment ago answer quickly, or are dead.
+_CONNECT_TIMEOUT = timedelta(seconds=5)
+#: Silence is noticed long before (`pulse`); this is for what nobody thought of.
+_EXCHANGE_TIMEOUT = timedelta(minutes=10)
+#: Whose new listening port is whose must be clear.
+_making = threading.Lock()
+
+
+class Group:
+    """Members 0 … size − 1 that met at `store` under one name. Every method may raise RuntimeError when one is gone."""
+
+    def __init__(self, store: Store, name: str, rank: int, size: int, host: str) -> None:
+        self.rank = rank
+        self.size = size
+        store = PrefixStore(name, store)
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        with _making:
+            before = _listening()
+            options._devices = [ProcessGroupGloo.create_device(hostname=host)]
+            (port,) = _listening() - before
+        options._timeout = _CONNECT_TIMEOUT
+        store.set_timeout(_CONNECT_TIMEOUT)
+        store.set(f"port-{rank}", str(port))
+        self._ports = {int(store.get(f"port-{member}")) for member in range(size)}
+        self._backend: Any = ProcessGroupGloo(store, rank, size, options)
+        self._backend._set_default_timeout(_EXCHANGE_TIMEOUT)
+
+    def all_reduce(self, tensor: Tensor) -> Work:
+        """Begin to sum `tensor` over the members in place."""
+        work: Work = self._backend.allreduce([tensor], AllreduceOptions())
+        return work
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The members' `tensor`, by rank."""
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        self._backend.allgather([parts], [tensor], AllgatherOptions()).wait()
+        return parts
+
+    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+        """Give `outgoing[i]` (uint8) to member i and get `incoming[i]` bytes from it."""
+        leaving, arriving = torch.cat(list(outgoing)), torch.empty(sum(incoming), dtype=torch.uint8)
+        sizes = [len(tensor) for tensor in outgoing]
+        self._backend.alltoall_base(arriving, leaving, list(incoming), sizes, AllToAllOptions()).wait()
+        return list(torch.split(arriving, list(incoming)))
+
+    def sever(self) -> None:
+        """Break off: every exchange, begun or to come, fails now. May be called from any thread."""
+        for connection in psutil.Process().net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN or connection.fd < 0:
+                continue
+            ports = {address.port for address in (connection.laddr, connection.raddr) if address}
+            if ports & self._ports:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as ours:
+                    ours.shutdown(socket.SHUT_RDWR)
+
+
+def _listening() -> set[int]:
+    connections = psutil.Process().net_connections("tcp")
+    return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}

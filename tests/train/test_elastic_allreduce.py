@@ -1,0 +1,156 @@
+"""All-reduce whose replicas die, hang and come back: the others make the step again, and what comes out is what one
+undisturbed process computes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from runs import Running, SlowNet, regression
+from tutti.core import read_events
+from tutti.sync import merge
+
+BATCH, STEPS = 24, 90
+
+ARGUMENTS: dict[str, Any] = {
+    "loss": nn.MSELoss(),
+    "data": regression(400),
+    "validation": regression(64),
+    "batch": BATCH,
+    "steps": STEPS,
+    "train__learning_rate": 0.01,
+    "train__schedule": "constant",
+    "train__precision": "fp32",
+    "checkpoint__every": 20,
+}
+
+
+def members(run: Path, replica: int = 0) -> list[list[int]]:
+    return [e["replicas"] for e in read_events(run, "membership") if e["replica"] == replica]
+
+
+def attempts(run: Path, replica: int) -> list[int]:
+    return [e["attempt"] for e in read_events(run, "run_started") if e["replica"] == replica]
+
+
+def check_samples(run: Path) -> None:
+    """Every step was made once, of its samples, each by one replica."""
+    by_step: dict[int, list[tuple[int, int]]] = {}
+    for event in read_events(run, "step"):
+        if event["samples"]:
+            by_step.setdefault(event["step"], []).extend((a, b) for a, b in event["cursor"])
+    assert sorted(by_step) == list(range(1, STEPS + 1))
+    for step, pieces in by_step.items():
+        assert sum(stop - start for start, stop in pieces) == BATCH, f"step {step}: a sample twice, or none"
+        assert merge(pieces) == [((step - 1) * BATCH, step * BATCH)]
+
+
+def plain(tmp_path: Path) -> dict[str, Tensor]:
+    running = Running(tmp_path / "plain", model=net(0.0), workers=1, **ARGUMENTS)
+    running.end()
+    assert running.result is not None
+    return running.result.model.state_dict()
+
+
+def net(seconds: float) -> SlowNet:
+    torch.manual_seed(0)
+    return SlowNet(seconds)
+
+
+def check_weights(running: Running, tmp_path: Path) -> None:
+    assert running.result is not None
+    for name, expected in plain(tmp_path).items():
+        torch.testing.assert_close(running.result.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.distributed
+def test_survivors_make_the_step_again_and_the_dead_one_comes_back(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = Running(run, model=net(0.05), workers=3, **ARGUMENTS)
+    running.until_step(15)
+    running.kill(rank=1)
+    running.until_step(50)
+    running.kill(rank=0)  # the one that leads
+    report = running.end(120)
+    assert report["state"] == "finished" and report["steps"] == STEPS and report["restarts"] == 2
+    assert attempts(run, 2) == [0], "a survivor is not started again"
+    seen = members(run, replica=2)
+    assert seen[0] == [0, 1, 2] and [0, 2] in seen and [1, 2] in seen and seen[-1] == [0, 1, 2]
+    healed = [e["replica"] for e in read_events(run, "healed")]
+    assert sorted(healed) == [0, 1]
+    check_samples(run)
+    check_weights(running, tmp_path)
+
+
+@pytest.mark.distributed
+def test_a_stopped_replica_holds_nobody_up(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = Running(run, model=net(0.05), workers=3, **ARGUMENTS)
+    running.until_step(10)
+    pid = running.kill(rank=2, number=signal.SIGSTOP)
+    running.until(lambda e: e["kind"] == "membership" and e["replicas"] == [0, 1], "going on without it")
+    os.kill(pid, signal.SIGCONT)
+    report = running.end(120)
+    assert report["state"] == "finished" and report["restarts"] == 0
+    assert [e["replica"] for e in read_events(run, "healed")] == [2]
+    assert members(run)[-1] == [0, 1, 2]
+    check_samples(run)
+    check_weights(running, tmp_path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "codec",
+    ["fp32", pytest.param("int8", marks=pytest.mark.slow), pytest.param("powersgd", marks=pytest.mark.slow)],
+)
+def test_a_sharded_replica_dies_and_comes_back(codec: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sync = {"codec": codec, "matrix_rank": 1}
+    running = Running(run, model=net(0.05), workers=2, layout=2, sync=sync, **ARGUMENTS)
+    running.until_step(15)
+    running.kill(rank=3)
+    report = running.end(180)
+    assert report["state"] == "finished" and report["restarts"] == 1
+    assert attempts(run, 0) == [0]
+    assert [0] in members(run) and members(run)[-1] == [0, 1]
+    check_samples(run)
+    if codec == "fp32":
+        check_weights(running, tmp_path)
+
+
+class Uneven(SlowNet):
+    """Takes `seconds` a sample on replica 0, twice that on replica 1, and from some step on as much as on 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            replica = int(os.environ["ROLE_NAME"].removeprefix("replica-"))
+            self.calls = getattr(self, "calls", 0) + 1
+            slow = replica == 1 and self.calls <= 40
+            time.sleep(self.seconds * len(x) * (2 if slow else 1))
+        return self.layers(x).squeeze(-1)
+
+
+@pytest.mark.distributed
+def test_shares_follow_the_replicas_speed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torch.manual_seed(0)
+    running = Running(run, model=Uneven(0.004), workers=2, train__micro_batch=BATCH, **ARGUMENTS)
+    report = running.end(120)
+    assert report["state"] == "finished"
+    taken: dict[int, dict[int, int]] = {}
+    for event in read_events(run, "step"):
+        taken.setdefault(event["step"], {})[event["replica"]] = sum(b - a for a, b in event["cursor"])
+    assert taken[1] == {0: 12, 1: 12}
+    settled = [taken[step] for step in range(20, 40)]
+    assert all(abs(shares[0] - 16) <= 2 for shares in settled), settled
+    at_last = [taken[step] for step in range(STEPS - 20, STEPS)]
+    assert all(abs(shares[0] - 12) <= 2 for shares in at_last), at_last
+    check_samples(run)
+    check_weights(running, tmp_path)
