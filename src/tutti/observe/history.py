@@ -10,10 +10,12 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tutti.core import read_events
+from tutti.observe.starts import made_together, restarted_alone
 from tutti.observe.tail import Event, number, when
 
 
@@ -59,7 +61,7 @@ class History:
 
     def process_starts(self, replica: int) -> list[float]:
         """Times at which the processes of `replica` began anew, and with them their counters."""
-        starts = [when(e) for e in self.starts if not _alone(e) or e.get("replica") == replica]
+        starts = [when(e) for e in self.starts if not restarted_alone(e) or e.get("replica") == replica]
         return starts + [when(e) for e in self.of("restart") if e.get("of_replica") in (None, replica)]
 
     @property
@@ -114,7 +116,8 @@ def _find_continuations(history: History, times: list[float]) -> None:
     for start in history.starts:
         rank = start.get("rank")
         if (earlier := before.get(rank)) is not None:
-            history.continued_at.append(_mark(history, start))
+            if (mark := _mark(history, start)) < sys.maxsize:
+                history.continued_at.append(mark)
             between = any(when(earlier) < when(restart) <= when(start) for restart in restarts)
             if rank != history.starts[0].get("rank"):
                 pass  # another replica of the same command
@@ -130,15 +133,10 @@ def _attempt(start: Event) -> int:
     return int(start.get("attempt") or 0)
 
 
-def _alone(start: Event) -> bool:
-    """Whether only the replica that wrote this start was restarted, while others may have gone on."""
-    return start.get("policy", "allreduce") != "allreduce" and _attempt(start) > 0
-
-
 def _mark(history: History, start: Event) -> int:
     """The last step of earlier attempts that this start leaves standing."""
     resumed = int(start.get("resumed_from") or 0)
-    if not _alone(start):
+    if not restarted_alone(start):
         return resumed
     rank = start.get("rank")
     end = min(
@@ -146,6 +144,8 @@ def _mark(history: History, start: Event) -> int:
     )
     if not any(e.get("rank") == rank and when(start) <= when(e) < end for e in history.of("healed")):
         return resumed
+    if made_together(start):
+        return sys.maxsize  # a step is written when it counts for all
     # It has its peers' weights. What it did until its last meeting is in them; what it did after that is not.
     met = (e for e in history.of("membership") if e.get("rank") == rank and when(e) < when(start))
     return max((int(e.get("step") or 0) for e in met), default=0)
@@ -162,14 +162,14 @@ def _survives(history: History, event: Event) -> bool:
     return all(
         step <= _mark(history, start)
         for start in history.starts
-        if when(start) > when(event) and (not _alone(start) or start.get("rank") == rank)
+        if when(start) > when(event) and (not restarted_alone(start) or start.get("rank") == rank)
     )
 
 
 def _together(history: History, event: Event) -> bool:
     """Whether the replicas made the step of this event together, so that any of them speaks for all."""
     before = [start for start in history.starts if when(start) <= when(event)]
-    return not before or before[-1].get("policy", "allreduce") == "allreduce"
+    return not before or made_together(before[-1])
 
 
 def _sort_steps(history: History, events: list[Event]) -> None:

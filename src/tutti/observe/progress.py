@@ -6,6 +6,7 @@ from collections import deque
 
 from tutti.observe import words
 from tutti.observe.happened import sentence
+from tutti.observe.starts import made_together, restarted_alone
 from tutti.observe.tail import Event, number, when
 
 #: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
@@ -33,6 +34,7 @@ class Progress:
         self.step = 0
         self.bits_per_byte: float | None = None
         self._policy = "allreduce"
+        self._together = True
         self._facts = ""
         self._members: object = None
         self._recent: dict[int, deque[Event]] = {}  # leader → its last steps
@@ -91,7 +93,8 @@ class Progress:
     def _start(self, event: Event) -> list[str]:
         self.steps = int(event.get("steps") or 0)
         self._policy = str(event.get("policy", "allreduce"))
-        if self._policy == "allreduce" or not event.get("attempt"):
+        self._together = made_together(event)
+        if not restarted_alone(event):
             self.step = int(event.get("resumed_from") or 0)
             self._recent.clear()  # an earlier attempt's speed says nothing about another world's
         else:
@@ -113,9 +116,9 @@ class Progress:
         return lines
 
     def _speakers(self) -> list[deque[Event]]:
-        """Under allreduce every leader says the same; else each speaks for its replica."""
-        if self._policy == "allreduce":
-            return [self._recent[min(self._recent)]] if self._recent else []
+        """Of replicas that make each step together the one that spoke last; else each speaks for itself."""
+        if self._together:
+            return sorted(self._recent.values(), key=lambda recent: when(recent[-1]))[-1:]
         return list(self._recent.values())
 
     @property

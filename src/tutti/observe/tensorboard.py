@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tutti.observe.starts import made_together, restarted_alone
 from tutti.observe.tail import Event, Tail, number, when
 
 _EVERY_SECONDS = 1.0
@@ -56,6 +57,7 @@ class TensorBoardTracker:
         self._since = time.time() if since is None else since
         self._make_writer = writer or _summary_writer
         self._writer: Any = None
+        self._together = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
 
@@ -92,20 +94,20 @@ class TensorBoardTracker:
 
     def _write(self, event: Event) -> None:
         kind, time_written = event["kind"], when(event)
-        if kind == "run_started" and not event.get("rank"):
-            together = event.get("policy", "allreduce") == "allreduce"
-            if together or not event.get("attempt"):  # else one replica came back, and no step is done again
+        if kind == "run_started":
+            self._together = made_together(event)
+            if not event.get("rank") and not restarted_alone(event):  # else no step is done again
                 self._begin(int(event.get("resumed_from") or 0))
         leads = kind != "step" or number(event.get("loss")) is not None
         for field, name in _CURVES.get(kind, {}).items() if leads else ():
             value = number(event.get(field))
             if value is not None:
                 self._begin()
-                rank = event.get("rank")
+                rank = None if self._together and kind == "step" else event.get("rank")
                 name = name if not rank or rank == -1 else f"{name}/rank-{rank}"
                 self._writer.add_scalar(name, value, int(event.get("step") or 0), walltime=time_written)
         tokens, seconds = number(event.get("tokens")), number(event.get("seconds"))
-        if kind == "step" and leads and not event.get("rank") and tokens and seconds:
+        if kind == "step" and leads and (self._together or not event.get("rank")) and tokens and seconds:
             self._writer.add_scalar(
                 "time/tokens_per_second", tokens / seconds, int(event.get("step") or 0), walltime=time_written
             )
