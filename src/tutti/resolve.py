@@ -9,6 +9,7 @@ import torch
 
 from tutti.config import Config
 from tutti.config.schema import SyncConfig
+from tutti.core.errors import ConfigError
 from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
 from tutti.train.optimizer import auto_learning_rate
@@ -89,6 +90,11 @@ def resolve(config: Config, facts: Facts) -> Resolved:
             "right with any layout and transport, and with parameters that get no gradient",
         )
         sync = sync.model_copy(update={"implementation": how})
+    if facts.processes is not None and sync.membership == "elastic":
+        raise ConfigError(
+            "sync.membership: elastic needs Tutti's own launcher, but these processes were started by another",
+            "start the run by `tutti train`, or take sync.membership=fixed",
+        )
     if replicas > 1:
         how, reason = _membership(sync, precision, device.type, started=facts.processes is not None)
         sync = sync.model_copy(update={"membership": choose("sync.membership", sync.membership, how, reason)})

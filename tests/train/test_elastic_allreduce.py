@@ -154,3 +154,24 @@ def test_shares_follow_the_replicas_speed(tmp_path: Path) -> None:
     assert all(abs(shares[0] - 12) <= 2 for shares in at_last), at_last
     check_samples(run)
     check_weights(running, tmp_path)
+
+
+@pytest.mark.distributed
+def test_replicas_may_compute_in_different_precisions(tmp_path: Path) -> None:
+    """One in bf16, one in fp32: the loss lies within the band of both."""
+    losses = {}
+    for name, precisions in (
+        ("fp32", ("fp32", "fp32")),
+        ("both", ("bf16", "fp32")),
+        ("bf16", ("bf16", "bf16")),
+    ):
+        each = [{"precision": precision} for precision in precisions]
+        running = Running(tmp_path / name, model=net(0.0), workers=2, each=each, **ARGUMENTS)
+        report = running.end(120)
+        losses[name] = report["validation_loss"]
+        assert sorted(
+            (e["replica"], e["precision"]) for e in read_events(tmp_path / name, "run_started")
+        ) == list(enumerate(precisions))
+    band = 2 * abs(losses["bf16"] - losses["fp32"]) + 1e-3 * losses["fp32"]
+    assert losses["both"] != losses["fp32"]
+    assert abs(losses["both"] - losses["fp32"]) <= band, losses

@@ -347,6 +347,18 @@ class WatchConfig(Section):
     )
 
 
+class ReplicaConfig(Section):
+    """What is particular to one replica; what is not said is as for all."""
+
+    precision: Literal["fp32", "bf16"] | None = Field(default=None, description="As `train.precision`.")
+    micro_batch: Positive | None = Field(
+        default=None, description="As `train.micro_batch`: what its memory holds."
+    )
+    device: Literal["cpu"] | None = Field(
+        default=None, description="`cpu`: on the processor, whatever accelerator there is."
+    )
+
+
 class Config(Section):
     """A Tutti file."""
 
@@ -365,6 +377,10 @@ class Config(Section):
     replicas: Positive | Auto = Field(
         default="auto",
         description="Copies of the model, each on its own worker(s); `auto`: as many as fit the cores or devices.",
+    )
+    each: list[ReplicaConfig] = Field(
+        default_factory=list,
+        description="Unequal machines: what is particular to each replica, e.g. `[{precision: bf16}, {}]` for two.",
     )
     layout: Annotated[LayoutConfig, BeforeValidator(_layout)] = Field(
         default_factory=LayoutConfig, description="How one copy is split; `1`: not at all."
@@ -395,9 +411,20 @@ class Config(Section):
             raise ValueError(
                 f"sync.min_replicas is {self.sync.min_replicas}, but there are only {self.replicas} replicas"
             )
+        if self.each and len(self.each) != self.replicas:
+            raise ValueError(
+                f"each lists {len(self.each)} replicas, but replicas is {self.replicas}: one entry for each of them"
+            )
         if isinstance(self.replicas, int) and self.train.batch < self.replicas * self.layout.shard:
             raise ValueError(
                 f"train.batch is {self.train.batch}: fewer samples than the "
                 f"{self.replicas * self.layout.shard} workers that share them out"
             )
         return self
+
+    def of_replica(self, number: int) -> Config:
+        """The configuration that replica `number` goes by."""
+        if not self.each:
+            return self
+        update = self.each[number].model_dump(include={"precision", "micro_batch"}, exclude_none=True)
+        return self.model_copy(update={"train": self.train.model_copy(update=update)})

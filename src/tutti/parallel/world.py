@@ -90,14 +90,15 @@ class World:
         return self.counts and self.at("context") == 0
 
 
-def pick_device(neighbours: int = 0) -> torch.device:
-    """The accelerator of this local rank, or the CPU. `neighbours`: ranks of other launches on this host before it."""
-    if torch.accelerator.is_available():
+def pick_device(neighbours: int = 0, *, kind: str | None = None) -> torch.device:
+    """The accelerator of this local rank, or the CPU. `neighbours`: ranks of other launches on this host before it.
+    `kind`: `cpu` to leave accelerators alone."""
+    if kind != "cpu" and torch.accelerator.is_available():
         index = (neighbours + int(os.environ.get("LOCAL_RANK", "0"))) % torch.accelerator.device_count()
         torch.accelerator.set_device_index(index)
-        kind = torch.accelerator.current_accelerator()
-        assert kind is not None
-        return torch.device(kind.type, index)
+        found = torch.accelerator.current_accelerator()
+        assert found is not None
+        return torch.device(found.type, index)
     return torch.device("cpu")
 
 
@@ -109,16 +110,19 @@ def started_store() -> Store:
     return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def join_world(*, replicas: int, layout: LayoutConfig, elastic_replica: int | None) -> World:
+def join_world(
+    *, replicas: int, layout: LayoutConfig, elastic_replica: int | None, device_kind: str | None = None
+) -> World:
     """Enter the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     `elastic_replica`: the number of this replica when its world is its own, None when one world holds all.
+    `device_kind`: as `pick_device`'s `kind`.
 
     Raises:
         LaunchError: the environment has another number of processes than replicas × layout.
     """
     parts = layout.ranks
-    device = pick_device((elastic_replica or 0) * parts)
+    device = pick_device((elastic_replica or 0) * parts, kind=device_kind)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     expected = parts if elastic_replica is not None else replicas * parts
     if size != expected:

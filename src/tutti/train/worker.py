@@ -107,11 +107,15 @@ def _train(
     stop: StopRequest,
 ) -> None:
     elastic = assignment.elastic
+    replica = events.replica
+    own = config.each[replica] if config.each else None
+    config = config.of_replica(replica)
     assert not isinstance(config.replicas, str), "api.py resolves every auto before a worker starts"
     world = join_world(
         replicas=config.replicas,
         layout=config.layout,
         elastic_replica=elastic.replica if elastic else None,
+        device_kind=own.device if own else None,
     )
     live.set(phase="building the model")
     settings = settings_of(config, world.device)
