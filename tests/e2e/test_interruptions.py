@@ -114,10 +114,22 @@ def test_a_launcher_that_is_killed_leaves_no_workers_and_can_be_resumed(
     assert first == resumed[0]["step"] + 1
 
 
-def test_a_killed_worker_is_said_once_and_the_run_heals(tutti_here: Here, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_while_the_other_goes_on(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path)
     with at_step(RUN, 45, lambda: os.kill(worker_pid(RUN, 1), signal.SIGKILL)):
-        answer = tutti_here("train", "c.yaml", "train.steps=80")
+        answer = tutti_here("train", "c.yaml", "train.steps=300")
+    assert (answer.code, answer.err) == (0, ""), answer.said
+    assert answer.out.count("started again") == 1 and "worker 0 was killed by SIGKILL" in answer.out
+    assert "replicas 0 train together" in answer.out and "replica 1 was healed by its peers" in answer.out
+    assert "went on from the checkpoint" not in answer.out
+    assert sorted(losses_of(RUN)) == list(range(1, 301))
+    assert [event["attempt"] for event in events_of(RUN, "run_started") if event["replica"] == 0] == [0]
+
+
+def test_with_fixed_members_a_killed_worker_restarts_all(tutti_here: Here, tmp_path: Path) -> None:
+    write_config(tmp_path)
+    with at_step(RUN, 45, lambda: os.kill(worker_pid(RUN, 1), signal.SIGKILL)):
+        answer = tutti_here("train", "c.yaml", "train.steps=80", "sync.membership=fixed")
     assert (answer.code, answer.err) == (0, ""), answer.said
     assert answer.out.count("started again") == 1
     assert "worker 1 was killed by SIGKILL" in answer.out
@@ -127,7 +139,10 @@ def test_a_killed_worker_is_said_once_and_the_run_heals(tutti_here: Here, tmp_pa
     assert "Restarts" in answer.out
 
 
-def test_a_worker_that_dies_again_and_again_is_given_up(tutti_here: Here, tmp_path: Path) -> None:
+@pytest.mark.parametrize("members", ["sync.membership=fixed", "sync.min_replicas=2"])
+def test_a_worker_that_dies_again_and_again_is_given_up(
+    members: str, tutti_here: Here, tmp_path: Path
+) -> None:
     write_config(tmp_path)
     answer: list[Answer] = []
 
@@ -140,7 +155,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(tutti_here: Here, tmp_pa
         os.kill(worker_pid(RUN, 0), signal.SIGKILL)
 
     with at_step(RUN, 5, kill_twice):
-        answer.append(tutti_here("train", "c.yaml", "train.steps=5000", "watch.max_restarts=1"))
+        answer.append(tutti_here("train", "c.yaml", "train.steps=5000", "watch.max_restarts=1", members))
     refused(answer[0], "SIGKILL", "--resume")
 
 

@@ -3,6 +3,7 @@ undisturbed process computes."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -154,6 +155,30 @@ def test_shares_follow_the_replicas_speed(tmp_path: Path) -> None:
     assert all(abs(shares[0] - 12) <= 2 for shares in at_last), at_last
     check_samples(run)
     check_weights(running, tmp_path)
+
+
+@pytest.mark.distributed
+def test_faster_replicas_make_more_local_steps(tmp_path: Path) -> None:
+    run, every = tmp_path / "run", 6
+    torch.manual_seed(0)
+    sync = {"policy": "local_sgd", "every": every}
+    running = Running(run, model=Uneven(0.004), workers=2, sync=sync, train__micro_batch=BATCH, **ARGUMENTS)
+    report = running.end(120)
+    assert report["state"] == "finished" and report["steps"] == STEPS
+    rounds = sorted({e["step"] for e in read_events(run, "membership")})
+    made = {
+        replica: [
+            sum(e["replica"] == replica and start < e["step"] <= end for e in read_events(run, "step"))
+            for start, end in itertools.pairwise(rounds)
+        ]
+        for replica in (0, 1)
+    }
+    assert (made[0][0], made[1][0]) == (every, every)
+    assert all(a + b == 2 * every for a, b in zip(made[0], made[1], strict=True)), made
+    assert (made[0][4], made[1][4]) == (8, 4), made
+    committed = [r for e in read_events(run, "commit") if e["replica"] == 0 for r in e["ranges"]]
+    assert merge([(a, b) for a, b in committed]) == [(0, STEPS * BATCH)]
+    assert report["tokens"] == STEPS * BATCH
 
 
 @pytest.mark.distributed

@@ -271,8 +271,8 @@ class SyncConfig(Section):
     outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
     shares: Literal["measured", "even"] = Field(
         default="measured",
-        description="`allreduce`: how a step's samples are divided: by the replicas' measured speed, or evenly, which "
-        "gives the same bits in every run.",
+        description="How the samples of a step, or the local steps of a round, are divided: by the replicas' measured "
+        "speed, or evenly, which gives the same bits in every run.",
     )
     membership: Literal["auto", "elastic", "fixed"] = Field(
         default="auto",

@@ -91,6 +91,10 @@ class LocalLaunch:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
                     meanwhile()
+                    if self.elastic and self._too_few():
+                        self._tell(
+                            signal.SIGKILL
+                        )  # they wait for each other; the last checkpoint has their state
                     if self._stopped:
                         self._tell(signal.SIGTERM)  # workers that were only being started had not heard it
                     threads[0].join(timeout=0.1) if threads[0].is_alive() else time.sleep(0.1)
@@ -121,7 +125,12 @@ class LocalLaunch:
             arguments=(assigned,),
             max_restarts=self.max_restarts,
             on_restart=on_restart,
-            is_fatal=lambda: self._stopped or self._has_fatal_error(replica) or is_full(self.run),
+            is_fatal=lambda: (
+                self._stopped
+                or (self.elastic and self._too_few())
+                or self._has_fatal_error(replica)
+                or is_full(self.run)
+            ),
         )
 
     def _attend(self, index: int) -> None:
@@ -145,6 +154,11 @@ class LocalLaunch:
         """Fixed: all of it; elastic: as many replicas as a round needs."""
         good = [r for r in self._results.values() if isinstance(r, RunResult) and not r.is_failed()]
         return len(good) >= (self.min_replicas if self.elastic else 1)
+
+    def _too_few(self) -> bool:
+        """Whether so many replicas were given up that the others can never meet again."""
+        failed = sum(not isinstance(r, RunResult) or r.is_failed() for r in list(self._results.values()))
+        return bool(failed) and self.replicas - failed < self.min_replicas
 
     def _reasons(self) -> list[str]:
         """Why each agent that gave up did."""

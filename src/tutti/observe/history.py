@@ -179,13 +179,17 @@ def _sort_steps(history: History, events: list[Event]) -> None:
     void: list[Event] = []
     for event in leaders:
         ranks = kept.setdefault(int(event.get("step") or 0), {})
-        rank = 0 if _together(history, event) else int(event.get("rank") or 0)
-        if rank in ranks:
-            void.append(ranks.pop(rank))  # the last write wins
-        if _survives(history, event):
-            ranks[rank] = event
-        else:
+        together = _together(history, event)
+        rank = 0 if together else int(event.get("rank") or 0)
+        if not _survives(history, event):
             void.append(event)
+        elif rank not in ranks:
+            ranks[rank] = event
+        elif together:
+            void.append(ranks[rank])  # the last write wins
+            ranks[rank] = event
+        else:  # a fast replica makes several local steps while the run makes one
+            ranks[rank] = _one_after_the_other(ranks[rank], event)
     history.steps = [
         _merge(step, [ranks[rank] for rank in sorted(ranks)], history)
         for step, ranks in sorted(kept.items())
@@ -196,17 +200,30 @@ def _sort_steps(history: History, events: list[Event]) -> None:
     history.lost_seconds = sum(number(event.get("seconds")) or 0.0 for event in void) / max(1, replicas)
 
 
+def _one_after_the_other(first: Event, second: Event) -> Event:
+    """Two local steps of one rank as one."""
+    joined = dict(second)
+    for key in ("tokens", "seconds", "wait_data_seconds", "sync_seconds"):
+        joined[key] = (number(first.get(key)) or 0.0) + (number(second.get(key)) or 0.0)
+    tokens = [number(event.get("tokens")) or 1.0 for event in (first, second)]
+    losses = [number(event.get("loss")) or 0.0 for event in (first, second)]
+    joined["loss"] = sum(t * x for t, x in zip(tokens, losses, strict=True)) / sum(tokens)
+    return joined
+
+
 def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
     """Of several events about one step that was made together, that of the lowest rank."""
     begins = [when(start) for start in history.starts]
-    speakers: dict[tuple[int, int, int], Event] = {}
+    speakers: dict[tuple[int, int], Event] = {}
+    for_themselves = []
     for event in leaders:
-        rank = int(event.get("rank") or 0)
-        attempt, replica = bisect.bisect_right(begins, when(event)), 0 if _together(history, event) else rank
-        key = (attempt, int(event.get("step") or 0), replica)
-        if key not in speakers or rank < int(speakers[key].get("rank") or 0):
+        if not _together(history, event):
+            for_themselves.append(event)
+            continue
+        key = (bisect.bisect_right(begins, when(event)), int(event.get("step") or 0))
+        if key not in speakers or int(event.get("rank") or 0) < int(speakers[key].get("rank") or 0):
             speakers[key] = event
-    return sorted(speakers.values(), key=when)
+    return sorted([*speakers.values(), *for_themselves], key=when)
 
 
 def _merge(step: int, events: list[Event], history: History) -> Step:

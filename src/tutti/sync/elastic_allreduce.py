@@ -55,7 +55,7 @@ class ElasticAllReduce(AllReduce):
         )
         self._inside = inside
         self._joining = Joining(transport, *handover)
-        self._shares = Shares(batch, measured=measured_shares)
+        self._shares = Shares(measured=measured_shares)
         #: Those who have the run's state, and compute: their ranks, their replicas, their samples in this step.
         self._ranks: list[int] = []
         self._current: list[int] = []
@@ -103,7 +103,7 @@ class ElasticAllReduce(AllReduce):
             self._step_ranges = (step, self.ledger.take(self.batch))
         if not self._computes:
             return []
-        self._counts = self._shares.counts(self._current)
+        self._counts = self._shares.counts(self.batch, self._current)
         place = self._ranks.index(self.transport.rank)
         first = sum(self._counts[:place])
         return cut(self._step_ranges[1], first, first + self._counts[place])

@@ -17,6 +17,7 @@ import zmq
 from torch import Tensor
 
 from tutti.core import TrainingError
+from tutti.sync.background import in_background
 from tutti.sync.channel import caller, listener
 
 #: A giver that says nothing for so long is dead or cut off.
@@ -72,16 +73,7 @@ class Giver:
 
 def fetch(secret: bytes, address: str, key: str) -> Future[Any]:
     """The state offered at `address` under `key`, fetched by a thread. The future raises Lost when it cannot be had."""
-    result: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            result.set_result(_fetched(secret, address, key))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=work, name="fetch", daemon=True).start()
-    return result
+    return in_background(lambda: _fetched(secret, address, key), "fetch")
 
 
 def _fetched(secret: bytes, address: str, key: str) -> Any:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from tutti.sync.joining import Joining, Standing
 from tutti.sync.ledger import Ledger, Range, cut
-from tutti.sync.policy import Meeting, Place, Policy, Totals, local_part, named_trainable, placed_like
+from tutti.sync.policy import Meeting, Place, Policy, T, Totals, local_part, named_trainable, placed_like
+from tutti.sync.shares import Shares
 from tutti.sync.summing import Buffer, Summing, plain_sums
 from tutti.sync.transport import PeerLost, StaticTransport, Transport
 
@@ -58,6 +59,31 @@ class Minutes:
         return any(row[5] for row in self.rows)
 
 
+@dataclass
+class Round:
+    """A replica makes `steps` local steps while the run goes from `start` over `length` steps; `done` of them are made.
+
+    Faster replicas make more, slower ones fewer; each is numbered by how far in the run's steps it reaches.
+    """
+
+    start: int
+    length: int
+    steps: int
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.steps - self.done
+
+    def next_step(self) -> int:
+        """The number of the local step that comes now."""
+        return self.start + -(-(self.done + 1) * self.length // self.steps)
+
+    def skip(self, share: float) -> None:
+        """Come late by `share` of the round; at least one step is left."""
+        self.done = min(int(self.steps * share), max(self.steps - 1, 0))
+
+
 class Rounds(Policy):
     """Local steps by the inner optimizer, an outer step at every meeting."""
 
@@ -75,9 +101,11 @@ class Rounds(Policy):
         incarnation: int,
         summing: Summing | None = None,
         handover: Handover | None = None,
+        measured_shares: bool = False,
     ) -> None:
         """`inside`: the parts of this replica, over which a step's totals are summed. `summing`: how what replicas
         did travels (None: as it is). `handover`: how a newcomer gets the state (None: there are none).
+        `measured_shares`: faster replicas make more local steps in a round.
 
         `incarnation`: how often this replica was started; a reborn replica must not pass for its former self.
         """
@@ -86,11 +114,11 @@ class Rounds(Policy):
         self._inside = inside
         self._summing = summing or plain_sums(transport)
         self._incarnation = incarnation
-        # The global batch is shared out by the configured number of replicas; fewer members, fewer samples a step.
-        self._samples_per_step = batch // place.replicas + (place.replica < batch % place.replicas)
+        self._samples_per_step = self._samples_of(place.replica)
         self._done_samples = 0
         self._done_targets = 0
-        self._steps_left = 0
+        self._shares = Shares(measured=measured_shares)
+        self._round = Round(0, 0, 0)
         give, take = handover or (self.give, self.take)
         self._joining = Joining(transport, give, take)
         self._round_began = time.monotonic()
@@ -119,11 +147,15 @@ class Rounds(Policy):
         self._inside.all_reduce(vector)
         return Totals.of(vector)
 
+    def make_step(self, step: int, work: Callable[[int], T]) -> tuple[int, T]:
+        step = self._round.next_step()
+        return step, work(step)
+
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
         self._done_samples += self._samples_per_step
         self._done_targets += totals.targets
-        self._steps_left -= 1
-        if self._steps_left > 0 and step < last_step and not totals.stop:
+        self._round.done += 1
+        if self._round.left and not totals.stop:
             return None
         return self._agree(step, last_step, totals.stop)
 
@@ -136,23 +168,25 @@ class Rounds(Policy):
         self._inside.all_reduce(sums)
         return sums
 
-    def consensus(self) -> dict[str, Tensor]:
-        """The weights agreed on at the last meeting, this rank's part of each."""
-        return self._views(self._agreed)
-
     def owed(self) -> dict[str, Tensor]:
         views = self._summing.owed([Buffer.of(self._agreed, self._views(self._agreed).items())])
         return {name: placed_like(view, self._parameters[name]) for name, view in views.items()}
 
     def give(self) -> dict[str, Any]:
         """What a newcomer needs of the policy: the state at the last meeting."""
-        return {"agreed": self._agreed, "ledger": self.ledger.state(), "rounds": self.rounds}
+        return {
+            "agreed": self._agreed,
+            "ledger": self.ledger.state(),
+            "rounds": self.rounds,
+            "shares": self._shares.state(),
+        }
 
     def take(self, state: dict[str, Any]) -> None:
         """Be where the donor of `state` was at its last meeting, with nothing done since."""
         self._agreed.copy_(state["agreed"])
         self.ledger.load_state(state["ledger"])
         self.rounds = state["rounds"]
+        self._shares.load_state(state["shares"])
         self._write_back()
 
     @abstractmethod
@@ -178,10 +212,11 @@ class Rounds(Policy):
 
     def _meet(self, step: int, stop: bool) -> Minutes:
         """Exchange with whoever is alive until it counts."""
+        milliseconds = self._milliseconds()  # before the wait for others
         while True:
             self.transport.meet()
             try:
-                minutes = self._exchange(step, stop)
+                minutes = self._exchange(step, stop, milliseconds)
             except PeerLost:
                 self._summing.drop()
                 self.transport.commit(good=False)
@@ -191,7 +226,7 @@ class Rounds(Policy):
                 return minutes
             self._summing.drop()
 
-    def _exchange(self, step: int, stop: bool) -> Minutes:
+    def _exchange(self, step: int, stop: bool, milliseconds: int) -> Minutes:
         call = [
             *self._joining.standing.row(),
             self.place.replica,
@@ -200,10 +235,13 @@ class Rounds(Policy):
             self._done_targets,
             step,
             int(stop),
-            round((time.monotonic() - self._round_began) * 1000),
+            milliseconds,
         ]
         rows = [part.tolist() for part in self.transport.all_gather(torch.tensor(call, dtype=torch.int64))]
-        self._joining.attend([Standing.of(row) for row in rows])
+        current = self._joining.attend([Standing.of(row) for row in rows])
+        for rank, row in enumerate(rows):
+            if rank not in current:  # what it did cannot be used
+                row[5] = row[6] = 0
         minutes = Minutes([row[3:] for row in rows], None)
         targets = sum(row[6] for row in rows)
         if targets:
@@ -224,11 +262,17 @@ class Rounds(Policy):
             meeting.divergence = float((own - minutes.mean).norm() / self._agreed.norm().clamp_min(1e-12))
             self._outer_step(minutes.mean)
             self._write_back()
-        self._steps_left = min(self._every, max(last_step - meeting.step, 0))
-        self._lease(meeting, minutes)
+        self._begin_round(meeting, minutes, last_step)
         self.rounds += 1
         self._joining.version = self.rounds
         return meeting
+
+    def _milliseconds(self) -> int:
+        """Since the round began: of the slowest part, for all parts of this replica, which share out alike."""
+        taken = torch.zeros(self._inside.size, dtype=torch.float64)
+        taken[self._inside.rank] = (time.monotonic() - self._round_began) * 1000
+        self._inside.all_reduce(taken)
+        return round(float(taken.max()))
 
     def _arrived(self, seconds: float | None) -> bool:
         """Whether all parts of this replica have the run's state, waiting for at most so long."""
@@ -243,10 +287,10 @@ class Rounds(Policy):
             meeting = self._conclude(minutes, last_step)
         self._joining.missed = []
         gone = (time.monotonic() - self._round_began) / max(self._round_seconds, 1e-9)
-        left = torch.tensor(float(max(1, int(self._steps_left * (1 - min(gone, 1))))))
-        self._inside.all_reduce(left)
-        if self._round_seconds and self._steps_left:
-            self._steps_left = int(left) // self._inside.size
+        missed = torch.tensor(min(gone, 1.0) if self._round_seconds else 0.0, dtype=torch.float64)
+        self._inside.all_reduce(missed)
+        self._round.skip(float(missed) / self._inside.size)
+        self._round_began = time.monotonic()  # its speed is that of what it does
         meeting.healed = True
         return meeting
 
@@ -268,13 +312,25 @@ class Rounds(Policy):
                 meeting.returned[name] = returned
         return meeting
 
-    def _lease(self, meeting: Meeting, minutes: Minutes) -> None:
-        replicas = self.place.replicas
-        for replica, life, *_ in sorted(minutes.rows):
-            samples = self._steps_left * (self.batch // replicas + (replica < self.batch % replicas))
-            if samples:
+    def _begin_round(self, meeting: Meeting, minutes: Minutes, last_step: int) -> None:
+        """Share out the local steps of the next round, and lease their samples."""
+        length = min(self._every, max(last_step - meeting.step, 0))
+        rows = sorted(minutes.rows)
+        for replica, _, samples, _, _, _, milliseconds in rows:
+            self._shares.note(replica, samples // self._samples_of(replica), milliseconds / 1000)
+        steps = (
+            self._shares.counts(length * len(rows), [row[0] for row in rows]) if length else [0] * len(rows)
+        )
+        for (replica, life, *_), count in zip(rows, steps, strict=True):
+            if replica == self.place.replica:
+                self._round = Round(meeting.step, length, count)
+            if count:
                 name = _member_name(replica, life)
-                meeting.leased[name] = self.ledger.lease(name, samples)
+                meeting.leased[name] = self.ledger.lease(name, count * self._samples_of(replica))
+
+    def _samples_of(self, replica: int) -> int:
+        """A local step's; of the global batch as many as the configured number of replicas leaves."""
+        return self.batch // self.place.replicas + (replica < self.batch % self.place.replicas)
 
     # Flat buffers ------------------------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ def make_policy(
         "incarnation": attempt,
         "summing": summing,
         "handover": handover,
+        "measured_shares": elastic is not None and sync.shares == "measured",
     }
     if sync.policy == "local_sgd":
         return LocalSGD(*shared, **common)
