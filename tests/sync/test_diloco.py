@@ -145,6 +145,6 @@ def test_a_reborn_replica_is_not_its_former_self() -> None:
     _, policy = make(StaticTransport(None), 0, 1)
     policy.start(0, 30)
     policy._incarnation = 1
-    meeting = policy._agree(0, 30, False)
+    meeting = policy._agree(0, stop=False)
     assert meeting.returned == {"replica-0.0": [(0, 15)]}
     assert meeting.leased == {"replica-0.1": [(0, 15)]}

@@ -269,6 +269,16 @@ class SyncConfig(Section):
         default=0.7, description="`diloco`: outer SGD."
     )
     outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
+    fragments: Positive = Field(
+        default=1, description="`diloco`: the weights take turns in so many parts (streaming)."
+    )
+    overlap: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="`diloco`: steps that go on while a fragment is exchanged."
+    )
+    merge: Fraction = Field(
+        default=0.5,
+        description="`diloco` with overlap: how much of what was done meanwhile stays beside what was agreed on.",
+    )
     shares: Literal["measured", "even"] = Field(
         default="measured",
         description="How the samples of a step, or the local steps of a round, are divided: by the replicas' measured "

@@ -133,6 +133,11 @@ class LocalLaunch:
             ),
         )
 
+    def _given_up(self, replica: int | None) -> bool:
+        """Whether to start the workers of `replica` again would be of no use, or not wanted."""
+        too_few = self.elastic and self._too_few()
+        return self._stopped or too_few or self._has_fatal_error(replica) or is_full(self.run)
+
     def _attend(self, index: int) -> None:
         try:
             try:

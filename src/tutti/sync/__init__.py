@@ -9,6 +9,7 @@ from tutti.sync.ledger import Ledger, Range, count, cut, merge, positions, share
 from tutti.sync.local_sgd import LocalSGD
 from tutti.sync.policy import Meeting, Place, Policy, Totals
 from tutti.sync.rounds import Rounds
+from tutti.sync.streaming import StreamingDiLoCo
 from tutti.sync.summing import Summing
 from tutti.sync.transport import ByteMeter, PeerLost, StaticTransport, Transport
 
@@ -28,6 +29,7 @@ __all__ = [
     "Rounds",
     "StateLost",
     "StaticTransport",
+    "StreamingDiLoCo",
     "Summing",
     "Totals",
     "Transport",

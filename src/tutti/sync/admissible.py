@@ -20,6 +20,11 @@ def inadmissible(sync: SyncConfig, precision: str) -> str | None:
             f"codec {sync.codec} with train.precision: fp16: gradients carry a loss scale that changes, and "
             "overflow until it fits; a codec writes no overflow, and what it owes would be of another scale"
         )
+    if sync.policy == "diloco" and sync.every // sync.fragments <= sync.overlap:
+        return (
+            f"a fragment's turn comes every {sync.every // sync.fragments} steps (every: {sync.every}, fragments: "
+            f"{sync.fragments}), so overlap: {sync.overlap} must be less than that"
+        )
     if sync.membership == "elastic" and sync.policy == "allreduce":
         if sync.implementation == "ddp":
             return "implementation: ddp cannot change its members: take membership: fixed, or implementation: buckets"

@@ -41,6 +41,7 @@ class DiLoCo(Rounds):
         self._outer_momentum.copy_(state["outer_momentum"])
         super().take(state)
 
-    def _outer_step(self, mean: Tensor) -> None:
-        self._outer_momentum.mul_(self._momentum).add_(mean)
-        self._agreed.sub_(mean.add(self._outer_momentum, alpha=self._momentum), alpha=self._learning_rate)
+    def _outer_step(self, mean: Tensor, place: slice) -> None:
+        momentum = self._outer_momentum[place]
+        momentum.mul_(self._momentum).add_(mean)
+        self._agreed[place].sub_(mean.add(momentum, alpha=self._momentum), alpha=self._learning_rate)

@@ -93,6 +93,18 @@ class Ledger:
         self.returned = merge([*self.returned, *rest])
         return committed, rest
 
+    def commit(self, borrower: str, done: int) -> list[Range]:
+        """The first `done` positions of the loan of `borrower` are trained on; the rest stays on loan."""
+        loan = self.loans[borrower]
+        self.loans[borrower] = cut(loan, done, count(loan))
+        return cut(loan, 0, done)
+
+    def extend(self, borrower: str, samples: int) -> list[Range]:
+        """Lend `borrower` the next `samples` positions, to be trained on after what it has."""
+        more = self.take(samples)
+        self.loans[borrower] = [*self.loans.get(borrower, []), *more]
+        return more
+
     def return_loans(self) -> None:
         """End every loan with nothing done: a run that starts again has no borrowers."""
         for borrower in list(self.loans):

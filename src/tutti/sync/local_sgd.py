@@ -14,5 +14,5 @@ from tutti.sync.rounds import Rounds
 class LocalSGD(Rounds):
     """The mean of the replicas' weights, by the targets that each saw."""
 
-    def _outer_step(self, mean: Tensor) -> None:
-        self._agreed.sub_(mean)
+    def _outer_step(self, mean: Tensor, place: slice) -> None:
+        self._agreed[place].sub_(mean)

@@ -73,6 +73,18 @@ class Meeting:
     leased: dict[str, list[Range]] = field(default_factory=dict)
     divergence: float = 0.0
 
+    def after(self, earlier: Meeting) -> Meeting:
+        """Both as one, where a meeting was held right after another."""
+        for mine, theirs in (
+            (self.committed, earlier.committed),
+            (self.returned, earlier.returned),
+            (self.leased, earlier.leased),
+        ):
+            for member, ranges in theirs.items():
+                mine[member] = [*ranges, *mine.get(member, [])]
+        self.healed |= earlier.healed
+        return self
+
 
 def local_part(tensor: Tensor) -> Tensor:
     """The part of `tensor` that lives on this rank (the whole tensor unless it is sharded)."""
@@ -147,6 +159,10 @@ class Policy(ABC):
         """Take the run's state if this replica is `behind` and it has arrived: number of the step after which it
         was copied. What was listened to since has to be done again."""
         return None
+
+    def consensus(self) -> AbstractContextManager[None]:
+        """Inside, parameters are the weights that all agree on: those that are evaluated and saved."""
+        return nullcontext()
 
     @abstractmethod
     def sum_evaluation(self, measure: Callable[[int, int], Tensor]) -> Tensor:

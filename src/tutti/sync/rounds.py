@@ -11,22 +11,34 @@ what members lent who are no longer there, returns to the ledger and is taken fi
 
 A replica that comes late listens until the run's state has arrived (`joining`): at meetings it gives nothing and keeps
 what came of them. If the state is there early in a round, it trains for the rest of it.
+
+Weights lie in flat vectors, cut into fragments; here there is one, `streaming` has several.
 """
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tutti.sync.joining import Joining, Standing
+from tutti.sync.joining import Joining
 from tutti.sync.ledger import Ledger, Range, cut
-from tutti.sync.policy import Meeting, Place, Policy, T, Totals, local_part, named_trainable, placed_like
+from tutti.sync.minutes import Entry, Minutes, Round, member_name
+from tutti.sync.policy import (
+    Meeting,
+    Place,
+    Policy,
+    T,
+    Totals,
+    local_part,
+    named_trainable,
+    placed_like,
+)
 from tutti.sync.shares import Shares
 from tutti.sync.summing import Buffer, Summing, plain_sums
 from tutti.sync.transport import PeerLost, StaticTransport, Transport
@@ -39,49 +51,11 @@ Handover = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
 @dataclass
-class Minutes:
-    """What a meeting came to: of each member [replica, incarnation, samples, targets, step, stop, milliseconds], and
-    the mean Δ (None: nobody had done anything)."""
+class Contribution:
+    """What this member brings to a meeting: what it says, and Δ of the fragments whose turn it is."""
 
-    rows: list[list[int]]
-    mean: Tensor | None
-
-    @property
-    def members(self) -> list[int]:
-        return [row[0] for row in self.rows]
-
-    @property
-    def step(self) -> int:
-        return max(row[4] for row in self.rows)
-
-    @property
-    def stop(self) -> bool:
-        return any(row[5] for row in self.rows)
-
-
-@dataclass
-class Round:
-    """A replica makes `steps` local steps while the run goes from `start` over `length` steps; `done` of them are made.
-
-    Faster replicas make more, slower ones fewer; each is numbered by how far in the run's steps it reaches.
-    """
-
-    start: int
-    length: int
-    steps: int
-    done: int = 0
-
-    @property
-    def left(self) -> int:
-        return self.steps - self.done
-
-    def next_step(self) -> int:
-        """The number of the local step that comes now."""
-        return self.start + -(-(self.done + 1) * self.length // self.steps)
-
-    def skip(self, share: float) -> None:
-        """Come late by `share` of the round; at least one step is left."""
-        self.done = min(int(self.steps * share), max(self.steps - 1, 0))
+    entry: Entry
+    deltas: dict[int, Tensor]
 
 
 class Rounds(Policy):
@@ -116,30 +90,42 @@ class Rounds(Policy):
         self._incarnation = incarnation
         self._samples_per_step = self._samples_of(place.replica)
         self._done_samples = 0
-        self._done_targets = 0
         self._shares = Shares(measured=measured_shares)
         self._round = Round(0, 0, 0)
         give, take = handover or (self.give, self.take)
         self._joining = Joining(transport, give, take)
         self._round_began = time.monotonic()
         self._round_seconds = 0.0
+        self._last_step = 0
 
     def attach(self, objective: nn.Module) -> nn.Module:
-        self._parameters = dict(named_trainable(objective))
-        self._agreed = self._flatten()
+        parameters = dict(named_trainable(objective))
+        self._names = self._cut(parameters)
+        self._parameters = {name: parameters[name] for names in self._names for name in names}
+        self._fragments, stop = list[slice](), 0
+        for names in self._names:
+            start, stop = stop, stop + sum(local_part(parameters[name].detach()).numel() for name in names)
+            self._fragments.append(slice(start, stop))
+        self._agreed = self._flatten(self._parameters)
+        self._targets = [0] * len(self._fragments)
         return objective
 
-    @property
-    def _name(self) -> str:
-        return _member_name(self.place.replica, self._incarnation)
+    def _cut(self, parameters: Mapping[str, nn.Parameter]) -> list[list[str]]:
+        """The names of each fragment's parameters."""
+        return [list(parameters)]
 
     def start(self, step: int, last_step: int) -> Meeting | None:
-        self._agreed = self._flatten()  # a checkpoint may have been loaded since `attach`
+        self._agreed = self._flatten(self._parameters)  # a checkpoint may have been loaded since `attach`
         self._joining.version = self.rounds
-        return self._agree(step, last_step, stop=False)
+        self._last_step = last_step
+        return self._agree(step, stop=False)
+
+    def make_step(self, step: int, work: Callable[[int], T]) -> tuple[int, T]:
+        step = self._round.next_step()
+        return step, work(step)
 
     def samples(self, step: int) -> list[Range]:
-        lease = self.ledger.loans[self._name]
+        lease = self.ledger.loans[member_name(self.place.replica, self._incarnation)]
         return cut(lease, self._done_samples, self._done_samples + self._samples_per_step)
 
     def before_step(self, totals: Totals) -> Totals:
@@ -147,17 +133,16 @@ class Rounds(Policy):
         self._inside.all_reduce(vector)
         return Totals.of(vector)
 
-    def make_step(self, step: int, work: Callable[[int], T]) -> tuple[int, T]:
-        step = self._round.next_step()
-        return step, work(step)
-
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
-        self._done_samples += self._samples_per_step
-        self._done_targets += totals.targets
-        self._round.done += 1
+        self._count_step(totals)
         if self._round.left and not totals.stop:
             return None
-        return self._agree(step, last_step, totals.stop)
+        return self._agree(step, totals.stop)
+
+    def _count_step(self, totals: Totals) -> None:
+        self._done_samples += self._samples_per_step
+        self._targets = [count + totals.targets for count in self._targets]
+        self._round.done += 1
 
     @property
     def behind(self) -> bool:  # type: ignore[override]
@@ -169,7 +154,9 @@ class Rounds(Policy):
         return sums
 
     def owed(self) -> dict[str, Tensor]:
-        views = self._summing.owed([Buffer.of(self._agreed, self._views(self._agreed).items())])
+        views = self._summing.owed(
+            self._buffer(self._agreed, number) for number in range(len(self._fragments))
+        )
         return {name: placed_like(view, self._parameters[name]) for name, view in views.items()}
 
     def give(self) -> dict[str, Any]:
@@ -187,85 +174,118 @@ class Rounds(Policy):
         self.ledger.load_state(state["ledger"])
         self.rounds = state["rounds"]
         self._shares.load_state(state["shares"])
-        self._write_back()
+        self._write_back(range(len(self._fragments)))
 
     @abstractmethod
-    def _outer_step(self, mean: Tensor) -> None:
-        """Change `_agreed` by the members' mean Δ, which may be used up."""
+    def _outer_step(self, mean: Tensor, place: slice) -> None:
+        """Change `_agreed[place]` by the members' mean Δ of it, which may be used up."""
 
     # Meeting -----------------------------------------------------------------------------------------------
 
-    def _agree(self, step: int, last_step: int, stop: bool) -> Meeting:
+    def _agree(self, step: int, stop: bool) -> Meeting:
         """Meet, and go on meeting for as long as this replica can only listen."""
         while True:
-            minutes = self._meet(step, stop)
-            self._done_samples = self._done_targets = 0
+            minutes = self._meet(self._contribution(step, stop, waiting=True))
+            assert minutes is not None
             if not self.behind:
-                return self._conclude(minutes, last_step)
+                return self._conclude(minutes)
+            self._forget_work()
             self._joining.listen(minutes)
-            over = minutes.stop or minutes.step >= last_step
+            over = minutes.stop or minutes.step >= self._last_step
             if self._arrived(None if over else _PATIENCE * self._round_seconds):
-                return self._enter(last_step)
+                return self._enter()
             if over:  # it cannot be had, and there is nothing left to come late for
                 return Meeting(members=minutes.members, step=minutes.step, stop=True)
             step = minutes.step
 
-    def _meet(self, step: int, stop: bool) -> Minutes:
-        """Exchange with whoever is alive until it counts."""
-        milliseconds = self._milliseconds()  # before the wait for others
+    def _contribution(self, step: int, stop: bool, *, waiting: bool) -> Contribution:
+        """Of this moment. (Also called before the run's state is there: then nothing in it will be used.)"""
+        entry = Entry(
+            standing=self._joining.standing,
+            replica=self.place.replica,
+            incarnation=self._incarnation,
+            samples=self._done_samples,
+            step=step,
+            stop=stop,
+            milliseconds=self._milliseconds(),
+            waiting=waiting,
+            targets=list(self._targets),
+        )
+        deltas = {number: self._delta(number) for number in self._due(self._joining.version, step, stop)}
+        return Contribution(entry, deltas)
+
+    def _due(self, version: int, step: int, stop: bool) -> Iterable[int]:
+        """The fragments whose turn it is at meeting number `version`: all of them at the last one."""
+        count = len(self._fragments)
+        return range(count) if stop or step >= self._last_step else [version % count]
+
+    def _meet(self, mine: Contribution) -> Minutes | None:
+        """Exchange with whoever is alive until it counts. None: it has to be done with everybody waiting."""
         while True:
             self.transport.meet()
+            mine.entry.standing = self._joining.standing
             try:
-                minutes = self._exchange(step, stop, milliseconds)
+                minutes = self._exchange(mine)
             except PeerLost:
                 self._summing.drop()
                 self.transport.commit(good=False)
                 continue
             if self.transport.commit():
                 self._summing.keep()
-                return minutes
+                if minutes is not None or not mine.entry.waiting:
+                    return minutes
             self._summing.drop()
 
-    def _exchange(self, step: int, stop: bool, milliseconds: int) -> Minutes:
-        call = [
-            *self._joining.standing.row(),
-            self.place.replica,
-            self._incarnation,
-            self._done_samples,
-            self._done_targets,
-            step,
-            int(stop),
-            milliseconds,
-        ]
-        rows = [part.tolist() for part in self.transport.all_gather(torch.tensor(call, dtype=torch.int64))]
-        current = self._joining.attend([Standing.of(row) for row in rows])
-        for rank, row in enumerate(rows):
+    def _exchange(self, mine: Contribution) -> Minutes | None:
+        """None: somebody newly come, or asked to stop, finds others who do not wait; all have to meet again."""
+        rows = self.transport.all_gather(mine.entry.row())
+        roll = [Entry.of(row.tolist()) for row in rows]
+        if not all(entry.waiting for entry in roll):
+            versions = {entry.standing.version for entry in roll}
+            if len(versions) > 1 or any(entry.waiting or not entry.standing.has for entry in roll):
+                return None
+        current = self._joining.attend([entry.standing for entry in roll])
+        for rank, entry in enumerate(roll):
             if rank not in current:  # what it did cannot be used
-                row[5] = row[6] = 0
-        minutes = Minutes([row[3:] for row in rows], None)
-        targets = sum(row[6] for row in rows)
-        if targets:
-            idle = self.behind or self._done_targets == 0
-            delta = torch.zeros_like(self._agreed) if idle else self._agreed - self._flatten()
-            delta.mul_(self._done_targets / targets)
-            self._summing.sum(Buffer.of(delta, self._views(delta).items()))
-            minutes.mean = delta
-        self._round_seconds = max((row[9] for row in rows if row[5]), default=0) / 1000
+                entry.samples, entry.targets = 0, [0] * len(entry.targets)
+        minutes = Minutes(roll)
+        for number in self._due(self._joining.version, minutes.step, minutes.stop):
+            targets = sum(entry.targets[number] for entry in roll)
+            own = roll[self.transport.rank].targets[number]
+            if targets:
+                place = self._fragments[number]
+                if own:
+                    delta = mine.deltas[number] if number in mine.deltas else self._delta(number)
+                    delta = delta * (own / targets)  # kept as it is, in case this has to be repeated
+                else:
+                    delta = torch.zeros_like(self._agreed[place])
+                self._summing.sum(self._buffer(delta, number, whole=False))
+                minutes.means[number] = delta
+        self._round_seconds = max((entry.milliseconds for entry in roll if entry.samples), default=0) / 1000
         self._round_began = time.monotonic()
         return minutes
 
-    def _conclude(self, minutes: Minutes, last_step: int) -> Meeting:
+    def _conclude(self, minutes: Minutes) -> Meeting:
         """Step the outer optimizer, settle the accounts and lease anew."""
         meeting = self._settle(minutes)
-        if minutes.mean is not None:
-            own = self._agreed - self._flatten()
-            meeting.divergence = float((own - minutes.mean).norm() / self._agreed.norm().clamp_min(1e-12))
-            self._outer_step(minutes.mean)
-            self._write_back()
-        self._begin_round(meeting, minutes, last_step)
+        for number, mean in minutes.means.items():
+            place = self._fragments[number]
+            own = self._delta(number)
+            size = self._agreed[place].norm().clamp_min(1e-12)
+            meeting.divergence = max(meeting.divergence, float((own - mean).norm() / size))
+            self._outer_step(mean, place)
+        self._write_back(minutes.means)
+        self._done_samples = 0
+        for number in minutes.means:
+            self._targets[number] = 0
+        self._begin_round(meeting, minutes)
         self.rounds += 1
         self._joining.version = self.rounds
         return meeting
+
+    def _forget_work(self) -> None:
+        self._done_samples = 0
+        self._targets = [0] * len(self._fragments)
 
     def _milliseconds(self) -> int:
         """Since the round began: of the slowest part, for all parts of this replica, which share out alike."""
@@ -280,11 +300,11 @@ class Rounds(Policy):
         self._inside.all_reduce(missing)
         return not missing
 
-    def _enter(self, last_step: int) -> Meeting:
+    def _enter(self) -> Meeting:
         """Become a member like the others, in the middle of the round that the last meeting began."""
         self._joining.receive()
         for minutes in self._joining.missed:
-            meeting = self._conclude(minutes, last_step)
+            meeting = self._conclude(minutes)
         self._joining.missed = []
         gone = (time.monotonic() - self._round_began) / max(self._round_seconds, 1e-9)
         missed = torch.tensor(min(gone, 1.0) if self._round_seconds else 0.0, dtype=torch.float64)
@@ -294,16 +314,11 @@ class Rounds(Policy):
         meeting.healed = True
         return meeting
 
-    def _write_back(self) -> None:
-        """The agreed weights become the parameters."""
-        views = self._views(self._agreed)
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                local_part(parameter).copy_(views[name])
+    # Accounts ------------------------------------------------------------------------------------------------
 
     def _settle(self, minutes: Minutes) -> Meeting:
         meeting = Meeting(members=minutes.members, step=minutes.step, stop=minutes.stop)
-        done = {_member_name(replica, life): samples for replica, life, samples, *_ in minutes.rows}
+        done = {entry.name: entry.samples for entry in minutes.roll}
         for name in sorted(self.ledger.loans):
             committed, returned = self.ledger.settle(name, done.get(name, 0))
             if committed:
@@ -312,38 +327,52 @@ class Rounds(Policy):
                 meeting.returned[name] = returned
         return meeting
 
-    def _begin_round(self, meeting: Meeting, minutes: Minutes, last_step: int) -> None:
+    def _begin_round(self, meeting: Meeting, minutes: Minutes) -> None:
         """Share out the local steps of the next round, and lease their samples."""
-        length = min(self._every, max(last_step - meeting.step, 0))
-        rows = sorted(minutes.rows)
-        for replica, _, samples, _, _, _, milliseconds in rows:
-            self._shares.note(replica, samples // self._samples_of(replica), milliseconds / 1000)
-        steps = (
-            self._shares.counts(length * len(rows), [row[0] for row in rows]) if length else [0] * len(rows)
-        )
-        for (replica, life, *_), count in zip(rows, steps, strict=True):
-            if replica == self.place.replica:
+        length = min(self._every, max(self._last_step - meeting.step, 0))
+        roll = sorted(minutes.roll, key=lambda entry: entry.replica)
+        for entry in roll:
+            made = entry.samples // self._samples_of(entry.replica)
+            self._shares.note(entry.replica, made, entry.milliseconds / 1000)
+        replicas = [entry.replica for entry in roll]
+        steps = self._shares.counts(length * len(roll), replicas) if length else [0] * len(roll)
+        for entry, count in zip(roll, steps, strict=True):
+            if entry.replica == self.place.replica:
                 self._round = Round(meeting.step, length, count)
             if count:
-                name = _member_name(replica, life)
-                meeting.leased[name] = self.ledger.lease(name, count * self._samples_of(replica))
+                samples = count * self._samples_of(entry.replica)
+                meeting.leased[entry.name] = self.ledger.lease(entry.name, samples)
 
     def _samples_of(self, replica: int) -> int:
         """A local step's; of the global batch as many as the configured number of replicas leaves."""
         return self.batch // self.place.replicas + (replica < self.batch % self.place.replicas)
 
-    # Flat buffers ------------------------------------------------------------------------------------------
+    # Flat vectors --------------------------------------------------------------------------------------------
 
-    def _flatten(self) -> Tensor:
-        """This rank's part of all parameters as one fp32 vector."""
-        parts = [local_part(p.detach()).reshape(-1).float() for p in self._parameters.values()]
-        return torch.cat(parts)
+    def _flatten(self, names: Iterable[str]) -> Tensor:
+        """This rank's part of these parameters as one fp32 vector."""
+        parts = [local_part(self._parameters[name].detach()).reshape(-1).float() for name in names]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def _delta(self, number: int) -> Tensor:
+        """Δ of fragment `number`, since it was agreed on."""
+        return self._agreed[self._fragments[number]] - self._flatten(self._names[number])
+
+    def _write_back(self, numbers: Iterable[int]) -> None:
+        """The agreed weights of these fragments become the parameters."""
+        views = self._views(self._agreed)
+        with torch.no_grad():
+            for number in numbers:
+                for name in self._names[number]:
+                    local_part(self._parameters[name]).copy_(views[name])
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         locals_ = {name: local_part(p.detach()) for name, p in self._parameters.items()}
         pieces = torch.split(flat, [p.numel() for p in locals_.values()])
         return {name: piece.view(p.shape) for (name, p), piece in zip(locals_.items(), pieces, strict=True)}
 
-
-def _member_name(replica: int, incarnation: int) -> str:
-    return f"replica-{replica}.{incarnation}"
+    def _buffer(self, flat: Tensor, number: int, *, whole: bool = True) -> Buffer:
+        """Fragment `number` of `flat` (or `flat` itself), with the parameters that lie in it."""
+        some = flat[self._fragments[number]] if whole else flat
+        named = [(name, local_part(self._parameters[name].detach())) for name in self._names[number]]
+        return Buffer.of(some, named)

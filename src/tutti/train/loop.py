@@ -177,12 +177,14 @@ class Loop:
         self._due_checkpoint |= step % self.settings.checkpoint_every == 0 or last
         if self.policy.drifts and meeting is None:
             return
-        if self._due_validation:
-            self._due_validation = False
-            self.validate()
-        if self._due_checkpoint:
-            self._due_checkpoint = False
-            self.save(wait=False)
+        if not (self._due_validation or self._due_checkpoint):
+            return
+        with self.policy.consensus():
+            if self._due_validation:
+                self.validate()
+            if self._due_checkpoint:
+                self.save(wait=False)
+        self._due_validation = self._due_checkpoint = False
 
     def validate(self) -> None:
         """Measure the validation loss: over all ranks, or by the leading replica when replicas drift."""

@@ -89,7 +89,7 @@ def make_policy(
     }
     if sync.policy == "local_sgd":
         return LocalSGD(*shared, **common)
-    return DiLoCo(*shared, learning_rate=sync.outer_learning_rate, momentum=sync.outer_momentum, **common)
+    return DiLoCo(*shared, **common)
 
 
 def _elastic(elastic: Elastic, world: World, attempt: int, say: Callable[[str], None]) -> Transport:
