@@ -87,6 +87,7 @@ def drunken_text() -> torch.Tensor:
 
 EVERY = [(policy, codec) for policy in POLICIES for codec in CODECS]
 EVERY_DAY = [("allreduce", "fp32"), ("allreduce", "int4"), ("diloco", "fp32"), ("diloco", "topk")]
+EVERY_DAY += [("gossip", "fp32"), ("gossip", "int4")]
 
 
 @pytest.mark.distributed
@@ -122,6 +123,7 @@ def table(trained: set[tuple[str, str]]) -> str:
         ({"then": "zstd"}, "fp32", "then: zstd cannot compress codec fp32"),
         ({"then": "zstd", "codec": "powersgd"}, "fp32", "then: zstd cannot compress codec powersgd"),
         ({"implementation": "ddp", "codec": "int8"}, "fp32", "needs implementation: buckets"),
+        ({"policy": "gossip", "codec": "powersgd"}, "fp32", "sends to one at a time"),
         ({"codec": "topk"}, "fp16", "loss scale"),
         ({"codec": "bf16"}, "fp16", "loss scale"),
     ],

@@ -17,7 +17,7 @@ from torch import nn
 from runs import Running, SlowNet, regression
 from tutti.config.schema import SyncConfig
 from tutti.core import read_events
-from tutti.sync import merge
+from tutti.sync import inadmissible, merge
 from tutti.train.checkpoints import newest_valid, read_manifest
 
 SAMPLES, BATCH, EVERY, STEPS = 400, 16, 3, 90
@@ -62,7 +62,7 @@ PAIRS = [
     pytest.param(policy, codec, marks=() if (policy, codec) == ("diloco", "fp32") else pytest.mark.slow)
     for policy in typing.get_args(SyncConfig.model_fields["policy"].annotation)
     for codec in typing.get_args(SyncConfig.model_fields["codec"].annotation)
-    if policy != "allreduce"
+    if policy != "allreduce" and inadmissible(SyncConfig(policy=policy, codec=codec), "fp32") is None
 ]
 
 
@@ -190,3 +190,24 @@ def test_all_replicas_asked_to_stop_meet_save_and_resume(tmp_path: Path) -> None
         for piece in pieces
     ]
     assert merge([*committed, *map(tuple, ledger["returned"])]) == [(0, ledger["cursor"])]
+
+
+@pytest.mark.distributed
+def test_those_who_gossip_go_on_alone_until_the_next_meeting_when_one_dies(tmp_path: Path) -> None:
+    run, round_ = tmp_path / "run", 30
+    sync = {"policy": "gossip", "every": round_, "codec": "int8"}
+    running = Running(run, model=SlowNet(0.03), workers=3, steps=3 * round_, sync=sync, **ARGUMENTS)
+    running.until_step(round_ + 5, rank=1)
+    running.kill(rank=1)
+    report = running.end(120)
+    assert report["state"] == "finished" and report["steps"] == 3 * round_ and report["restarts"] == 1
+    starts = [e["attempt"] for e in read_events(run, "run_started") if e["replica"] != 1]
+    assert starts == [0, 0], "the others were never restarted"
+    steps = [e for e in read_events(run, "step") if e["replica"] != 1]
+    for replica in (0, 2):  # between the death and the next meeting nothing that one gives moves the other
+        moved = {e["step"]: e.get("divergence") for e in steps if e["replica"] == replica}
+        assert all(moved[step] is None for step in (round_, 2 * round_, 3 * round_)), "all meet instead"
+        assert any(moved[step] > 1e-5 for step in range(1, round_))
+        assert all(moved[step] < 1e-5 for step in range(round_ + 15, 2 * round_)), moved
+    assert list(read_events(run, "membership"))[-1]["replicas"] == [0, 1, 2]
+    check_accounts(run)

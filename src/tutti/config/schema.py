@@ -235,10 +235,10 @@ class MemoryConfig(Section):
 class SyncConfig(Section):
     """How the copies agree."""
 
-    policy: Literal["allreduce", "local_sgd", "diloco"] = Field(
+    policy: Literal["allreduce", "local_sgd", "diloco", "gossip"] = Field(
         default="allreduce",
         description="`allreduce`: every step; `local_sgd`: the mean of the weights every `every` steps; `diloco`: then "
-        "a step of an outer optimizer.",
+        "a step of an outer optimizer; `gossip`: with one neighbour after every step, with all every `every` steps.",
     )
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "topk", "powersgd"] = Field(
         default="fp32",
@@ -264,7 +264,7 @@ class SyncConfig(Section):
     bucket_mb: Annotated[float, Field(gt=0)] = Field(
         default=8.0, description="Size of a gradient bucket in MB (10^6 bytes)."
     )
-    every: Positive = Field(default=50, description="`local_sgd`, `diloco`: steps of a round.")
+    every: Positive = Field(default=50, description="`local_sgd`, `diloco`, `gossip`: steps of a round.")
     outer_learning_rate: Annotated[float, Field(gt=0)] = Field(
         default=0.7, description="`diloco`: outer SGD."
     )

@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "tor
 
 #: Packages that only some things need: module → (package, what needs it).
 _OPTIONAL = {
-    "torchft": ("torchft", "replicas that come and go (sync.policy: diloco)"),
+    "torchft": ("torchft", "replicas that come and go (sync.policy: local_sgd, diloco, gossip)"),
     "tensorboard": ("tensorboard", "curves in TensorBoard"),
     "matplotlib": ("matplotlib", "the loss curve as a picture"),
     "s3fs": ("s3fs", "text at s3:// URLs"),

@@ -4,6 +4,7 @@ from tutti.sync.admissible import check_sync, inadmissible
 from tutti.sync.allreduce import AllReduce, DistributedDataParallelAllReduce
 from tutti.sync.diloco import DiLoCo
 from tutti.sync.elastic_allreduce import ElasticAllReduce
+from tutti.sync.gossip import Gossip
 from tutti.sync.joining import StateLost
 from tutti.sync.ledger import Ledger, Range, count, cut, merge, positions, share
 from tutti.sync.local_sgd import LocalSGD
@@ -19,6 +20,7 @@ __all__ = [
     "DiLoCo",
     "DistributedDataParallelAllReduce",
     "ElasticAllReduce",
+    "Gossip",
     "Ledger",
     "LocalSGD",
     "Meeting",

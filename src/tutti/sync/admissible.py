@@ -15,6 +15,8 @@ def inadmissible(sync: SyncConfig, precision: str) -> str | None:
         return f"then: {sync.then} cannot compress codec {sync.codec}, whose numbers are added up on the way"
     if sync.implementation == "ddp" and sync.codec != "fp32":
         return f"implementation: ddp sums gradients as they are; codec {sync.codec} needs implementation: buckets"
+    if sync.policy == "gossip" and sync.codec == "powersgd":
+        return "codec powersgd takes two sums over all replicas, and a replica that gossips sends to one at a time"
     if sync.policy == "allreduce" and precision == "fp16" and sync.codec != "fp32":
         return (
             f"codec {sync.codec} with train.precision: fp16: gradients carry a loss scale that changes, and "

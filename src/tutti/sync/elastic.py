@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore, Work  # type: ignore[attr-defined]
 
 from tutti.sync.group import Group
 from tutti.sync.handover import Giver, fetch
@@ -96,6 +96,7 @@ class ElasticTransport(Transport):
 
     def meet(self) -> bool:
         membership = self._alive()
+        self._failed = False
         while True:
             quorum = membership.agree(self._meetings, fresh=self._fresh)
             self._meetings += 1
@@ -130,6 +131,13 @@ class ElasticTransport(Transport):
         self.meter.all_to_all(outgoing)
         arrived: list[Tensor] = self._attempt(lambda: group.all_to_all(outgoing, incoming))
         return arrived
+
+    def start_send(self, tensor: Tensor, to: int) -> Wait:
+        self.meter.message(tensor.nbytes)
+        return self._between_two(lambda group: group.send(tensor, to))
+
+    def start_receive(self, tensor: Tensor, source: int) -> Wait:
+        return self._between_two(lambda group: group.receive(tensor, source))
 
     def commit(self, *, good: bool = True) -> bool:
         assert self._membership is not None
@@ -187,6 +195,25 @@ class ElasticTransport(Transport):
             self._failed = True
             raise PeerLost("the group of this round is broken")
         return self._group
+
+    def _between_two(self, start: Callable[[Group], Work]) -> Wait:
+        """An exchange that concerns two members. When it fails, what all of them do together may still count."""
+
+        def attempt(exchange: Callable[[], Any]) -> Any:
+            if self._broken or self._group is None:
+                raise PeerLost("a member was lost")
+            try:
+                return exchange()
+            except RuntimeError as error:
+                self._break()
+                raise PeerLost(str(error)) from error
+
+        work = attempt(lambda: start(self._sound_group()))
+
+        def wait() -> None:
+            attempt(work.wait)
+
+        return wait
 
     def _attempt(self, exchange: Callable[[], Any]) -> Any:
         try:

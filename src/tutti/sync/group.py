@@ -72,6 +72,16 @@ class Group:
         self._backend.alltoall_base(arriving, leaving, list(incoming), sizes, AllToAllOptions()).wait()
         return list(torch.split(arriving, list(incoming)))
 
+    def send(self, tensor: Tensor, to: int) -> Work:
+        """Begin to give `tensor` to member `to`."""
+        work: Work = self._backend.send([tensor], to, 0)
+        return work
+
+    def receive(self, tensor: Tensor, source: int) -> Work:
+        """Begin to fill `tensor` with what member `source` sends."""
+        work: Work = self._backend.recv([tensor], source, 0)
+        return work
+
     def sever(self) -> None:
         """Break off: every exchange, begun or to come, fails now. May be called from any thread."""
         for connection in psutil.Process().net_connections("tcp"):

@@ -58,9 +58,11 @@ class Entry:
 
 @dataclass
 class Minutes:
-    """The roll call, and the mean Δ of each fragment that was exchanged (none where nobody had done anything)."""
+    """The roll call, the ranks of those who had the run's state, and the mean Δ of each fragment that was exchanged
+    (none where nobody had done anything)."""
 
     roll: list[Entry]
+    current: list[int]
     means: dict[int, Tensor] = field(default_factory=dict)
 
     @property

@@ -189,6 +189,10 @@ class Policy(ABC):
         """What this replica's codec lost and still has to send, by parameter name."""
         return {}
 
+    def figures(self) -> dict[str, float]:
+        """What there is to say of the last step: fields of its event."""
+        return {}
+
     def sent_bytes(self) -> int:
         """Bytes sent to other replicas so far."""
         return self.transport.meter.sent

@@ -176,6 +176,10 @@ class Rounds(Policy):
         self._shares.load_state(state["shares"])
         self._write_back(range(len(self._fragments)))
 
+    def _weights(self) -> list[int]:
+        """What this member counts for in the coming mean of each fragment: the targets that it saw."""
+        return list(self._targets)
+
     @abstractmethod
     def _outer_step(self, mean: Tensor, place: slice) -> None:
         """Change `_agreed[place]` by the members' mean Δ of it, which may be used up."""
@@ -209,7 +213,7 @@ class Rounds(Policy):
             stop=stop,
             milliseconds=self._milliseconds(),
             waiting=waiting,
-            targets=list(self._targets),
+            targets=self._weights(),
         )
         deltas = {number: self._delta(number) for number in self._due(self._joining.version, step, stop)}
         return Contribution(entry, deltas)
@@ -248,7 +252,7 @@ class Rounds(Policy):
         for rank, entry in enumerate(roll):
             if rank not in current:  # what it did cannot be used
                 entry.samples, entry.targets = 0, [0] * len(entry.targets)
-        minutes = Minutes(roll)
+        minutes = Minutes(roll, current)
         for number in self._due(self._joining.version, minutes.step, minutes.stop):
             targets = sum(entry.targets[number] for entry in roll)
             own = roll[self.transport.rank].targets[number]

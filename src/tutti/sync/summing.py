@@ -139,7 +139,7 @@ class Summing:
         try:
             low = codec.cast(buffer.flat)
         except NotFinite as error:
-            raise _not_finite(buffer, error, codec.name) from error
+            raise not_finite(buffer, error, codec.name) from error
         finish = self.transport.start_all_reduce(low)
 
         def wait() -> None:
@@ -163,7 +163,7 @@ class Summing:
             else:
                 total = self._swap_and_gather(codec, buffer.name, values, feedback)
         except NotFinite as error:
-            raise _not_finite(buffer, error, codec.name) from error
+            raise not_finite(buffer, error, codec.name) from error
         flat.copy_(total)
 
     def _gather(self, codec: Codec, name: str, values: Tensor, feedback: ErrorFeedback) -> Tensor:
@@ -269,7 +269,8 @@ def bytes_sent(codec: Codec | PowerSGD, count: int, parts: Sequence[Shaped], mem
     return sum(pieces) - pieces[rank] + (members - 1) * pieces[rank]
 
 
-def _not_finite(buffer: Buffer, error: NotFinite, codec: str) -> TrainingError:
+def not_finite(buffer: Buffer, error: NotFinite, codec: str) -> TrainingError:
+    """What the user is told where `codec` cannot write `buffer`."""
     return TrainingError(
         f"{error} in what {buffer.owner(error.index)} sends to the other replicas: codec {codec} cannot write it",
         "lower train.learning_rate, or see what made it with sync.codec=fp32",

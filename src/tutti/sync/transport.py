@@ -35,6 +35,10 @@ class ByteMeter:
         """Count one all-gather to which this rank gives `payload_bytes`."""
         self.sent += (members - 1) * payload_bytes
 
+    def message(self, payload_bytes: int) -> None:
+        """Count what goes out to one member."""
+        self.sent += payload_bytes
+
     def all_to_all(self, outgoing: Sequence[Tensor]) -> None:
         """Count what goes out to others (a member's own place is empty)."""
         self.sent += sum(tensor.nbytes for tensor in outgoing)
@@ -76,6 +80,15 @@ class Transport(ABC):
     def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
         """Give `outgoing[i]` (uint8 [n], on the CPU) to member i, and get `incoming[i]` bytes from it. May raise
         PeerLost."""
+
+    @abstractmethod
+    def start_send(self, tensor: Tensor, to: int) -> Wait:
+        """Begin giving `tensor` (uint8 [n], on the CPU) to member `to`, who calls `start_receive`. Starting or waiting
+        may raise PeerLost; exchanges with other members go on then."""
+
+    @abstractmethod
+    def start_receive(self, tensor: Tensor, source: int) -> Wait:
+        """Begin filling `tensor` (uint8 [n], on the CPU) with what member `source` sends; likewise."""
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum `tensor` over the members in place."""
@@ -142,13 +155,7 @@ class StaticTransport(Transport):
         if self._group is None:
             return lambda: None
         self.meter.all_reduce(tensor.nbytes, self.size)
-        work = dist.all_reduce(tensor, group=self._group, async_op=True)
-        assert work is not None
-
-        def wait() -> None:
-            work.wait()
-
-        return wait
+        return _wait_for(dist.all_reduce(tensor, group=self._group, async_op=True))
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         if self._group is None:
@@ -167,3 +174,19 @@ class StaticTransport(Transport):
             arriving, torch.cat(list(outgoing)), list(incoming), [len(o) for o in outgoing], group=self._group
         )
         return list(torch.split(arriving, list(incoming)))
+
+    def start_send(self, tensor: Tensor, to: int) -> Wait:
+        self.meter.message(tensor.nbytes)
+        return _wait_for(dist.isend(tensor, group=self._group, group_dst=to))
+
+    def start_receive(self, tensor: Tensor, source: int) -> Wait:
+        return _wait_for(dist.irecv(tensor, group=self._group, group_src=source))
+
+
+def _wait_for(work: dist.Work | None) -> Wait:
+    assert work is not None
+
+    def wait() -> None:
+        work.wait()
+
+    return wait

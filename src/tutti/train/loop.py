@@ -266,7 +266,7 @@ class Loop:
                 "seconds": seconds,
                 "wait_data_seconds": data,
                 "sync_seconds": sync,
-            }
+            } | self.policy.figures()
         self.events.write("step", **fields)
         self.keeper.note_saves(self.events)
 

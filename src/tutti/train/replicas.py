@@ -16,10 +16,12 @@ from tutti.sync import (
     DiLoCo,
     DistributedDataParallelAllReduce,
     ElasticAllReduce,
+    Gossip,
     LocalSGD,
     Place,
     Policy,
     StaticTransport,
+    StreamingDiLoCo,
     Summing,
     Transport,
 )
@@ -89,6 +91,14 @@ def make_policy(
     }
     if sync.policy == "local_sgd":
         return LocalSGD(*shared, **common)
+    if sync.policy == "gossip":
+        common["measured_shares"] = False  # neighbours wait for each other, so all make the same steps
+        return Gossip(*shared, squeeze=sync.then == "zstd", **common)
+    common |= {"learning_rate": sync.outer_learning_rate, "momentum": sync.outer_momentum}
+    if sync.fragments > 1 or sync.overlap:
+        return StreamingDiLoCo(
+            *shared, fragments=sync.fragments, overlap=sync.overlap, merge=sync.merge, **common
+        )
     return DiLoCo(*shared, **common)
 
 
