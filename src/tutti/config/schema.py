@@ -235,10 +235,10 @@ class MemoryConfig(Section):
 class SyncConfig(Section):
     """How the copies agree."""
 
-    policy: Literal["allreduce", "local_sgd", "diloco"] = Field(
+    policy: Literal["allreduce", "local_sgd", "diloco", "server"] = Field(
         default="allreduce",
         description="`allreduce`: every step; `local_sgd`: the mean of the weights every `every` steps; `diloco`: then "
-        "a step of an outer optimizer.",
+        "a step of an outer optimizer; `server`: a parameter server steps by the gradients that replicas send.",
     )
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "topk", "powersgd"] = Field(
         default="fp32",
@@ -270,8 +270,32 @@ class SyncConfig(Section):
     )
     outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
     min_replicas: Positive = Field(
-        default=1, description="`local_sgd`, `diloco`: a round needs at least so many live replicas."
+        default=1,
+        description="`local_sgd`, `diloco`: a round needs at least so many live replicas; `server`: lends samples only "
+        "to so many.",
     )
+    staleness: NonNegative | Literal["unbounded"] = Field(
+        default=0,
+        description="`server`: 0: it waits for the gradients of all and steps once; N: it steps by each, and a replica "
+        "waits while it is more than N pushes ahead of the slowest; `unbounded`: nobody waits.",
+    )
+    delay_compensation: Annotated[float, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="`server`: λ of DC-ASGD, which corrects gradients for what others changed meanwhile; `auto`: 0.04, "
+        "and 0 with `staleness: 0`.",
+    )
+
+    @model_validator(mode="after")
+    def _delay(self) -> SyncConfig:
+        if self.policy != "server" and (self.staleness != 0 or self.delay_compensation != "auto"):
+            raise ValueError(
+                f"staleness and delay_compensation belong to policy server, not to {self.policy}"
+            )
+        if self.staleness == 0 and self.delay_compensation not in ("auto", 0):
+            raise ValueError(
+                "delay_compensation corrects delayed gradients; with staleness: 0 there are none"
+            )
+        return self
 
 
 def _layout(value: Any) -> Any:

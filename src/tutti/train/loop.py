@@ -49,9 +49,11 @@ class Loop:
         """Train from `state.step` to `settings.steps`."""
         self._guard = LossGuard()
         self._due_validation = self._due_checkpoint = False
-        self._note_meeting(self.policy.start(self.state.step, self.settings.steps))
+        first = self.policy.start(self.state.step, self.settings.steps)
+        self._note_meeting(first)
+        stopping = first is not None and first.stop
         while self.state.step < self.settings.steps:
-            stopping = self._step(self.state.step + 1)
+            stopping = stopping or self._step(self.state.step + 1)
             if stopping and self.state.step < self.settings.steps:
                 if self.keeper.saved_step != self.state.step:
                     self.save(wait=True)
@@ -77,6 +79,8 @@ class Loop:
             self.stop_requested(),
         )
         self._check(step, gradient, portion)
+        made, before = gradient.made, self.state.step
+        step = made.step if made is not None else step
         factor = learning_rate_factor(
             step,
             self.settings.steps,
@@ -85,16 +89,18 @@ class Loop:
             self.settings.final_learning_rate,
         )
         self.optimizers.set_learning_rate(factor)
-        if gradient.usable:
+        if gradient.usable and gradient.made is None:
             self.optimizers.step()
         stepped = time.perf_counter()
         self.live.set(phase="sync")
         meeting = self.policy.after_step(step, self.settings.steps, gradient.totals)
         ended = time.perf_counter()
-        self._note_step(step, gradient, portion, ended - began, loaded - began, ended - stepped, factor)
+        sync = ended - stepped + (made.seconds if made is not None else 0.0)
+        if made is None or made.push is not None:
+            self._note_step(step, gradient, portion, ended - began, loaded - began, sync, factor)
         self.state.step = step
         self._note_meeting(meeting)
-        self._after(step, meeting)
+        self._after(before, meeting)
         return meeting.stop if meeting is not None else gradient.totals.stop and not self.policy.drifts
 
     def _load(self, step: int) -> Portion:
@@ -130,11 +136,15 @@ class Loop:
 
     # What happens between steps ------------------------------------------------------------------------------
 
-    def _after(self, step: int, meeting: Meeting | None) -> None:
-        """Validate and save when due; replicas that drift do so only when they have just agreed."""
-        last = step == self.settings.steps
-        self._due_validation |= step % self.settings.validate_every == 0 or last
-        self._due_checkpoint |= step % self.settings.checkpoint_every == 0 or last
+    def _after(self, before: int, meeting: Meeting | None) -> None:
+        """Validate and save when due; replicas that drift do so only when they have just agreed.
+
+        `before`: where the run was, which may be more than a step ago.
+        """
+        now = self.state.step
+        last = now == self.settings.steps
+        self._due_validation |= _has_passed(self.settings.validate_every, before, now) or last
+        self._due_checkpoint |= _has_passed(self.settings.checkpoint_every, before, now) or last
         if self.policy.drifts and meeting is None:
             return
         if self._due_validation:
@@ -152,6 +162,7 @@ class Loop:
             return
         began = time.perf_counter()
         with self.live.phase("evaluating"):
+            self._settle()
             world = self.world
             sums = sum_losses(
                 self.accumulator.measure,
@@ -185,9 +196,14 @@ class Loop:
         """Save the run's state, by the replica that leads."""
         with self.live.phase("saving"):
             if self.policy.transport.rank == 0:
+                self._settle()
                 best = self.state.best_step == self.state.step
                 self.keeper.save(self.state, best=best, wait=wait)
             self.keeper.saved_step = self.state.step
+
+    def _settle(self) -> None:
+        step = self.policy.settle()
+        self.state.step = self.state.step if step is None else step
 
     # Notes ---------------------------------------------------------------------------------------------------
 
@@ -223,6 +239,8 @@ class Loop:
                 "wait_data_seconds": data,
                 "sync_seconds": sync,
             }
+        if gradient.made is not None:
+            fields["push"] = gradient.made.push
         self.events.write("step", **fields)
         self.keeper.note_saves(self.events)
 
@@ -253,3 +271,8 @@ class Loop:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         self.events.write("memory", peak_memory_bytes=peak)
+
+
+def _has_passed(every: int, before: int, now: int) -> bool:
+    """Whether a multiple of `every` lies after step `before`, up to `now`."""
+    return now // every > before // every

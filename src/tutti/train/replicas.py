@@ -23,6 +23,7 @@ from tutti.sync import (
     Summing,
     Transport,
 )
+from tutti.sync.server import ServerAddress
 from tutti.train.state import RunState
 
 #: How long replicas that are started together wait for each other before the first round.
@@ -31,11 +32,12 @@ _START_TOGETHER_SECONDS = 120
 
 @dataclass(frozen=True)
 class Elastic:
-    """How this replica finds the others: torchft's lighthouse, and a store to start together."""
+    """How this replica finds the others: torchft's lighthouse or a server, and a store to start together."""
 
     replica: int
-    lighthouse: str
+    lighthouse: str | None
     store: tuple[str, int]
+    server: ServerAddress | None = None
 
 
 def make_policy(
@@ -67,7 +69,7 @@ def make_policy(
             summing=Summing.of(sync, peers),
         )
     transport: Transport = StaticTransport(world.peers)
-    if elastic is not None:
+    if elastic is not None and elastic.lighthouse is not None:
         from tutti.sync.elastic import (
             ElasticTransport,
         )  # torchft starts servers; only who needs it imports it
