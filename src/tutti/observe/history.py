@@ -3,6 +3,9 @@
 A run restarted from the checkpoint of step s does the steps after s again, so the earlier attempt's step
 and validation events after s are *superseded*: they cost time, but are no part of the model. A replica that
 came back by *healing* from a living one (asynchronous policies) supersedes nothing but its own repetitions.
+
+With a parameter server a replica may push several gradients within one step; each has its number (`push`), and is void
+only if the server died before it had saved it (`serving`, from which push on).
 """
 
 from __future__ import annotations
@@ -158,11 +161,18 @@ def _largest_gap(times: list[float], begin: float, end: float) -> float:
 
 def _survives(history: History, event: Event) -> bool:
     """Whether no later start that concerns the event's rank went back behind its step."""
-    step, rank = int(event.get("step") or 0), event.get("rank")
+    step, rank, push = int(event.get("step") or 0), event.get("rank"), event.get("push")
+    if push is not None and any(
+        push > int(server.get("push") or 0)
+        for server in history.of("serving")
+        if when(server) > when(event) and server.get("restored")
+    ):
+        return False
     return all(
         step <= _mark(history, start)
         for start in history.starts
-        if when(start) > when(event) and (not _alone(start) or start.get("rank") == rank)
+        if when(start) > when(event)
+        and (not _alone(start) or (push is None and start.get("rank") == rank))
     )
 
 
@@ -175,23 +185,24 @@ def _together(history: History, event: Event) -> bool:
 def _sort_steps(history: History, events: list[Event]) -> None:
     leaders = sorted((e for e in events if number(e.get("loss")) is not None), key=when)
     leaders = _one_speaker(history, leaders)
-    kept: dict[int, dict[int, Event]] = {}  # step → rank → event
+    kept: dict[int, dict[tuple[int, object], Event]] = {}  # step → rank and push → event
     void: list[Event] = []
     for event in leaders:
         ranks = kept.setdefault(int(event.get("step") or 0), {})
         rank = 0 if _together(history, event) else int(event.get("rank") or 0)
-        if rank in ranks:
-            void.append(ranks.pop(rank))  # the last write wins
+        key = (rank, event.get("push"))
+        if key in ranks:
+            void.append(ranks.pop(key))  # the last write wins
         if _survives(history, event):
-            ranks[rank] = event
+            ranks[key] = event
         else:
             void.append(event)
     history.steps = [
-        _merge(step, [ranks[rank] for rank in sorted(ranks)], history)
+        _merge(step, list(ranks.values()), history)
         for step, ranks in sorted(kept.items())
         if ranks
     ]
-    replicas = max((len(ranks) for ranks in kept.values()), default=1)
+    replicas = max((len({rank for rank, _ in ranks}) for ranks in kept.values()), default=1)
     history.lost_steps = len({event.get("step") for event in void})
     history.lost_seconds = sum(number(event.get("seconds")) or 0.0 for event in void) / max(1, replicas)
 
@@ -199,11 +210,11 @@ def _sort_steps(history: History, events: list[Event]) -> None:
 def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
     """Of several events about one step that was made together, that of the lowest rank."""
     begins = [when(start) for start in history.starts]
-    speakers: dict[tuple[int, int, int], Event] = {}
+    speakers: dict[tuple[int, int, int, object], Event] = {}
     for event in leaders:
         rank = int(event.get("rank") or 0)
         attempt, replica = bisect.bisect_right(begins, when(event)), 0 if _together(history, event) else rank
-        key = (attempt, int(event.get("step") or 0), replica)
+        key = (attempt, int(event.get("step") or 0), replica, event.get("push"))
         if key not in speakers or rank < int(speakers[key].get("rank") or 0):
             speakers[key] = event
     return sorted(speakers.values(), key=when)
@@ -214,12 +225,15 @@ def _merge(step: int, events: list[Event], history: History) -> Step:
         return sum(number(event.get(key)) or 0.0 for event in events)
 
     def slowest(key: str) -> float:
-        return max(number(event.get(key)) or 0.0 for event in events)
+        spent: dict[object, float] = {}
+        for event in events:
+            spent[event.get("rank")] = spent.get(event.get("rank"), 0.0) + (number(event.get(key)) or 0.0)
+        return max(spent.values())
 
     weights = [number(event.get("tokens")) or 1.0 for event in events]
     losses = [number(event.get("loss")) for event in events]
     loss = sum(w * (x if x is not None else math.nan) for w, x in zip(weights, losses, strict=True))
-    time = when(events[0])
+    time = min(when(event) for event in events)
     peaks = [number(s.get("peak_flops")) for s in history.starts if when(s) <= time]
     return Step(
         step=step,
