@@ -171,8 +171,7 @@ def _survives(history: History, event: Event) -> bool:
     return all(
         step <= _mark(history, start)
         for start in history.starts
-        if when(start) > when(event)
-        and (not _alone(start) or (push is None and start.get("rank") == rank))
+        if when(start) > when(event) and (not _alone(start) or (push is None and start.get("rank") == rank))
     )
 
 
@@ -198,9 +197,7 @@ def _sort_steps(history: History, events: list[Event]) -> None:
         else:
             void.append(event)
     history.steps = [
-        _merge(step, list(ranks.values()), history)
-        for step, ranks in sorted(kept.items())
-        if ranks
+        _merge(step, list(ranks.values()), history) for step, ranks in sorted(kept.items()) if ranks
     ]
     replicas = max((len({rank for rank, _ in ranks}) for ranks in kept.values()), default=1)
     history.lost_steps = len({event.get("step") for event in void})

@@ -47,9 +47,9 @@ class Message:
     def of(cls, frames: list[bytes]) -> Message | None:
         """What `frames` say; None where they say nothing."""
         try:
-            fields = json.loads(frames[0])
+            fields = dict(json.loads(frames[0]))
             return cls(fields.pop("kind"), fields, frames[1] if len(frames) > 1 else b"")
-        except (ValueError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError):
             return None
 
 
