@@ -20,8 +20,9 @@ from tutti.sync.server.messages import Message, frames_of
 from tutti.sync.server.register import member_name
 from tutti.sync.transport import ByteMeter, PeerLost
 
-#: The server is asked whether it has what was sent when nothing was heard for so long, and given up after so long.
-_ASK_MS, _SILENT_SECONDS = 1000, 60.0
+#: So often the server is asked whether it has what was sent. It is given up after so long without a word: a frozen one
+#: is killed before that, and followed by another (`watch.kill_after_seconds`).
+_ASK_MS, _SILENT_SECONDS = 1000, 600.0
 
 
 @dataclass(frozen=True)

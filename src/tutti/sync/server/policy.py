@@ -107,6 +107,7 @@ class ParameterServer(Policy):
         self._lease, self._ranges = 0, list[Range]()
         self._meeting: Meeting | None = None
         self._step = 0
+        self._is_settled = False
 
     def attach(self, objective: nn.Module) -> nn.Module:
         self._device = module_device(objective)
@@ -162,6 +163,8 @@ class ParameterServer(Policy):
 
     def settle(self) -> int:
         """Have the server's weights, optimizer and ledger as they are at one moment; the step that they are of."""
+        if self._is_settled:
+            return self._step
         try:
             reply = self._link.ask("fetch")
         except Unknown:
@@ -173,6 +176,7 @@ class ParameterServer(Policy):
             tensor.copy_(state[f"optimizer{BETWEEN}{name}"])
         self.ledger.load_state(reply.fields["ledger"])
         self._step = int(reply.fields["step"])
+        self._is_settled = True
         return self._step
 
     def owed(self) -> dict[str, Tensor]:
@@ -223,6 +227,7 @@ class ParameterServer(Policy):
 
     def _obey(self, reply: Message) -> None:
         """Take the weights and the lease, and remember who is there."""
+        self._is_settled = False
         fields = reply.fields
         if fields["whole"]:
             self._write(self._wire.read_whole(reply.payload))
