@@ -41,7 +41,12 @@ class Companion:
 
     def start(self) -> None:
         """Start it and watch over it in a thread."""
-        self._agent = ReplicaAgent(
+        self._agent = self._make_agent()
+        self._thread = threading.Thread(target=self._attend, name=f"agent-{self.name}", daemon=True)
+        self._thread.start()
+
+    def _make_agent(self) -> ReplicaAgent:
+        return ReplicaAgent(
             name=self.name,
             processes=1,
             entry=self.entry,
@@ -50,8 +55,6 @@ class Companion:
             on_restart=lambda attempt, reason: self.on_restart(attempt, self._words(reason)),
             is_fatal=lambda: self._over or self.is_fatal(),
         )
-        self._thread = threading.Thread(target=self._attend, name=f"agent-{self.name}", daemon=True)
-        self._thread.start()
 
     def pids(self) -> list[int]:
         """Its process, if it has one."""
@@ -73,7 +76,14 @@ class Companion:
     def _attend(self) -> None:
         assert self._agent is not None
         try:
-            result = self._agent.run()
+            try:
+                result = self._agent.run()
+            except (ConnectionError, EOFError) as error:
+                # What processes are forked from was killed, and they left with it.
+                self.on_restart(1, f"what {self.name} was forked from is gone ({type(error).__name__})")
+                self._agent.close()
+                self._agent = self._make_agent()
+                result = self._agent.run()
             if not self._over and (not isinstance(result, RunResult) or result.is_failed()):
                 self.failure = self._words(self._agent.reason)
         except BaseException as error:

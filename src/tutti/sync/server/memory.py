@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tutti.core.files import fsync_directory
+from tutti.core.rundir import unwritable
 
 #: Writing takes at most this share of the time, and is done at most so often.
 _SHARE, _LEAST_SECONDS = 0.05, 1.0
 
 
 class ServerMemory:
-    """The file at `path`. `owner`: whose it is; a file of somebody else (an earlier command) is left alone."""
+    """The file at `path`, which has its directory to itself.
+
+    `owner`: whose it is; a file of somebody else (an earlier command) is left alone.
+    """
 
     def __init__(self, path: Path, owner: str) -> None:
         self._path = path
@@ -38,8 +43,20 @@ class ServerMemory:
         return time.monotonic() - self._written > self._pause
 
     def write(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Replace what was there. Raises OSError."""
+        """Replace what was there.
+
+        Raises:
+            RunError: the disk is full, or cannot be written.
+        """
         began = time.monotonic()
+        try:
+            self._replace(tensors, facts)
+        except OSError as error:
+            raise unwritable(self._path.parent, error) from error
+        self._written = time.monotonic()
+        self._pause = max(_LEAST_SECONDS, (self._written - began) / _SHARE)
+
+    def _replace(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         content = safetensors.torch.save(
             {name: tensor.detach().clone() for name, tensor in tensors.items()},
             {"owner": self._owner, "facts": json.dumps(facts)},
@@ -52,8 +69,6 @@ class ServerMemory:
             os.fsync(file.fileno())
         beside.replace(self._path)
         fsync_directory(self._path.parent)
-        self._written = time.monotonic()
-        self._pause = max(_LEAST_SECONDS, (self._written - began) / _SHARE)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was written last; None: nothing of ours."""
@@ -68,4 +83,4 @@ class ServerMemory:
 
     def forget(self) -> None:
         """The run is over."""
-        self._path.unlink(missing_ok=True)
+        shutil.rmtree(self._path.parent, ignore_errors=True)
