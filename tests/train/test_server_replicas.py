@@ -121,7 +121,7 @@ def test_checkpoints_go_from_policy_to_policy_with_the_optimizer(tmp_path: Path)
                 tmp_path / name, model=net(0.0), workers=2, steps=30 * (number + 1), resume=number > 0,
                 sync={"policy": policy}, **arguments(evaluate__every=30),
             )  # fmt: skip
-            assert running.end(120)["steps"] == 30 * (number + 1)
+            assert running.end(200)["steps"] == 30 * (number + 1)
     for step in (30, 60, 90):
         mixed, plain = (last_losses(tmp_path / name, step) for name in ("mixed", "plain"))
         assert mixed == pytest.approx(plain, rel=1e-4)
@@ -132,9 +132,9 @@ def test_stopped_runs_save_everything_and_go_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sync = {"policy": "server", "staleness": 2, "codec": "int8"}
     running = Running(run, model=net(0.05), workers=2, steps=60, sync=sync, **arguments())
-    running.until_step(15)
+    running.until_step(15, seconds=150)
     running.stop(2)
-    report = running.end()
+    report = running.end(120)
     assert report["state"] == "interrupted" and 15 <= report["steps"] < 60
     path = newest_valid(run / "checkpoints")
     assert path is not None
