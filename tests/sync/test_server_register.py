@@ -132,3 +132,37 @@ def test_a_stop_lets_everybody_finish_what_they_have() -> None:
         assert not course.ended
         course.push(name)
     assert len(course.ended) == REPLICAS and not course.register.ledger.loans
+
+
+def register_of(**changes: int) -> Register:
+    usual = {"batch": 4, "steps": 10, "replicas": 1, "staleness": 2, "min_replicas": 1}
+    return Register(**usual | changes, note=lambda *_: None)
+
+
+def test_a_checkpoint_of_a_server_is_gone_on_from_to_the_sample() -> None:
+    """Step 5 and three samples more, of which one was on loan."""
+    register = register_of()
+    register.begin_at(5, {"cursor": 24, "returned": [(20, 21)], "loans": {"7": [(21, 22)]}})
+    assert (register.step, register.counted) == (5, 22)
+    register.join(0, 0)
+    leave = register.leaves()[0]
+    assert leave.ranges == [(20, 22), (24, 26)], "what was not done comes first"
+
+
+def test_the_steps_of_another_policy_hold_where_its_samples_do_not_fit() -> None:
+    register = register_of()
+    register.begin_at(5, {"cursor": 12, "returned": [], "loans": {}})
+    assert (register.step, register.counted) == (5, 20)
+
+
+def test_too_few_replicas_are_lent_nothing_and_can_be_stopped() -> None:
+    register = register_of(replicas=2, min_replicas=2)
+    register.join(0, 0)
+    register.join(1, 0)
+    assert len(register.leaves()) == 2
+    register.lose("replica-1.0")
+    register.take_in("replica-0.0", 1)
+    register.commit(1.0)
+    assert not register.leaves()
+    register.stopping = True
+    assert [leave.ranges for leave in register.leaves()] == [[]]
