@@ -79,9 +79,12 @@ def test_a_replica_and_the_server_are_killed_and_the_accounts_balance(
     os.kill(pid, signal.SIGKILL)
     running.until(lambda e: e["kind"] == "serving" and e["restored"], "another server", 120)
     report = running.end(120)
-    assert (report["state"], report["steps"], report["restarts"]) == ("finished", steps, 2)
+    assert (report["state"], report["steps"]) == ("finished", steps)
+    # A rank that got its answer while another rank of its replica did not is started again with it.
+    assert report["restarts"] == 2 or (layout > 1 and report["restarts"] > 2)
     assert server_pid(run) != pid
-    assert [e["attempt"] for e in read_events(run, "run_started") if e["replica"] == 0] == [0]
+    if layout == 1:
+        assert [e["attempt"] for e in read_events(run, "run_started") if e["replica"] == 0] == [0]
     assert [0] in [e["replicas"] for e in read_events(run, "membership")], "replica 0 went on alone"
 
     assert counted(run) == Counter(range(steps * BATCH)), "every sample of the run counts once"

@@ -189,7 +189,7 @@ def _sort_steps(history: History, events: list[Event]) -> None:
     for event in leaders:
         ranks = kept.setdefault(int(event.get("step") or 0), {})
         rank = 0 if _together(history, event) else int(event.get("rank") or 0)
-        key = (rank, event.get("push"))
+        key = (rank, _piece(event))
         if key in ranks:
             void.append(ranks.pop(key))  # the last write wins
         if _survives(history, event):
@@ -204,6 +204,11 @@ def _sort_steps(history: History, events: list[Event]) -> None:
     history.lost_seconds = sum(number(event.get("seconds")) or 0.0 for event in void) / max(1, replicas)
 
 
+def _piece(event: Event) -> object:
+    """What tells apart the gradients that a rank pushed within one step: a dead replica's share may be one more."""
+    return (event["push"], str(event.get("cursor"))) if "push" in event else None
+
+
 def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
     """Of several events about one step that was made together, that of the lowest rank."""
     begins = [when(start) for start in history.starts]
@@ -211,7 +216,12 @@ def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
     for event in leaders:
         rank = int(event.get("rank") or 0)
         attempt, replica = bisect.bisect_right(begins, when(event)), 0 if _together(history, event) else rank
-        key = (attempt, int(event.get("step") or 0), replica, event.get("push"))
+        key = (
+            attempt,
+            int(event.get("step") or 0),
+            replica,
+            (_piece(event), when(event)) if "push" in event else None,
+        )
         if key not in speakers or rank < int(speakers[key].get("rank") or 0):
             speakers[key] = event
     return sorted(speakers.values(), key=when)
