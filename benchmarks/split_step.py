@@ -23,10 +23,13 @@ from tutti.parallel import (
     arrange,
     keep_optimizer_state,
 )
+from tutti.sync import Policy
+from tutti.sync.server import ServerAddress
 from tutti.tasks import find_manner
 from tutti.train.optimizer import build_optimizers
 from tutti.train.precision import LossScale
 from tutti.train.replicas import make_policy
+from tutti.train.served import make_server_policy
 from tutti.train.state import RunState
 from tutti.train.step import Accumulator
 
@@ -49,8 +52,10 @@ class SplitStep:
         bucket_bytes: int = 8_000_000,
         sync: SyncConfig | None = None,
         learning_rate: float = 1e-3,
+        server: ServerAddress | None = None,
     ) -> None:
-        """`samples`: of a step, over all ranks; `micro_batch`: of them, those that a rank computes at once."""
+        """`samples`: of a step, over all ranks; `micro_batch`: of them, those that a rank computes at once. `server`:
+        where policy `server` has its own."""
         blueprint = Blueprint(architecture, seed=0, end_token=0)
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if dist.is_initialized() else 0
@@ -70,9 +75,16 @@ class SplitStep:
             layout=layout,
             sync=(sync or SyncConfig()).model_copy(update={"bucket_mb": bucket_bytes / 1e6}),
         )
-        self.policy = make_policy(
-            config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None
-        )
+        self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), learning_rate)
+        if server is None:
+            self.policy: Policy = make_policy(
+                config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None
+            )
+        else:
+            self.policy = make_server_policy(
+                config, self.world, RunState(), self.split, self._optimizers,
+                address=server, attempt=0, nominal_targets=samples * sequence,
+            )  # fmt: skip
         self._accumulator = Accumulator(
             self.split,
             self.policy,
@@ -82,7 +94,6 @@ class SplitStep:
             loss_scale=LossScale("fp32"),
             seed=0,
         )
-        self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), learning_rate)
         if offload in ("optimizer", "all"):
             assert files is not None
             keep_optimizer_state(self._optimizers.optimizers, files)
@@ -90,7 +101,8 @@ class SplitStep:
     def __call__(self, batches: Sequence[Batch]) -> float:
         """One step on this rank's micro-batches; the loss of all."""
         gradient = self._accumulator.run(batches, tokens=0, key=0, stop=False)
-        self._optimizers.step()
+        if gradient.made is None:
+            self._optimizers.step()
         self.totals = gradient.totals
         return gradient.loss
 

@@ -157,7 +157,17 @@ def _start(
     resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     assert isinstance(resolved.config.replicas, int)
-    check_sync(resolved.config.sync, resolved.config.train.precision)
+    check_sync(
+        resolved.config.sync,
+        resolved.config.train.precision,
+        optimizer=config.train.optimizer,
+        parts=config.layout.ranks,
+    )
+    if processes is not None and config.sync.policy == "server":
+        raise ConfigError(
+            "sync: policy server needs a process of its own, which torchrun does not start",
+            "start the run with `tutti train` alone, or choose another policy",
+        )
     samples = config.train.batch // resolved.config.replicas
     check_layout(config.layout, limits_of(model, manner, samples))
     _spare_memory(config, resolved, blueprint, manner, samples)

@@ -89,7 +89,12 @@ def fit(
         )
     check_offload(config.memory.offload, pick_device(), config.layout)
     resolved = resolve(config, facts)
-    check_sync(resolved.config.sync, resolved.config.train.precision)
+    check_sync(
+        resolved.config.sync,
+        resolved.config.train.precision,
+        optimizer=config.train.optimizer,
+        parts=config.layout.ranks,
+    )
     check_layout(config.layout, anything_else(batch // workers))
     if not resume:
         run.create()

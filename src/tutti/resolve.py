@@ -18,6 +18,8 @@ from tutti.train.optimizer import auto_learning_rate
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
 #: A pipeline stands still for (stages - 1) ÷ micro-batches of the time.
 _MICRO_BATCHES_PER_STAGE = 4
+#: λ of DC-ASGD.
+DELAY_COMPENSATION = 0.04
 #: Validations and saves over a run, validation samples a time, and warm-up, where the user leaves them to us.
 _TIMES = 10
 _VALIDATION_SAMPLES = 256
@@ -98,6 +100,14 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     if replicas > 1:
         how, reason = _membership(sync, precision, device.type, started=facts.processes is not None)
         sync = sync.model_copy(update={"membership": choose("sync.membership", sync.membership, how, reason)})
+    if sync.policy == "server":
+        strength = choose(
+            "sync.delay_compensation",
+            sync.delay_compensation,
+            0.0 if sync.staleness == 0 else DELAY_COMPENSATION,
+            "gradients are not delayed" if sync.staleness == 0 else "the value of Zheng et al. 2017",
+        )
+        sync = sync.model_copy(update={"delay_compensation": strength})
     memory = config.memory
     if memory.budget is None:  # with a budget, `api.py` chooses: it knows the model
         named = {"recompute": memory.recompute, "offload": memory.offload}

@@ -3,6 +3,7 @@ table in the documentation is what this test found."""
 
 from __future__ import annotations
 
+import tempfile
 import typing
 import zlib
 from pathlib import Path
@@ -14,11 +15,16 @@ from transformers import LlamaConfig
 
 from benchmarks.split_step import SplitStep
 from ranks import run_ranks
+from served import Serving, rules
 from tutti.config import LayoutConfig
-from tutti.config.schema import SyncConfig
+from tutti.config.schema import SyncConfig, TrainConfig
 from tutti.core import ConfigError
+from tutti.launch.companion import free_port
 from tutti.sync import check_sync, inadmissible, positions
+from tutti.sync.channel import new_secret
 from tutti.sync.policy import local_part
+from tutti.sync.server import ServerAddress
+from tutti.train.served import server_optimizer
 
 PAGE = Path(__file__).parents[2] / "docs/reference/sync.md"
 POLICIES = typing.get_args(SyncConfig.model_fields["policy"].annotation)
@@ -49,9 +55,11 @@ def train(rank: int, pairs: list[tuple[str, str]], shard: int = 2) -> list[tuple
     text = drunken_text()
     found = []
     for policy, codec in pairs:
+        sync = settings(policy, codec)
+        server = serve(rank, sync, shard) if policy == "server" else None
         step = SplitStep(
             LLAMA, LayoutConfig(shard=shard), micro_batch=2, sequence=SEQUENCE, samples=BATCH,
-            bucket_bytes=6000, sync=settings(policy, codec), learning_rate=0.01,
+            bucket_bytes=6000, sync=sync, learning_rate=0.01, server=server,
         )  # fmt: skip
         step.policy.start(0, STEPS)
         losses = []
@@ -66,7 +74,23 @@ def train(rank: int, pairs: list[tuple[str, str]], shard: int = 2) -> list[tuple
         found.append((losses[0], sum(losses[-3:]) / 3, zlib.crc32(weights.numpy().tobytes())))
         for name, tensor in step.policy.owed().items():
             assert bool(local_part(tensor).isfinite().all()), name
+        step.policy.close()
     return found
+
+
+def serve(rank: int, sync: SyncConfig, shard: int) -> ServerAddress:
+    """A parameter server for all ranks, in a thread of the first."""
+    address: list[Any] = [None]
+    if rank == 0:
+        train = TrainConfig()
+        what = rules(
+            2, STEPS, sync, batch=BATCH, parts=shard, clip=1.0, make_stepper=server_optimizer(train, 0.01)
+        )
+        at = ServerAddress(f"tcp://127.0.0.1:{free_port()}", new_secret())
+        Serving(Path(tempfile.mkdtemp()), at, what).start()
+        address = [(at.address, at.secret)]
+    torch.distributed.broadcast_object_list(address)
+    return ServerAddress(*address[0])
 
 
 @pytest.mark.distributed
@@ -86,8 +110,10 @@ def drunken_text() -> torch.Tensor:
 
 
 EVERY = [(policy, codec) for policy in POLICIES for codec in CODECS]
-EVERY_DAY = [("allreduce", "fp32"), ("allreduce", "int4"), ("diloco", "fp32"), ("diloco", "topk")]
-EVERY_DAY += [("gossip", "fp32"), ("gossip", "int4")]
+EVERY_DAY = [
+    *(("allreduce", "fp32"), ("allreduce", "int4"), ("diloco", "fp32"), ("diloco", "topk")),
+    *(("gossip", "int4"), ("server", "fp32"), ("server", "int4")),
+]
 
 
 @pytest.mark.distributed
@@ -126,6 +152,8 @@ def table(trained: set[tuple[str, str]]) -> str:
         ({"policy": "gossip", "codec": "powersgd"}, "fp32", "sends to one at a time"),
         ({"codec": "topk"}, "fp16", "loss scale"),
         ({"codec": "bf16"}, "fp16", "loss scale"),
+        ({"policy": "server"}, "fp16", "loss scale"),
+        ({"policy": "server", "codec": "powersgd"}, "fp32", "one by one"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(
@@ -134,3 +162,10 @@ def test_what_cannot_be_is_refused_with_its_reason(
     with pytest.raises(ConfigError, match=reason) as refused:
         check_sync(SyncConfig(**settings), precision)
     assert "docs/reference/sync.md" in refused.value.hint
+
+
+def test_a_server_of_pieces_has_no_whole_matrices() -> None:
+    served = SyncConfig(policy="server")
+    assert inadmissible(served, "fp32", optimizer="muon") is None
+    with pytest.raises(ConfigError, match="whole matrices"):
+        check_sync(served, "fp32", optimizer="muon", parts=2)

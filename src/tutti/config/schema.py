@@ -235,10 +235,11 @@ class MemoryConfig(Section):
 class SyncConfig(Section):
     """How the copies agree."""
 
-    policy: Literal["allreduce", "local_sgd", "diloco", "gossip"] = Field(
+    policy: Literal["allreduce", "local_sgd", "diloco", "gossip", "server"] = Field(
         default="allreduce",
         description="`allreduce`: every step; `local_sgd`: the mean of the weights every `every` steps; `diloco`: then "
-        "a step of an outer optimizer; `gossip`: with one neighbour after every step, with all every `every` steps.",
+        "a step of an outer optimizer; `gossip`: with one neighbour after every step, with all every `every` steps; "
+        "`server`: a parameter server steps by the gradients that replicas send.",
     )
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "topk", "powersgd"] = Field(
         default="fp32",
@@ -291,6 +292,28 @@ class SyncConfig(Section):
     min_replicas: Positive = Field(
         default=1, description="Elastic membership: go on with at least so many live replicas."
     )
+    staleness: NonNegative | Literal["unbounded"] = Field(
+        default=0,
+        description="`server`: 0: it waits for the gradients of all and steps once; N: it steps by each, and a replica "
+        "waits while it is more than N pushes ahead of the slowest; `unbounded`: nobody waits.",
+    )
+    delay_compensation: Annotated[float, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="`server`: λ of DC-ASGD, which corrects gradients for what others changed meanwhile; `auto`: 0.04, "
+        "and 0 with `staleness: 0`.",
+    )
+
+    @model_validator(mode="after")
+    def _delay(self) -> SyncConfig:
+        if self.policy != "server" and (self.staleness != 0 or self.delay_compensation != "auto"):
+            raise ValueError(
+                f"staleness and delay_compensation belong to policy server, not to {self.policy}"
+            )
+        if self.staleness == 0 and self.delay_compensation not in ("auto", 0):
+            raise ValueError(
+                "delay_compensation corrects delayed gradients; with staleness: 0 there are none"
+            )
+        return self
 
 
 def _layout(value: Any) -> Any:

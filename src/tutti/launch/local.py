@@ -1,8 +1,8 @@
 """All workers of a run on this machine.
 
 Fixed membership: one agent holds every rank, because torch.distributed restarts as one. Elastic membership: one
-agent a replica, so that a dead replica comes back while the others go on; torchft's lighthouse, in this process,
-tells them who is alive.
+agent a replica, so that a dead replica comes back while the others go on; torchft's lighthouse, in this process, or a
+server beside them tells them who is alive.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tutti.core.errors import LaunchError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full
 from tutti.launch.agent import ReplicaAgent, hidden_main
+from tutti.launch.companion import Companion
 from tutti.launch.server import start_server
 
 #: The launcher's own number among the events' ranks.
@@ -60,6 +61,9 @@ class LocalLaunch:
     min_replicas: int
     entry: Callable[[Any], None]
     assignment: Callable[[int | None, str | None, tuple[str, int] | None], Any]
+    #: What runs beside the replicas (entry, argument) and is their membership as well: no lighthouse then.
+    server: tuple[Callable[[Any], None], Any] | None = None
+    _companion: Companion | None = None
     _agents: list[ReplicaAgent] = field(default_factory=list)
     _make_agent: list[Callable[[], ReplicaAgent]] = field(default_factory=list)
     _results: dict[int, RunResult | BaseException] = field(default_factory=dict)
@@ -76,7 +80,7 @@ class LocalLaunch:
         self._began = time.time()
         servers = self._start_servers() if self.elastic else None
         try:
-            lighthouse, store = (servers.lighthouse.address(), servers.address) if servers else (None, None)
+            lighthouse, store = (servers.lighthouse_address, servers.address) if servers else (None, None)
             numbers: list[int | None] = [*range(self.replicas)] if self.elastic else [None]
             for number in numbers:
                 assigned = self.assignment(number, lighthouse, store)
@@ -87,6 +91,7 @@ class LocalLaunch:
                 for index in range(len(self._agents))
             ]
             with self._signals(), hidden_main():
+                self._start_companion()
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
@@ -97,17 +102,21 @@ class LocalLaunch:
                         )  # they wait for each other; the last checkpoint has their state
                     if self._stopped:
                         self._tell(signal.SIGTERM)  # workers that were only being started had not heard it
+                    if self._companion is not None and self._companion.failure:
+                        self._tell(signal.SIGKILL)  # nobody can go on without it
                     threads[0].join(timeout=0.1) if threads[0].is_alive() else time.sleep(0.1)
             meanwhile()
         finally:
-            if servers:
+            if self._companion is not None:
+                self._companion.end()
+            if servers and servers.lighthouse is not None:
                 servers.lighthouse.shutdown()
             self._events.close()
         return Outcome(self._succeeded(), self._stopped, "; ".join(self._reasons()))
 
     def kill(self, pid: int) -> None:
         """End a worker that shows no sign of life; its agent starts it again."""
-        if any(pid in agent.pids() for agent in self._agents):
+        if any(pid in agent.pids() for agent in self._everybody()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -127,16 +136,36 @@ class LocalLaunch:
             on_restart=on_restart,
             is_fatal=lambda: (
                 self._stopped
+                or any(companion.failure for companion in self._beside())
                 or (self.elastic and self._too_few())
                 or self._has_fatal_error(replica)
                 or is_full(self.run)
             ),
         )
 
-    def _given_up(self, replica: int | None) -> bool:
-        """Whether to start the workers of `replica` again would be of no use, or not wanted."""
-        too_few = self.elastic and self._too_few()
-        return self._stopped or too_few or self._has_fatal_error(replica) or is_full(self.run)
+    def _start_companion(self) -> None:
+        if self.server is None:
+            return
+        entry, argument = self.server
+
+        def on_restart(attempt: int, reason: str) -> None:
+            self._events.write("restart", attempt=attempt, reason=reason, of_replica=-1)
+
+        self._companion = Companion(
+            name="the server",
+            entry=entry,
+            argument=argument,
+            max_restarts=self.max_restarts,
+            on_restart=on_restart,
+            is_fatal=lambda: self._has_fatal_error(-1) or is_full(self.run),
+        )
+        self._companion.start()
+
+    def _everybody(self) -> list[ReplicaAgent | Companion]:
+        return [*self._agents, *self._beside()]
+
+    def _beside(self) -> list[Companion]:
+        return [] if self._companion is None else [self._companion]
 
     def _attend(self, index: int) -> None:
         try:
@@ -167,7 +196,7 @@ class LocalLaunch:
 
     def _reasons(self) -> list[str]:
         """Why each agent that gave up did."""
-        reasons = []
+        reasons = [companion.failure for companion in self._beside() if companion.failure]
         for index, agent in enumerate(self._agents):
             result = self._results.get(index)
             if not isinstance(result, RunResult):
@@ -207,7 +236,7 @@ class LocalLaunch:
 
     def _tell(self, number: signal.Signals) -> None:
         """Send `number` to every worker; each is asked only once to stop."""
-        for agent in self._agents:
+        for agent in self._everybody():
             for pid in agent.pids():
                 if number != signal.SIGTERM or pid not in self._told:
                     self._told.add(pid)
@@ -217,26 +246,33 @@ class LocalLaunch:
     # Servers of elastic membership -----------------------------------------------------------------------------
 
     def _start_servers(self) -> _Servers:
-        from torchft.coordination import LighthouseServer
-
         try:
-            lighthouse = LighthouseServer(
-                bind="127.0.0.1:0",
-                min_replicas=self.min_replicas,
-                join_timeout_ms=JOIN_TIMEOUT_MS,
-                quorum_tick_ms=20,
-                heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
-            )
+            lighthouse = self._lighthouse() if self.server is None else None
             store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         except (RuntimeError, OSError) as error:
             raise LaunchError(f"the server of the replicas' membership cannot start: {error}") from error
         return _Servers(lighthouse, store)
+
+    def _lighthouse(self) -> Any:
+        from torchft.coordination import LighthouseServer
+
+        return LighthouseServer(
+            bind="127.0.0.1:0",
+            min_replicas=self.min_replicas,
+            join_timeout_ms=JOIN_TIMEOUT_MS,
+            quorum_tick_ms=50,
+            heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
+        )
 
 
 @dataclass
 class _Servers:
     lighthouse: Any
     store: TCPStore
+
+    @property
+    def lighthouse_address(self) -> str | None:
+        return None if self.lighthouse is None else str(self.lighthouse.address())
 
     @property
     def address(self) -> tuple[str, int]:

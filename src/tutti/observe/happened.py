@@ -17,8 +17,8 @@ def sentence(event: Event) -> str | None:
 
 
 def rank_name(rank: Any) -> str:
-    """`rank 3`; the launcher is rank −1."""
-    return "the launcher" if rank == -1 else f"rank {rank}"
+    """`rank 3`; the launcher is rank −1, a parameter server rank −2."""
+    return {-1: "the launcher", -2: "the server"}.get(rank, f"rank {rank}")
 
 
 def _step(event: Event) -> str:
@@ -68,7 +68,13 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "error": _error,
     "membership": _membership,
     "recovered": lambda e: str(e.get("message")),
-    "restart": lambda e: f"workers are started again (attempt {e.get('attempt')}): {e.get('reason')}",
+    "restart": lambda e: (
+        f"{'the server is' if e.get('of_replica') == -1 else 'workers are'} started again "
+        f"(attempt {e.get('attempt')}): {e.get('reason')}"
+    ),
+    "serving": lambda e: (
+        f"the server went on from what it had saved at {_step(e)}" if e.get("restored") else None
+    ),
     "resumed": lambda e: f"went on from the checkpoint of {_step(e)}",
     "healed": lambda e: f"replica {e.get('replica')} was healed by its peers at {_step(e)}",
     "interrupted": lambda e: (
@@ -84,7 +90,7 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
 
 #: What stands on the report's page: not the validations and checkpoints, which have tables or are many.
 _TOLD = (
-    *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership"),
+    *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership", "serving"),
     *("interrupted", "finished"),
 )
 

@@ -3,6 +3,9 @@
 A run restarted from the checkpoint of step s does the steps after s again, so the earlier attempt's step
 and validation events after s are *superseded*: they cost time, but are no part of the model. A replica that
 came back by *healing* from a living one (asynchronous policies) supersedes nothing but its own repetitions.
+
+With a parameter server a replica may push several gradients within one step; each has its number (`push`), and is void
+only if the server died before it had saved it (`serving`, from which push on).
 """
 
 from __future__ import annotations
@@ -158,11 +161,18 @@ def _largest_gap(times: list[float], begin: float, end: float) -> float:
 
 def _survives(history: History, event: Event) -> bool:
     """Whether no later start that concerns the event's rank went back behind its step."""
-    step, rank = int(event.get("step") or 0), event.get("rank")
+    step, rank, push = int(event.get("step") or 0), event.get("rank"), event.get("push")
+    if push is not None and any(
+        push > int(server.get("push") or 0)
+        for server in history.of("serving")
+        if when(server) > when(event) and server.get("restored")
+    ):
+        return False
     return all(
         step <= _mark(history, start)
         for start in history.starts
-        if when(start) > when(event) and (not restarted_alone(start) or start.get("rank") == rank)
+        if when(start) > when(event)
+        and (not restarted_alone(start) or (push is None and start.get("rank") == rank))
     )
 
 
@@ -175,27 +185,26 @@ def _together(history: History, event: Event) -> bool:
 def _sort_steps(history: History, events: list[Event]) -> None:
     leaders = sorted((e for e in events if number(e.get("loss")) is not None), key=when)
     leaders = _one_speaker(history, leaders)
-    kept: dict[int, dict[int, Event]] = {}  # step → rank → event
+    kept: dict[int, dict[tuple[int, object], Event]] = {}  # step → rank and push → event
     void: list[Event] = []
     for event in leaders:
         ranks = kept.setdefault(int(event.get("step") or 0), {})
         together = _together(history, event)
         rank = 0 if together else int(event.get("rank") or 0)
+        key = (rank, _piece(event))
         if not _survives(history, event):
             void.append(event)
-        elif rank not in ranks:
-            ranks[rank] = event
-        elif together:
-            void.append(ranks[rank])  # the last write wins
-            ranks[rank] = event
+        elif key not in ranks:
+            ranks[key] = event
+        elif together or "push" in event:
+            void.append(ranks[key])  # the last write wins
+            ranks[key] = event
         else:  # a fast replica makes several local steps while the run makes one
-            ranks[rank] = _one_after_the_other(ranks[rank], event)
+            ranks[key] = _one_after_the_other(ranks[key], event)
     history.steps = [
-        _merge(step, [ranks[rank] for rank in sorted(ranks)], history)
-        for step, ranks in sorted(kept.items())
-        if ranks
+        _merge(step, list(ranks.values()), history) for step, ranks in sorted(kept.items()) if ranks
     ]
-    replicas = max((len(ranks) for ranks in kept.values()), default=1)
+    replicas = max((len({rank for rank, _ in ranks}) for ranks in kept.values()), default=1)
     history.lost_steps = len({event.get("step") for event in void})
     history.lost_seconds = sum(number(event.get("seconds")) or 0.0 for event in void) / max(1, replicas)
 
@@ -209,6 +218,11 @@ def _one_after_the_other(first: Event, second: Event) -> Event:
     losses = [number(event.get("loss")) or 0.0 for event in (first, second)]
     joined["loss"] = sum(t * x for t, x in zip(tokens, losses, strict=True)) / sum(tokens)
     return joined
+
+
+def _piece(event: Event) -> object:
+    """What tells apart the gradients that a rank pushed within one step: a dead replica's share may be one more."""
+    return (event["push"], str(event.get("cursor"))) if "push" in event else None
 
 
 def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
@@ -231,12 +245,15 @@ def _merge(step: int, events: list[Event], history: History) -> Step:
         return sum(number(event.get(key)) or 0.0 for event in events)
 
     def slowest(key: str) -> float:
-        return max(number(event.get(key)) or 0.0 for event in events)
+        spent: dict[object, float] = {}
+        for event in events:
+            spent[event.get("rank")] = spent.get(event.get("rank"), 0.0) + (number(event.get(key)) or 0.0)
+        return max(spent.values())
 
     weights = [number(event.get("tokens")) or 1.0 for event in events]
     losses = [number(event.get("loss")) for event in events]
     loss = sum(w * (x if x is not None else math.nan) for w, x in zip(weights, losses, strict=True))
-    time = when(events[0])
+    time = min(when(event) for event in events)
     peaks = [number(s.get("peak_flops")) for s in history.starts if when(s) <= time]
     return Step(
         step=step,

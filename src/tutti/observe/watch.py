@@ -35,7 +35,11 @@ _SLOW_WORDS = (
 )
 _PATIENCE = 10.0
 
-_COLLECTIVE = ("torch/distributed/", "distributed_c10d", "all_reduce", "barrier", "_functional_collectives")
+#: Where ranks wait for others; a parameter server and its replicas wait for each other.
+_COLLECTIVE = (
+    *("torch/distributed/", "distributed_c10d", "all_reduce", "barrier", "_functional_collectives"),
+    *("sync/server/link.py", "sync/server/host.py"),
+)
 
 
 @dataclass(frozen=True)

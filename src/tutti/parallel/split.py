@@ -122,6 +122,11 @@ class Split:
         norm = float(squares.sqrt())
         return norm if math.isfinite(norm) else math.nan
 
+    def share_in_norm(self, parameter: Tensor) -> float:
+        """How much this rank's copy of `parameter` counts in `gradient_norm`, so that all copies count once."""
+        elsewhere = any(copy.parameter is parameter and not copy.leads for copy in self.copies)
+        return 0.0 if elsewhere else 1 / self._holders(parameter)
+
     def _holders(self, parameter: Tensor) -> int:
         """Ranks of a stage that hold the same piece."""
         layout, pieces = self.world.layout, 1

@@ -18,12 +18,16 @@ from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full, write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
+from tutti.launch.companion import free_port
 from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
 from tutti.sync.channel import new_secret
+from tutti.sync.server import ServerAddress
 from tutti.train.replicas import Elastic
+from tutti.train.server import ServerAssignment
+from tutti.train.server import main as server_main
 from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
 
@@ -38,6 +42,8 @@ class Supervision:
     resume: bool
     console: bool
     _secret: bytes = field(default_factory=new_secret, init=False)
+    #: Policy `server`: where it will listen.
+    _server: ServerAddress | None = None
 
     def execute(self) -> dict[str, Any]:
         """Run the workers to their end and return the report.
@@ -49,15 +55,19 @@ class Supervision:
         began = time.time()
         former = run.config.read_text(encoding="utf-8") if self.resume else None
         events = self._begin()
+        served = config.sync.policy == "server"
+        if served:
+            self._server = ServerAddress(f"tcp://127.0.0.1:{free_port()}", new_secret())
         launch = LocalLaunch(
             run=run.path,
             replicas=_number(config.replicas),
             parts=config.layout.ranks,
-            elastic=config.sync.membership == "elastic" and _number(config.replicas) > 1,
+            elastic=served or (config.sync.membership == "elastic" and _number(config.replicas) > 1),
             max_restarts=config.watch.max_restarts,
             min_replicas=config.sync.min_replicas,
             entry=worker_main,
             assignment=self._assignment,
+            server=(server_main, self._server_assignment(self._server)) if self._server else None,
         )
         with Show(run, self.console, began):
             look = stall_check(run, config, events, launch.kill)
@@ -94,8 +104,8 @@ class Supervision:
         self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
     ) -> Assignment:
         elastic = (
-            Elastic(replica, lighthouse, store, self._secret)
-            if replica is not None and lighthouse and store
+            Elastic(replica, lighthouse, store, self._secret, server=self._server)
+            if replica is not None and store
             else None
         )
         return Assignment(
@@ -107,6 +117,9 @@ class Supervision:
             launcher_pid=os.getpid(),
             choices=tuple(self.resolved.choices),
         )
+
+    def _server_assignment(self, address: ServerAddress) -> ServerAssignment:
+        return ServerAssignment(self.run.path.absolute(), address, self.resolved.threads, os.getpid())
 
     def _failure(self, began: float, reason: str) -> TuttiError:
         """The run's first error; one that the user can mend before step 1 takes the directory with it."""

@@ -1,4 +1,4 @@
-"""Which policy goes with which codec, and why not."""
+"""Which policy goes with which codec, arithmetic, optimizer and layout, and why not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tutti.core import ConfigError
 _BYTES = ("int8", "int4", "topk")
 
 
-def inadmissible(sync: SyncConfig, precision: str) -> str | None:
-    """Why `sync` cannot be in a run whose arithmetic is `precision`; None: it can."""
+def inadmissible(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", parts: int = 1) -> str | None:
+    """Why `sync` cannot be in a run whose arithmetic is `precision`; None: it can. `parts`: ranks of a replica."""
     if sync.then is not None and sync.codec not in _BYTES:
         return f"then: {sync.then} cannot compress codec {sync.codec}, whose numbers are added up on the way"
     if sync.implementation == "ddp" and sync.codec != "fp32":
@@ -35,11 +35,26 @@ def inadmissible(sync: SyncConfig, precision: str) -> str | None:
                 "allreduce with train.precision: fp16 needs membership: fixed, because a newcomer would not know the "
                 "loss scale"
             )
+    if sync.policy == "server":
+        return _not_served(sync, precision, optimizer, parts)
     return None
 
 
-def check_sync(sync: SyncConfig, precision: str) -> None:
+def _not_served(sync: SyncConfig, precision: str, optimizer: str, parts: int) -> str | None:
+    if sync.codec == "powersgd":
+        return "codec powersgd is a sum over replicas in several exchanges; policy server gets gradients one by one"
+    if precision == "fp16":
+        return (
+            "policy server with train.precision: fp16: gradients carry a loss scale that each replica changes by "
+            "itself, and the server adds them up"
+        )
+    if optimizer == "muon" and parts > 1:
+        return f"policy server steps each of the {parts} parts of layout alone, and optimizer muon needs whole matrices"
+    return None
+
+
+def check_sync(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", parts: int = 1) -> None:
     """Raise ConfigError where `inadmissible` has a reason."""
-    reason = inadmissible(sync, precision)
+    reason = inadmissible(sync, precision, optimizer=optimizer, parts=parts)
     if reason is not None:
         raise ConfigError(f"sync: {reason}", "the table of what goes together: docs/reference/sync.md")

@@ -8,6 +8,8 @@ The training loop asks, once per step:
     …the optimizer steps…
     meeting = policy.after_step(step, …)         perhaps the replicas agree now
 
+A policy that `owns_step` is asked for `make_step` instead of having the optimizer step, after `before_step`.
+
 A policy knows names, shapes and placement of the parameters, and nothing else about the model.
 """
 
@@ -86,6 +88,20 @@ class Meeting:
         return self
 
 
+@dataclass(frozen=True)
+class StepMade:
+    """What came of a gradient that a policy made the step with itself.
+
+    push: its number among all, None where it does not count. norm: of the gradient that was stepped with, before
+    clipping (0: it is still being added up). seconds: how long that took.
+    """
+
+    step: int
+    push: int | None
+    norm: float
+    seconds: float
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """The part of `tensor` that lives on this rank (the whole tensor unless it is sharded)."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -114,6 +130,8 @@ class Policy(ABC):
     behind = False
     #: Meetings so far.
     rounds = 0
+    #: The optimizer's step is made by `push`, somewhere else.
+    owns_step = False
 
     def __init__(self, transport: Transport, place: Place, ledger: Ledger, batch: int) -> None:
         self.transport = transport
@@ -140,6 +158,17 @@ class Policy(ABC):
     @abstractmethod
     def before_step(self, totals: Totals) -> Totals:
         """Finish the gradient. Returns the totals that it is to be divided by and reported with."""
+
+    def push(self, totals: Totals) -> StepMade:
+        """Have the step made that the finished gradient is for; afterwards the weights are those to go on with."""
+        raise NotImplementedError
+
+    def settle(self) -> int | None:
+        """Before the run's state is evaluated or saved by the leading replica: bring it here, where it is elsewhere.
+
+        Returns the step that it is of, if that may be another one than this replica's.
+        """
+        return None
 
     @abstractmethod
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:

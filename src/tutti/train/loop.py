@@ -64,9 +64,11 @@ class Loop:
         self._guard = LossGuard()
         self._due_validation = self._due_checkpoint = False
         self._missed: list[Missed] = []
-        self._note_meeting(self.policy.start(self.state.step, self.settings.steps))
+        first = self.policy.start(self.state.step, self.settings.steps)
+        self._note_meeting(first)
+        stopping = first is not None and first.stop
         while self.state.step < self.settings.steps:
-            stopping = self._step(self.state.step + 1)
+            stopping = stopping or self._step(self.state.step + 1)
             if stopping and self.state.step < self.settings.steps:
                 if self.keeper.saved_step != self.state.step:
                     self.save(wait=True)
@@ -81,6 +83,9 @@ class Loop:
         began = time.perf_counter()
         step, (gradient, portion, data) = self.policy.make_step(step, self._gradient)
         self._check(step, gradient, portion)
+        made = gradient.made
+        before = self.state.step if self.policy.drifts else step - 1  # who came late does as all do
+        step = made.step if made is not None else step
         factor = learning_rate_factor(
             step,
             self.settings.steps,
@@ -91,17 +96,19 @@ class Loop:
         self.optimizers.set_learning_rate(factor)
         if self.policy.behind:
             self._missed.append(Missed(step, factor, gradient.usable, self._gradients()))
-        elif gradient.usable:
+        elif gradient.usable and made is None:
             self.optimizers.step()
         stepped = time.perf_counter()
         self.live.set(phase="sync")
         meeting = self.policy.after_step(step, self.settings.steps, gradient.totals)
         ended = time.perf_counter()
-        self._note_step(step, gradient, portion, ended - began, data, ended - stepped, factor)
+        sync = ended - stepped + (made.seconds if made is not None else 0.0)
+        if made is None or made.push is not None:
+            self._note_step(step, gradient, portion, ended - began, data, sync, factor)
         self.state.step = step
         self._note_meeting(meeting)
         self._catch_up(step)
-        self._after(step, meeting)
+        self._after(before, meeting)
         return meeting.stop if meeting is not None else gradient.totals.stop and not self.policy.drifts
 
     def _gradient(self, step: int) -> tuple[Gradient, Portion, float]:
@@ -170,11 +177,15 @@ class Loop:
 
     # What happens between steps ------------------------------------------------------------------------------
 
-    def _after(self, step: int, meeting: Meeting | None) -> None:
-        """Validate and save when due; replicas that drift do so only when they have just agreed."""
-        last = step == self.settings.steps
-        self._due_validation |= step % self.settings.validate_every == 0 or last
-        self._due_checkpoint |= step % self.settings.checkpoint_every == 0 or last
+    def _after(self, before: int, meeting: Meeting | None) -> None:
+        """Validate and save when due; replicas that drift do so only when they have just agreed.
+
+        `before`: where the run was, which may be more than a step ago.
+        """
+        now = self.state.step
+        last = now == self.settings.steps
+        self._due_validation |= _has_passed(self.settings.validate_every, before, now) or last
+        self._due_checkpoint |= _has_passed(self.settings.checkpoint_every, before, now) or last
         if self.policy.drifts and meeting is None:
             return
         if not (self._due_validation or self._due_checkpoint):
@@ -194,6 +205,7 @@ class Loop:
             return
         began = time.perf_counter()
         with self.live.phase("evaluating"):
+            self._settle()
             result = Evaluation.of(self.policy.sum_evaluation(partial(self._sum_losses, source)))
         best = self.state.best_loss is None or result.loss < self.state.best_loss
         if best:
@@ -229,9 +241,14 @@ class Loop:
         """Save the run's state, by the replica that leads."""
         with self.live.phase("saving"):
             if self.policy.leads:
+                self._settle()
                 best = self.state.best_step == self.state.step
                 self.keeper.save(self.state, best=best, wait=wait)
             self.keeper.saved_step = self.state.step
+
+    def _settle(self) -> None:
+        step = self.policy.settle()
+        self.state.step = self.state.step if step is None else step
 
     # Notes ---------------------------------------------------------------------------------------------------
 
@@ -267,6 +284,8 @@ class Loop:
                 "wait_data_seconds": data,
                 "sync_seconds": sync,
             } | self.policy.figures()
+        if gradient.made is not None:
+            fields["push"] = gradient.made.push
         self.events.write("step", **fields)
         self.keeper.note_saves(self.events)
 
@@ -297,3 +316,8 @@ class Loop:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         self.events.write("memory", peak_memory_bytes=peak)
+
+
+def _has_passed(every: int, before: int, now: int) -> bool:
+    """Whether a multiple of `every` lies after step `before`, up to `now`."""
+    return now // every > before // every

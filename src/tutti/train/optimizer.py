@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,20 +48,57 @@ class Optimizers:
                 group["lr"] = factor * peak
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that one kind of optimizer (`adamw`, `muon`) treats alike."""
+
+    kind: str
+    weight_decay: float
+    parameters: list[nn.Parameter]
+
+
 def build_optimizers(model: nn.Module, train: TrainConfig, learning_rate: float) -> Optimizers:
     """Optimizers for the trainable parameters of `model` (sharded already, when it is to be) at their peak
     `learning_rate`. The first of `betas` is Muon's momentum as well.
     """
+    return make_optimizers(parameter_groups(model, train), train, learning_rate)
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[Group]:
+    """Which optimizer takes which trainable parameter of `model`."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hidden = hidden_matrices(model) if train.optimizer == "muon" else []
     theirs = {id(parameter) for parameter in hidden}
-    rest = [parameter for parameter in parameters if id(parameter) not in theirs]
+    groups = [Group("muon", train.weight_decay, hidden)] if hidden else []
+    # One kernel updates many parameters only if all are placed alike.
+    alike: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if id(parameter) not in theirs:
+            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+            alike.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
+    for (is_matrix, _), group in alike.items():
+        groups.append(Group("adamw", train.weight_decay if is_matrix else 0.0, group))
+    return groups
+
+
+def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: float) -> Optimizers:
+    """The optimizers of `groups`, at their peak `learning_rate`."""
     optimizers: list[torch.optim.Optimizer] = []
-    if hidden:
-        momentum, decay = train.betas[0], train.weight_decay
-        optimizers.append(Muon(hidden, lr=learning_rate, momentum=momentum, weight_decay=decay))
-    if rest:
-        optimizers.append(_adamw(rest, train, learning_rate))
+    elementwise = []
+    for group in groups:
+        if group.kind == "muon":
+            optimizers.append(
+                Muon(
+                    group.parameters,
+                    lr=learning_rate,
+                    momentum=train.betas[0],
+                    weight_decay=group.weight_decay,
+                )
+            )
+        else:
+            elementwise.append({"params": group.parameters, "weight_decay": group.weight_decay})
+    if elementwise:
+        optimizers.append(_adamw(elementwise, train, learning_rate))
     return Optimizers(optimizers)
 
 
@@ -89,16 +127,7 @@ def _head(model: nn.Module) -> Iterable[nn.Parameter]:
     return linear[-1].parameters() if linear else ()
 
 
-def _adamw(parameters: list[nn.Parameter], train: TrainConfig, learning_rate: float) -> torch.optim.AdamW:
-    # One kernel updates many parameters only if all are placed alike.
-    alike: dict[Any, list[nn.Parameter]] = {}
-    for parameter in parameters:
-        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        alike.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
-    groups = [
-        {"params": group, "weight_decay": train.weight_decay if is_matrix else 0.0}
-        for (is_matrix, _), group in alike.items()
-    ]
+def _adamw(groups: list[dict[str, Any]], train: TrainConfig, learning_rate: float) -> torch.optim.AdamW:
     try:
         return torch.optim.AdamW(groups, lr=learning_rate, betas=train.betas, fused=True)
     except RuntimeError:  # this device, or dtype, has no fused kernel

@@ -25,6 +25,7 @@ from tutti.sync import (
     Summing,
     Transport,
 )
+from tutti.sync.server import ServerAddress
 from tutti.train.state import RunState
 
 #: How long replicas that are started together wait for each other before the first round.
@@ -33,16 +34,17 @@ _START_TOGETHER_SECONDS = 120
 
 @dataclass(frozen=True)
 class Elastic:
-    """How this replica finds the others: torchft's lighthouse, a store to meet at, and the secret that they share.
+    """How this replica finds the others: torchft's lighthouse or a server, a store to meet at, and the run's secret.
 
     `host`: what the others call this one's machine.
     """
 
     replica: int
-    lighthouse: str
+    lighthouse: str | None
     store: tuple[str, int]
     secret: bytes
     host: str = "localhost"
+    server: ServerAddress | None = None
 
 
 def make_policy(
@@ -105,6 +107,7 @@ def make_policy(
 def _elastic(elastic: Elastic, world: World, attempt: int, say: Callable[[str], None]) -> Transport:
     from tutti.sync.elastic import ElasticTransport  # torchft starts servers; only who needs it imports it
 
+    assert elastic.lighthouse is not None, "only policy server goes without one"
     return ElasticTransport(
         lighthouse=elastic.lighthouse,
         store=elastic.store,

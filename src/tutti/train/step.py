@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from tutti.core.types import Batch
 from tutti.parallel import Split
 from tutti.sync import Policy, Totals
-from tutti.sync.policy import local_part
+from tutti.sync.policy import StepMade, local_part
 from tutti.train.precision import LossScale
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """A finished gradient: mean `loss` over the `totals`' targets, and its norm before clipping."""
+    """A finished gradient: mean `loss` over the `totals`' targets, and its norm before clipping.
+
+    made: the policy has made the step already.
+    """
 
     loss: float
     norm: float
     totals: Totals
     usable: bool
+    made: StepMade | None = None
 
 
 class Accumulator:
@@ -91,6 +95,9 @@ class Accumulator:
             loss, targets, tokens = 0.0, 0, 0
         totals = self._policy.before_step(Totals(loss, targets, tokens, stop))
         self._split.complete_gradients()
+        if self._policy.owns_step:
+            made = self._policy.push(totals)
+            return Gradient(totals.loss / max(totals.targets, 1), made.norm, totals, usable=True, made=made)
         return self._finish(totals)
 
     def _accumulate(self, micro_batches: Sequence[Batch], divisor: float, key: int) -> tuple[float, int]:

@@ -28,7 +28,7 @@ from tutti.parallel import (
     keep_optimizer_state,
     leave_world,
 )
-from tutti.sync import StaticTransport
+from tutti.sync import Policy, StaticTransport
 from tutti.train import checkpoints
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.feed import Feed
@@ -41,6 +41,7 @@ from tutti.train.precision import DTYPES, LossScale
 from tutti.train.process import StopRequest, die_with, redirect_output, report_error
 from tutti.train.rehearsal import Rehearsal
 from tutti.train.replicas import Elastic, make_policy, start_together
+from tutti.train.served import make_server_policy
 from tutti.train.settings import Settings, settings_of
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator
@@ -126,24 +127,43 @@ def _train(
     objective = split.objective
     optimizers = build_optimizers(objective.model, config.train, settings.learning_rate)
     files = _files(run, config)
-    if files is not None and config.memory.offload in ("optimizer", "all") and world.device.type == "cpu":
+    served = config.sync.policy == "server"  # which has the optimizer
+    if (
+        files is not None
+        and config.memory.offload in ("optimizer", "all")
+        and world.device.type == "cpu"
+        and not served
+    ):
         keep_optimizer_state(optimizers.optimizers, files)
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
-    policy = make_policy(
-        config,
-        world,
-        state,
-        elastic,
-        attempt,
-        give=lambda: keeper.give(state),
-        take=lambda given: keeper.take(given, state),
-        say=lambda message: events.write("warning", message=message),
-    )
+    nominal_targets = settings.batch * job.tokens_per_sample
+    if elastic is not None and elastic.server is not None:
+        policy: Policy = make_server_policy(
+            config,
+            world,
+            state,
+            split,
+            optimizers,
+            address=elastic.server,
+            attempt=attempt,
+            nominal_targets=nominal_targets,
+        )
+    else:
+        policy = make_policy(
+            config,
+            world,
+            state,
+            elastic,
+            attempt,
+            give=lambda: keeper.give(state),
+            take=lambda given: keeper.take(given, state),
+            say=lambda message: events.write("warning", message=message),
+        )
     accumulator = Accumulator(
         split,
         policy,
-        nominal_targets=settings.batch * job.tokens_per_sample,
+        nominal_targets=nominal_targets,
         clip=settings.clip,
         context=settings.context,
         loss_scale=LossScale(settings.precision),
