@@ -159,7 +159,7 @@ class Replica:
             samples = (positions(self.policy.samples(0)) % 64).tolist()
             time.sleep(pause(len(self.counted)))
             totals = self.gradient(samples)
-            made = self.policy.make_step(totals)
+            made = self.policy.push(totals)
             if made.push is not None:
                 self.counted.append(samples)
                 self.norms.append(made.norm)

@@ -76,8 +76,15 @@ def with_stranger(rank: int, place: Place, secret: bytes) -> tuple[int, float, l
     said: list[str] = []
     made = transport(place, rank, secret if rank < 2 else new_secret(), said)
     together(rank)
-    made.meet()
-    result = (made.size, total(made, rank + 1.0), said)
+    while True:
+        made.meet()
+        try:
+            result = (made.size, total(made, rank + 1.0), said)
+        except PeerLost:  # a busy machine may keep a member from joining in time
+            made.commit(good=False)
+            continue
+        if made.commit():
+            break
     together(rank)
     made.close()
     return result

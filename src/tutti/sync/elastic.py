@@ -13,10 +13,12 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store, TCPStore, Work  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
+from tutti.sync.channel import proof
 from tutti.sync.group import Group
 from tutti.sync.handover import Giver, fetch
 from tutti.sync.membership import Membership
@@ -113,12 +115,8 @@ class ElasticTransport(Transport):
     def start_all_reduce(self, tensor: Tensor) -> Wait:
         group = self._sound_group()
         self.meter.all_reduce(tensor.nbytes, self.size)
-        work = self._attempt(lambda: group.all_reduce(tensor))
-
-        def wait() -> None:
-            self._attempt(work.wait)
-
-        return wait
+        wait = self._attempt(lambda: group.all_reduce(tensor))
+        return lambda: self._attempt(wait)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         group = self._sound_group()
@@ -155,6 +153,10 @@ class ElasticTransport(Transport):
     def fetch(self, rank: int, key: str) -> Future[Any]:
         return fetch(self._secret, self._givers[rank], key)
 
+    def part(self) -> None:
+        with contextlib.suppress(PeerLost):
+            self.all_gather(torch.zeros(1))
+
     def close(self) -> None:
         self._giver.close()
         self._pulse.close()
@@ -170,7 +172,8 @@ class ElasticTransport(Transport):
 
     def _join(self, number: int, rank: int, size: int) -> bool:
         """Meet the other members of quorum `number`; False: somebody was lost again meanwhile."""
-        name = f"quorum-{number}/{self._part}"
+        # A stranger who reached the store must neither find nor spoil what members tell each other there.
+        name = f"{proof(self._secret, f'quorum {number}')}/{self._part}"
         try:
             store = self._connect()
             store.set(f"{name}/addresses-{rank}", f"{self._pulse.address} {self._giver.address}")
@@ -196,7 +199,7 @@ class ElasticTransport(Transport):
             raise PeerLost("the group of this round is broken")
         return self._group
 
-    def _between_two(self, start: Callable[[Group], Work]) -> Wait:
+    def _between_two(self, start: Callable[[Group], Wait]) -> Wait:
         """An exchange that concerns two members. When it fails, what all of them do together may still count."""
 
         def attempt(exchange: Callable[[], Any]) -> Any:
@@ -208,12 +211,8 @@ class ElasticTransport(Transport):
                 self._break()
                 raise PeerLost(str(error)) from error
 
-        work = attempt(lambda: start(self._sound_group()))
-
-        def wait() -> None:
-            attempt(work.wait)
-
-        return wait
+        wait = attempt(lambda: start(self._sound_group()))
+        return lambda: attempt(wait)
 
     def _attempt(self, exchange: Callable[[], Any]) -> Any:
         try:

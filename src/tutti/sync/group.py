@@ -27,10 +27,15 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
     Work,
 )
 
+from tutti.sync.transport import Wait
+
 #: Members that agreed to meet a moment ago answer quickly, or are dead.
 _CONNECT_TIMEOUT = timedelta(seconds=5)
 #: Silence is noticed long before (`pulse`); this is for what nobody thought of.
 _EXCHANGE_TIMEOUT = timedelta(minutes=10)
+#: An exchange that goes on for so many slices after its group was severed will not end by itself.
+_SLICE, _SLICES = timedelta(milliseconds=100), 3
+_stuck: list[Group] = []
 #: Whose new listening port is whose must be clear.
 _making = threading.Lock()
 
@@ -41,6 +46,7 @@ class Group:
     def __init__(self, store: Store, name: str, rank: int, size: int, host: str) -> None:
         self.rank = rank
         self.size = size
+        self.severed = False
         store = PrefixStore(name, store)
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         with _making:
@@ -54,36 +60,35 @@ class Group:
         self._backend: Any = ProcessGroupGloo(store, rank, size, options)
         self._backend._set_default_timeout(_EXCHANGE_TIMEOUT)
 
-    def all_reduce(self, tensor: Tensor) -> Work:
+    def all_reduce(self, tensor: Tensor) -> Wait:
         """Begin to sum `tensor` over the members in place."""
-        work: Work = self._backend.allreduce([tensor], AllreduceOptions())
-        return work
+        return self._until_done(self._backend.allreduce([tensor], AllreduceOptions()))
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The members' `tensor`, by rank."""
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        self._backend.allgather([parts], [tensor], AllgatherOptions()).wait()
+        self._until_done(self._backend.allgather([parts], [tensor], AllgatherOptions()))()
         return parts
 
     def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
         """Give `outgoing[i]` (uint8) to member i and get `incoming[i]` bytes from it."""
         leaving, arriving = torch.cat(list(outgoing)), torch.empty(sum(incoming), dtype=torch.uint8)
         sizes = [len(tensor) for tensor in outgoing]
-        self._backend.alltoall_base(arriving, leaving, list(incoming), sizes, AllToAllOptions()).wait()
+        work = self._backend.alltoall_base(arriving, leaving, list(incoming), sizes, AllToAllOptions())
+        self._until_done(work)()
         return list(torch.split(arriving, list(incoming)))
 
-    def send(self, tensor: Tensor, to: int) -> Work:
+    def send(self, tensor: Tensor, to: int) -> Wait:
         """Begin to give `tensor` to member `to`."""
-        work: Work = self._backend.send([tensor], to, 0)
-        return work
+        return self._until_done(self._backend.send([tensor], to, 0))
 
-    def receive(self, tensor: Tensor, source: int) -> Work:
+    def receive(self, tensor: Tensor, source: int) -> Wait:
         """Begin to fill `tensor` with what member `source` sends."""
-        work: Work = self._backend.recv([tensor], source, 0)
-        return work
+        return self._until_done(self._backend.recv([tensor], source, 0))
 
     def sever(self) -> None:
         """Break off: every exchange, begun or to come, fails now. May be called from any thread."""
+        self.severed = True
         for connection in psutil.Process().net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN or connection.fd < 0:
                 continue
@@ -91,6 +96,26 @@ class Group:
             if ports & self._ports:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as ours:
                     ours.shutdown(socket.SHUT_RDWR)
+
+    def _until_done(self, work: Work) -> Wait:
+        def wait() -> None:
+            patience = _SLICES
+            while True:
+                try:
+                    work.wait(_SLICE)
+                except RuntimeError as error:
+                    if work.is_completed():
+                        raise
+                    patience -= self.severed
+                    if not patience:
+                        # gloo does not tell everybody who waits when a connection ends in an orderly way. Its thread
+                        # is left to its time-out, and must find its group alive then.
+                        _stuck.append(self)
+                        raise RuntimeError("an exchange did not end although its connections have") from error
+                else:
+                    return
+
+        return wait
 
 
 def _listening() -> set[int]:

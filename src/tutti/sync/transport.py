@@ -127,6 +127,9 @@ class Transport(ABC):
         """What member `rank` offers under `key`, fetched in the background."""
         raise NotImplementedError
 
+    def part(self) -> None:  # noqa: B027
+        """Wait until everybody has what was exchanged last: who leaves breaks the others' exchanges off."""
+
     def close(self) -> None:  # noqa: B027 - only transports with servers of their own have anything to close
         """Leave."""
 

@@ -72,8 +72,10 @@ class Loop:
             if stopping and self.state.step < self.settings.steps:
                 if self.keeper.saved_step != self.state.step:
                     self.save(wait=True)
+                self.policy.transport.part()
                 self.events.write("interrupted", step=self.state.step)
                 return "interrupted"
+        self.policy.transport.part()
         return "finished"
 
     # One step ----------------------------------------------------------------------------------------------
