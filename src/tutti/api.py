@@ -23,7 +23,8 @@ from tutti.config import Config, load_config
 from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
-from tutti.disturb import Trouble, read_schedule
+from tutti.disturb import read_schedule
+from tutti.disturb.trouble import Trouble
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run

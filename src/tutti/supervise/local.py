@@ -19,7 +19,7 @@ from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full, write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
-from tutti.disturb import Trouble
+from tutti.disturb.trouble import Trouble
 from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
