@@ -24,6 +24,7 @@ import psutil
 
 from tutti.core.events import EventWriter
 from tutti.disturb.firewall import Firewall
+from tutti.disturb.guard import Guard
 from tutti.disturb.schedule import Disturbance
 from tutti.observe.tail import Tail, when
 
@@ -62,9 +63,10 @@ class _Action(ABC):
 
 
 class _Stop(_Action):
-    def __init__(self, processes: list[psutil.Process]) -> None:
-        self._processes = processes
+    def __init__(self, processes: list[psutil.Process], guard: Guard) -> None:
+        self._processes, self._guard = processes, guard
         for process in processes:
+            guard.note(process.pid, stopped=True)
             with contextlib.suppress(psutil.Error):
                 process.suspend()
 
@@ -72,20 +74,20 @@ class _Stop(_Action):
         for process in self._processes:
             with contextlib.suppress(psutil.Error):  # it may have been killed meanwhile
                 process.resume()
+            self._guard.note(process.pid, stopped=False)
 
 
 class _Slow(_Action):
     """A stop in every period; a replica that is started again meanwhile is as slow."""
 
-    def __init__(self, processes: Callable[[], list[psutil.Process]], speed: float) -> None:
-        self._processes = processes
-        self._speed = speed
+    def __init__(self, processes: Callable[[], list[psutil.Process]], speed: float, guard: Guard) -> None:
+        self._processes, self._speed, self._guard = processes, speed, guard
         self._stop: _Stop | None = None
 
     def tick(self, elapsed: float) -> None:
         stands = elapsed % _SLOW_PERIOD_SECONDS >= self._speed * _SLOW_PERIOD_SECONDS
         if stands and self._stop is None:
-            self._stop = _Stop(self._processes())
+            self._stop = _Stop(self._processes(), self._guard)
         elif not stands:
             self.end()
 
@@ -133,12 +135,14 @@ class Disturber:
         self._thread = threading.Thread(target=self._run, name="chaos", daemon=True)
 
     def __enter__(self) -> Disturber:
+        self._guard = Guard()
         self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._over.set()
         self._thread.join()
+        self._guard.close()
         if self._error is not None and error is None:
             raise self._error
 
@@ -192,9 +196,9 @@ class Disturber:
     def _act(self, disturbance: Disturbance, processes: list[psutil.Process]) -> _Action:
         replica = disturbance.replica
         if disturbance.kind == "stop":
-            return _Stop(processes)
+            return _Stop(processes, self._guard)
         if disturbance.kind == "slow":
-            return _Slow(lambda: own_workers(self._pids(replica)), disturbance.speed)
+            return _Slow(lambda: own_workers(self._pids(replica)), disturbance.speed, self._guard)
         assert self._firewall is not None, "cuts are refused without one"
         return _Cut(self._firewall, replica)
 

@@ -61,14 +61,14 @@ class Trouble:
 
     @contextmanager
     def around(self, launch: LocalLaunch, since: float, events: EventWriter) -> Iterator[None]:
-        """Around the execution of `launch` (since Unix time `since`): its workers are fragile, and are disturbed."""
+        """Around the execution of `launch` (since Unix time `since`): its workers are disturbed."""
         events.write("chaos", seed=self.seed, schedule=[f"{line.kind} {line.text}" for line in self.lines])
         launch.max_restarts += self.restarts
         with contextlib.ExitStack() as stack:
             firewall = None
             if self._cuts:
                 firewall = stack.enter_context(contextlib.closing(Firewall(launch.replicas)))
-            _make_fragile(launch, firewall)
+                _confine(launch, firewall)
             stack.enter_context(
                 Disturber(
                     draw(self.lines, self.seed, launch.replicas),
@@ -83,10 +83,10 @@ class Trouble:
             yield
 
 
-def _make_fragile(launch: LocalLaunch, firewall: Firewall | None) -> None:
-    """The launch's workers can be stopped and cut off."""
+def _confine(launch: LocalLaunch, firewall: Firewall) -> None:
+    """Every worker of `launch` begins in the control group of its replica."""
     entry, assign, parts = launch.entry, launch.assignment, launch.parts
-    groups = tuple(firewall.group(replica) for replica in range(launch.replicas)) if firewall else ()
+    groups = tuple(firewall.group(replica) for replica in range(launch.replicas))
 
     def assign_fragile(replica: int | None, lighthouse: str | None, store: tuple[str, int] | None) -> Fragile:
         return Fragile(entry, assign(replica, lighthouse, store), replica, parts, groups)

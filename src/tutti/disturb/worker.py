@@ -1,11 +1,8 @@
-"""A worker that may be stopped or cut off: what it does before it is a worker like any other."""
+"""A worker that may be cut off: what it does before it is a worker like any other."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +10,10 @@ from typing import Any
 
 from tutti.disturb.firewall import enter
 
-_PR_SET_PDEATHSIG = 1
-
 
 @dataclass(frozen=True)
 class Fragile:
-    """What a fragile worker is told: what any worker is, and the control groups of the replicas if links are cut.
+    """What a worker that may be cut off is told: what any worker is, and the control groups of the replicas.
 
     `replica` None: all replicas are one world, and the rank says which one this is.
     """
@@ -27,15 +22,11 @@ class Fragile:
     assignment: Any
     replica: int | None
     parts: int
-    groups: tuple[Path, ...] = ()
+    groups: tuple[Path, ...]
 
 
 def fragile_main(fragile: Fragile) -> None:
     """Be a worker as `fragile.entry` has it, in the control group of its replica."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux only
-        # A stopped process cannot notice that its launcher was killed, and would lie there for ever.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if fragile.groups:
-        replica = int(os.environ["RANK"]) // fragile.parts if fragile.replica is None else fragile.replica
-        enter(fragile.groups[replica])
+    replica = int(os.environ["RANK"]) // fragile.parts if fragile.replica is None else fragile.replica
+    enter(fragile.groups[replica])
     fragile.entry(fragile.assignment)

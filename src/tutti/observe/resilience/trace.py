@@ -1,7 +1,7 @@
 """Which work of a run counts: its steps and its ledger, with what a restart made void marked or left out.
 
 Under `allreduce` a step counts once it is made, unless a later event of the same rank has its number or a smaller one:
-then the run went back to a checkpoint, and everybody's steps from there on are void.
+then the run went back to a checkpoint, and everybody's steps from there on are void (only its own, if it was healed).
 
 Under policies of rounds the ledger's events say what counts: `commit`. Every member that met writes all of them, so one
 entry has several witnesses. A member that writes a round that it has written before went back to a checkpoint, and
@@ -28,8 +28,8 @@ _MEMBER = re.compile(r"replica-(\d+)\.")
 class Step:
     """One step as one rank made it. `tokens`, `seconds`: of the rank that speaks for others.
 
-    `again`: how often the rank had made a step of that number before. `meeting`: the replicas met in it. `kept`: it
-    was not made void.
+    `again`: how often the rank had made a step of that number before. `meeting`: the replicas met in it. `healed`: it
+    had taken its peers' state since its last step. `kept`: it was not made void.
     """
 
     time: float
@@ -41,6 +41,7 @@ class Step:
     seconds: float
     again: int = 0
     meeting: bool = False
+    healed: bool = False
     kept: bool = True
 
 
@@ -113,16 +114,21 @@ def read_trace(run: Path) -> Trace:
     trace = Trace()
     ledger: list[Event] = []
     steps: list[tuple[Event, Step]] = []
+    healed: set[object] = set()
     events = [event for event in read_events(run) if isinstance(event, dict) and "kind" in event]
     for event in sorted(events, key=when):  # stable: a rank's events stay in order
         trace.end = when(event)
         kind = str(event["kind"])
         if kind == "step":
             steps.append((event, _step(event)))
+            steps[-1][1].healed = event.get("rank") in healed
+            healed.discard(event.get("rank"))
         elif kind in ("commit", "return", "lease"):
             ledger.append(event)
         else:
             trace.other.setdefault(kind, []).append(event)
+            if kind == "healed":
+                healed.add(event.get("rank"))
             if kind == "membership":
                 ledger.append(event)
                 last = next((s for _, s in reversed(steps) if s.rank == event.get("rank")), None)
@@ -161,14 +167,10 @@ def _mark_void(steps: list[Step], *, together: bool) -> None:
         step.again = made.get(key, 0)
         made[key] = step.again + 1
         if step.step <= last.get(step.rank, 0):
-            concerned = set(last) if together else {step.rank}
-            while_standing: list[Step] = []
+            concerned = set(last) if together and not step.healed else {step.rank}
             for earlier in standing:
-                if earlier.rank in concerned and earlier.step >= step.step:
-                    earlier.kept = False
-                else:
-                    while_standing.append(earlier)
-            standing = while_standing
+                earlier.kept = earlier.rank not in concerned or earlier.step < step.step
+            standing = [earlier for earlier in standing if earlier.kept]
             for rank in concerned:
                 last[rank] = min(last[rank], step.step - 1)
         last[step.rank] = step.step
