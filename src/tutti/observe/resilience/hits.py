@@ -19,6 +19,7 @@ stall. A hit is over when it has ended and its victim has recovered.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import re
@@ -26,6 +27,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tutti.observe.resilience.spans import merge
 from tutti.observe.resilience.trace import Step, Trace
 from tutti.observe.tail import Event, number, when
 
@@ -135,18 +137,19 @@ class _Duration:
 
 
 def _share_out_stalls(hits: Sequence[Hit], trace: Trace) -> None:
+    touched = merge((hit.began, hit.over) for hit in hits)
     for replica in sorted({step.replica for step in trace.steps}):
         durations = _durations(trace, replica)
-        usual = {kind: _normal(durations, kind, hits) for kind in (False, True)}
+        usual = {kind: _normal(durations, kind, touched) for kind in (False, True)}
         for hit in hits:
             if hit.victim != replica:
                 hit.stalls[replica] = 0.0
         for duration in durations:
             normal = usual[duration.meeting]
-            hit_by = _blamed(duration, normal, hits)
-            if hit_by is None or hit_by.victim == replica or duration.seconds <= _TOLERANCE * normal:
-                continue
-            hit_by.stalls[replica] += duration.seconds - normal
+            if duration.seconds > _TOLERANCE * normal:
+                hit_by = _blamed(duration, normal, hits)
+                if hit_by is not None and hit_by.victim != replica:
+                    hit_by.stalls[replica] += duration.seconds - normal
 
 
 def _durations(trace: Trace, replica: int) -> list[_Duration]:
@@ -172,10 +175,14 @@ def _durations(trace: Trace, replica: int) -> list[_Duration]:
     return durations
 
 
-def _normal(durations: Sequence[_Duration], meeting: bool, hits: Sequence[Hit]) -> float:
+def _normal(durations: Sequence[_Duration], meeting: bool, touched: Sequence[tuple[float, float]]) -> float:
     """Median of the undisturbed; of all where these are too few; of both kinds where there are none of this."""
     alike = [d for d in durations if d.meeting == meeting] or list(durations)
-    quiet = [d for d in alike if not any(hit.began < d.end and hit.over > d.begin for hit in hits)]
+    quiet = []
+    for duration in alike:
+        before = bisect.bisect_left(touched, (duration.end, 0.0))  # the spans that began before its end
+        if before == 0 or touched[before - 1][1] <= duration.begin:
+            quiet.append(duration)
     chosen = quiet if len(quiet) >= _FEWEST else alike
     return statistics.median(d.seconds for d in chosen) if chosen else 0.0
 

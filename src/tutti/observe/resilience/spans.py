@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 Span = tuple[int, int]
+_Number = TypeVar("_Number", int, float)
 
 
-def merge(spans: Iterable[Span]) -> list[Span]:
-    """The same positions as sorted, disjoint spans."""
-    merged: list[Span] = []
+def merge(spans: Iterable[tuple[_Number, _Number]]) -> list[tuple[_Number, _Number]]:
+    """The same as sorted, disjoint spans, of positions or of time."""
+    merged: list[tuple[_Number, _Number]] = []
     for start, stop in sorted(spans):
         if start >= stop:
             continue
