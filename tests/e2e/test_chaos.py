@@ -40,15 +40,11 @@ def spans(event: dict[str, Any], key: str) -> list[tuple[int, int]]:
 
 def first_step_that_counts(run: Path, rank: int, since: float) -> float:
     """End of the first step of `rank` after `since` that lies in a range that its replica's last process committed."""
+    commits = [spans(e, "ranges") for e in events_of(run, "commit") if e["member"] == f"replica-{rank}.1"]
     for step in events_of(run, "step", since):
-        if step["rank"] != rank:
-            continue
-        for commit in events_of(run, "commit", step["time"] - 1):
-            lent = spans(commit, "ranges")
-            if commit["member"] == f"replica-{rank}.1" and merge([*lent, *spans(step, "cursor")]) == merge(
-                lent
-            ):
-                return float(step["time"])
+        here = spans(step, "cursor")
+        if step["rank"] == rank and any(merge([*lent, *here]) == merge(lent) for lent in commits):
+            return float(step["time"])
     raise AssertionError("it never made one")
 
 
