@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tutti.api import (
+        chaos,
+        chaos_report,
         compare_runs,
         doctor,
         evaluate,
@@ -34,6 +36,8 @@ _WHERE = {
     "Config": "tutti.config",
     "FitResult": "tutti.fitting",
     "TuttiError": "tutti.core.errors",
+    "chaos": "tutti.api",
+    "chaos_report": "tutti.api",
     "compare_runs": "tutti.api",
     "doctor": "tutti.api",
     "evaluate": "tutti.api",
@@ -51,6 +55,8 @@ __all__ = [
     "Config",
     "FitResult",
     "TuttiError",
+    "chaos",
+    "chaos_report",
     "compare_runs",
     "doctor",
     "evaluate",

@@ -12,6 +12,7 @@ import pytest
 
 import tutti
 from tutti.cli import run
+from tutti.observe.resilience import resilience_figures
 
 
 @dataclass
@@ -58,7 +59,7 @@ def in_process(command: Command, api: SimpleNamespace) -> Callable[[list[str]], 
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     """Records every call in `calls`; the functions can be replaced."""
     fake: Any = ModuleType("tutti.api")
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -78,9 +79,14 @@ def api(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "matmul_flops": {"cpu": {"fp32": 1e11, "bf16": 5e11}},
         "missing": [{"what": "no GPU [found]", "how": "buy one"}],
     }
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "config.yaml").write_text("name: a\n")
+    figures = resilience_figures(tmp_path / "nothing") | {"run": "a", "state": "finished"}
     answers = {
         "prepare": prepared,
         "train": {"state": "finished", "steps": 3, "train_loss": float("nan")},
+        "chaos": figures,
+        "chaos_report": figures,
         "evaluate": {"loss": 1.5, "bits_per_byte": 2.0, "targets": 10, "seconds": 0.1, "step": 3},
         "generate": ["def f", "class [bold]A"],
         "export": Path("runs/a/export"),

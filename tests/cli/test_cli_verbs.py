@@ -17,6 +17,7 @@ VERBS = [
     ["doctor"],
     ["prepare"],
     ["train"],
+    ["chaos"],
     ["evaluate"],
     ["generate"],
     ["export"],
@@ -118,6 +119,20 @@ def test_train(command: Command, config: str, api: SimpleNamespace) -> None:
     assert command("train", config).code == 130
     answer = command("train", config, "--json")
     assert (answer.code, answer.json) == (130, {"state": "interrupted"})
+
+
+def test_chaos(command: Command, config: str, api: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("stop: 5s+1s\nkill: [1s]\n")
+    words = ["--kill", "30s@1", "--kill", "every:60s", "--schedule", "s.yaml", "--seed", "3", "--compare"]
+    answer = command("chaos", config, "train.steps=7", *words, "--json")
+    assert (answer.code, answer.json["run"]) == (0, "a")
+    schedule = {"stop": ["5s+1s"], "kill": ["1s", "30s@1", "every:60s"], "slow": [], "cut": []}
+    named = {"seed": 3, "compare": True, "against": None, "console": False}
+    ((name, (wanted, given), called),) = api.calls
+    assert (name, wanted, given, called) == ("chaos", load_config(config, ["train.steps=7"]), schedule, named)
+    answer = command("chaos", "--report", "b", "--against", "c")
+    assert answer.code == 0 and "finished" in answer.out and "b/chaos.md" in answer.out
+    assert api.calls[1:] == [("chaos_report", (Path("runs/b"),), {"against": Path("runs/c")})]
 
 
 def test_prepare(command: Command, config: str, api: SimpleNamespace) -> None:

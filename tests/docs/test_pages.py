@@ -36,6 +36,15 @@ def test_every_field_of_the_report_is_explained() -> None:
     assert set(compute_figures(Path("runs/none"), History())) <= explained
 
 
+def test_every_field_of_the_chaos_report_is_explained(tmp_path: Path) -> None:
+    from tutti.observe.resilience import resilience_figures
+
+    (tmp_path / "config.yaml").write_text("name: r\n")
+    page = (DOCS / "reference" / "chaos.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| ([^|]*)\|", page, re.MULTILINE))))
+    assert set(resilience_figures(tmp_path)) <= explained
+
+
 def test_every_kind_of_event_is_explained() -> None:
     page = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
@@ -53,7 +62,18 @@ def test_generated_pages_show_every_key_and_verb() -> None:
     hooks = _hooks()
     assert "`validation_source`" in hooks.configuration_page()
     page = hooks.command_line_page()
-    verbs = ("init", "validate", "schema", "doctor", "prepare", "train", "evaluate", "generate", "export")
+    verbs = (
+        "init",
+        "validate",
+        "schema",
+        "doctor",
+        "prepare",
+        "train",
+        "evaluate",
+        "generate",
+        "export",
+        "chaos",
+    )
     assert all(f"## `tutti {verb}`" in page for verb in (*verbs, "runs list", "runs show", "runs compare"))
     assert "--resume" in page
 

@@ -177,7 +177,7 @@ def test_numbers_that_cannot_be_used_end_the_replica_and_not_the_weights(tmp_pat
         assert parameter.grad is not None
         parameter.grad[0, 0] = float("inf")
         before = replica.weights()
-        made = replica.policy.make_step(totals)
+        made = replica.policy.push(totals)
         assert made.norm != made.norm and torch.equal(replica.weights(), before)
         replica.policy.close()
 

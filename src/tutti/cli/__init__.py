@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import typer
 
 from tutti.cli import (
+    chaos,
     doctor,
     evaluate,
     export,
@@ -42,6 +43,7 @@ for verb in (
     doctor.doctor,
     prepare.prepare,
     train.train,
+    chaos.chaos,
     evaluate.evaluate,
     generate.generate,
     export.export,

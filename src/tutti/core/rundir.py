@@ -67,6 +67,16 @@ class RunDirectory:
         return self.path / "report.md"
 
     @property
+    def chaos_json(self) -> Path:
+        """What disturbances cost the run, in figures."""
+        return self.path / "chaos.json"
+
+    @property
+    def chaos_markdown(self) -> Path:
+        """The same in words and tables."""
+        return self.path / "chaos.md"
+
+    @property
     def curve(self) -> Path:
         """The loss curve as a picture."""
         return self.path / "loss.png"

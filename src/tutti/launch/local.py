@@ -120,6 +120,18 @@ class LocalLaunch:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has asked for a stop."""
+        return self._stopped
+
+    def pids(self, replica: int) -> list[int]:
+        """Process ids of the workers of `replica` that were started last; none before they are."""
+        if self.elastic:
+            return self._agents[replica].pids() if replica < len(self._agents) else []
+        everybody = self._agents[0].pids() if self._agents else []
+        return everybody[replica * self.parts : (replica + 1) * self.parts]
+
     # Agents --------------------------------------------------------------------------------------------------
 
     def _agent(self, replica: int | None, assigned: Any) -> ReplicaAgent:

@@ -61,12 +61,28 @@ def _membership(event: Event) -> str:
     return f"{_step(event)}: replicas {members} train together"
 
 
+def _disturbance(event: Event) -> str:
+    who, what = f"chaos: replica {event.get('of_replica')}", event.get("what")
+    lasts = words.seconds(number(event.get("seconds")))
+    if event.get("state") == "skipped":
+        return f"{who} is spared a {what}: {event.get('reason')}"
+    if event.get("state") == "ended":
+        return f"{who} is let go after {lasts}"
+    return {
+        "kill": f"{who} is killed",
+        "stop": f"{who} is stopped for {lasts}",
+        "slow": f"{who} is slowed down to {words.percent(number(event.get('speed')))} for {lasts}",
+        "cut": f"{who} is cut off for {lasts}",
+    }.get(str(what), f"{who}: {what}")
+
+
 _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "checkpoint": _checkpoint,
     "validation": _validation,
     "stalled": _stalled,
     "error": _error,
     "membership": _membership,
+    "disturbance": _disturbance,
     "recovered": lambda e: str(e.get("message")),
     "restart": lambda e: (
         f"{'the server is' if e.get('of_replica') == -1 else 'workers are'} started again "
@@ -91,7 +107,7 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
 #: What stands on the report's page: not the validations and checkpoints, which have tables or are many.
 _TOLD = (
     *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership", "serving"),
-    *("interrupted", "finished"),
+    *("disturbance", "interrupted", "finished"),
 )
 
 

@@ -12,7 +12,7 @@ from tutti.observe.tail import Event, number, when
 #: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
 _SHOWN = (
     *("checkpoint", "validation", "restart", "resumed", "healed", "membership", "warning", "stalled"),
-    *("recovered", "serving", "interrupted", "finished"),
+    *("recovered", "serving", "disturbance", "interrupted", "finished"),
 )
 #: What every rank may say, and is news once.
 _SAID_ONCE = ("warning", "interrupted")

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full, write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
+from tutti.disturb.trouble import Trouble
 from tutti.launch.companion import free_port
 from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import summarise_errors, write_report
@@ -34,13 +36,17 @@ from tutti.train.worker import main as worker_main
 
 @dataclass
 class Supervision:
-    """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already."""
+    """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already.
+
+    `trouble`: how the run is disturbed on purpose.
+    """
 
     run: RunDirectory
     resolved: Resolved
     prepared: Path | None
     resume: bool
     console: bool
+    trouble: Trouble | None = None
     _secret: bytes = field(default_factory=new_secret, init=False)
     #: Policy `server`: where it will listen.
     _server: ServerAddress | None = None
@@ -69,7 +75,8 @@ class Supervision:
             assignment=self._assignment,
             server=(server_main, self._server_assignment(self._server)) if self._server else None,
         )
-        with Show(run, self.console, began):
+        trouble = self.trouble.around(launch, began, events) if self.trouble else nullcontext()
+        with trouble, Show(run, self.console, began):
             look = stall_check(run, config, events, launch.kill)
             outcome = launch.execute(_at_most_every(1.0, look))
             if outcome.stopped and not _ended(run, began):
