@@ -32,7 +32,7 @@ def inadmissible(sync: SyncConfig, precision: str) -> str | None:
 
 
 def check_sync(sync: SyncConfig, precision: str) -> None:
-    """Raise ConfigError where `inadmissible` has a reason."""
-    reason = inadmissible(sync, precision)
+    """Raise ConfigError where `inadmissible` has a reason; what is undecided is checked by `ladder`."""
+    reason = None if sync.undecided else inadmissible(sync, precision)
     if reason is not None:
         raise ConfigError(f"sync: {reason}", "the table of what goes together: docs/reference/sync.md")
