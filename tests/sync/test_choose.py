@@ -1,4 +1,4 @@
-"""What `sync: auto` takes on fast, slow and very slow links; it is never what all-reduce in bf16 would be faster than."""
+"""What `sync: auto` takes on fast, slow and very slow links, and that all-reduce in bf16 is never faster than that."""
 
 from __future__ import annotations
 
