@@ -16,8 +16,6 @@ from tutti.train.pace import Pacing
 from tutti.train.replicas import make_transport, start_together
 from tutti.train.worker import Assignment, Rank, be_a_rank, build
 
-EVENT = "sync_measured"
-
 
 def main(assignment: Assignment) -> None:
     """Measure as one rank of a run whose `sync` is undecided."""
@@ -49,14 +47,14 @@ def _measure(rank: Rank) -> None:
         meeting_seconds=measure_meeting(transport),
         codecs=measure_codecs(candidates, transport.size, shapes, world.device),
     )
-    rank.events.write(EVENT, **asdict(measured))
+    rank.events.write("sync_measured", **asdict(measured))
     transport.close()
     leave_world()
 
 
 def read_measured(run: RunDirectory, since: float, ranks: int) -> list[Measured] | None:
     """What all `ranks` of the run said after Unix time `since`; None: not all of them did."""
-    events = {e["rank"]: e for e in read_events(run.path, EVENT) if e["time"] >= since}
+    events = {e["rank"]: e for e in read_events(run.path, "sync_measured") if e["time"] >= since}
     if len(events) < ranks:
         return None
     return [
