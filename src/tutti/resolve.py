@@ -129,8 +129,7 @@ def _sync(
             raise ConfigError(
                 "sync: auto needs Tutti's own launcher, which measures before the run; these processes were started "
                 "by another",
-                "say what to take, for example sync=allreduce sync.codec=bf16; `tutti train` on one host of the kind "
-                "says what it would choose",
+                "say what to take, for example sync=allreduce sync.codec=bf16",
             )
         settled, said = settle(ladder[0].sync, replicas, precision, started=started)
         return settled, [f"sync = {ladder[0].name}: with one replica there is nobody to agree with", *said]
