@@ -78,7 +78,7 @@ class SplitStep:
         self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), learning_rate)
         if server is None:
             self.policy: Policy = make_policy(
-                config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None
+                config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None, say=print
             )
         else:
             self.policy = make_server_policy(

@@ -1,6 +1,7 @@
 """One replica of the network benchmark: a process on a host of its own, that runs every arm in turn.
 
-Prints one line of JSON an arm: seconds of every step, bytes that the meter counted, bytes that the link counted.
+Prints one line of JSON an arm: seconds of every step, what `sync: auto` would predict, bytes that the meter counted,
+bytes that the link counted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from benchmarks.split_step import SplitStep
 from tutti.config import LayoutConfig
 from tutti.config.schema import SyncConfig
 from tutti.core import Batch
-from tutti.sync import Totals
+from tutti.sync import StaticTransport, Totals
+from tutti.sync.cost import Filled, Measured, step_seconds
+from tutti.sync.probe import measure_codecs, measure_links, measure_meeting
+from tutti.sync.summing import Buffer
+from tutti.sync.transport import Wait
 
 SEQUENCE, VOCABULARY = 128, 2048
 
@@ -35,15 +40,50 @@ def main() -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore(address(0), 29400, task["replicas"], is_master=options.rank == 0)
     dist.init_process_group("gloo", store=store, rank=options.rank, world_size=task["replicas"])
-    for name, settings in task["arms"].items():
-        print(json.dumps({"arm": name} | run_arm(options.rank, task, settings)), flush=True)
+    syncs = {name: SyncConfig(**settings) for name, settings in task["arms"].items()}
+    measured = measure(options.rank, task, list(syncs.values()))
+    for name, sync in syncs.items():
+        expected = {"arm": name, "predicted": step_seconds(sync, [measured])}
+        print(json.dumps(expected | run_arm(options.rank, task, sync)), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def run_arm(rank: int, task: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Steps of one arm; two come first and are not counted."""
-    sync = SyncConfig(**settings)
+def measure(rank: int, task: dict[str, Any], syncs: Sequence[SyncConfig]) -> Measured:
+    """What workers of `sync: auto` measure, with the task's pace for their own."""
+    step, batch = make_step(rank, task, SyncConfig())
+    policy, filled = step.policy, list[tuple[Buffer, float]]()
+    buckets = policy._buckets  # type: ignore[attr-defined]
+
+    def note(buffer: Buffer) -> Wait:
+        filled.append((buffer, time.perf_counter()))
+        return lambda: None
+
+    buckets._summing.start = note
+    paced = at_pace(step, task["pace_seconds"])
+    for _ in range(2):
+        filled.clear()
+        began = time.perf_counter()
+        paced([batch])
+    ended = began + task["pace_seconds"]
+    found = tuple(
+        Filled(tuple(tuple(part.shape) for part in buffer.parts), max(0.0, ended - full))
+        for buffer, full in filled
+    )
+    transport, cpu = StaticTransport(dist.group.WORLD), torch.device("cpu")
+    shapes = [shape for bucket in found for shape in bucket.shapes]
+    return Measured(
+        replica=rank,
+        members=task["replicas"],
+        compute_seconds=task["pace_seconds"],
+        buckets=found,
+        links=measure_links(transport, syncs, cpu, shapes),
+        meeting_seconds=measure_meeting(transport),
+        codecs=measure_codecs(syncs, task["replicas"], shapes, cpu),
+    )
+
+
+def make_step(rank: int, task: dict[str, Any], sync: SyncConfig) -> tuple[SplitStep, Batch]:
     step = SplitStep(
         llama(task["width"], task["layers"]),
         LayoutConfig(),
@@ -53,10 +93,15 @@ def run_arm(rank: int, task: dict[str, Any], settings: dict[str, Any]) -> dict[s
         bucket_bytes=4_000_000,
         sync=sync,
     )
-    paced = at_pace(step, task["pace_seconds"])
     dice = torch.Generator().manual_seed(rank)
     ids = torch.randint(VOCABULARY, (task["samples"], SEQUENCE + 1), generator=dice)
-    batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
+    return step, {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
+
+
+def run_arm(rank: int, task: dict[str, Any], sync: SyncConfig) -> dict[str, Any]:
+    """Steps of one arm; two come first and are not counted."""
+    step, batch = make_step(rank, task, sync)
+    paced = at_pace(step, task["pace_seconds"])
     rounds = sync.every if sync.policy != "allreduce" else 1
     last = 10**9
     step.policy.start(0, last)

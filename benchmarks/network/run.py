@@ -81,7 +81,14 @@ def measure(hosts: Hosts, task: dict[str, Any]) -> dict[str, Any]:
     replicas = [
         hosts.start(
             host,
-            ["env", f"GLOO_SOCKET_IFNAME={DEVICE}", f"PYTHONPATH={ROOT}", *command, "--rank", str(host)],
+            [
+                "env",
+                f"GLOO_SOCKET_IFNAME={DEVICE}",
+                f"PYTHONPATH={ROOT}:{ROOT / 'src'}",
+                *command,
+                "--rank",
+                str(host),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -98,6 +105,7 @@ def measure(hosts: Hosts, task: dict[str, Any]) -> dict[str, Any]:
         found[of_replicas[0]["arm"]] = {
             "seconds": seconds,
             "mean_seconds": statistics.fmean(seconds),  # a round's cost falls on one step
+            "predicted": max(line["predicted"] for line in of_replicas),
             "metered": sum(line["metered"] for line in of_replicas),
             "linked": sum(line["linked"] for line in of_replicas),
             "parameters": of_replicas[0]["parameters"],
@@ -119,7 +127,8 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
         numbers = first["parameters"] * task["steps"] * task["replicas"]
         ratios = [found[arm]["linked"] / found[arm]["metered"] for found in rates.values()]
         cells = [
-            f"{found[arm]['mean_seconds']:.2f} ({task['pace_seconds'] / found[arm]['mean_seconds']:.0%})"
+            f"{found[arm]['mean_seconds']:.2f} ({task['pace_seconds'] / found[arm]['mean_seconds']:.0%}; "
+            f"{found[arm]['predicted']:.2f})"
             for found in rates.values()
         ]
         rows.append(
@@ -135,7 +144,8 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
             f"{task['replicas']} replicas on hosts of their own (network namespaces on one machine, MTU {MTU}), "
             f"{parameters / 1e6:.1f}M parameters; forward and backward of a step take {task['pace_seconds']:g} s by "
             f"decree (the machine has fewer cores than replicas); {task['steps']} steps, means of the slowest replica; "
-            "in brackets utilisation: that pace ÷ the time of a step. Bytes: sent by each replica, per parameter "
+            "in brackets utilisation, that pace ÷ the time of a step, and the time that `sync: auto` predicts from "
+            "what it measures before. Bytes: sent by each replica, per parameter "
             "and step, as the meter counts them; and what the kernel counted on the link (headers and acknowledgements "
             "of others' data with it) ÷ the meter.",
             "",

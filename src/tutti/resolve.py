@@ -12,6 +12,7 @@ from tutti.config.schema import SyncConfig
 from tutti.core.errors import ConfigError
 from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
+from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
@@ -83,31 +84,8 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     warmup = choose("train.warmup", train.warmup, warmup, "5 % of the steps, at most 1000")
     every = max(1, train.steps // _TIMES)
     samples = min(_VALIDATION_SAMPLES, max(1, facts.validation_samples))
-    sync = config.sync
-    if sync.policy == "allreduce":
-        how = choose(
-            "sync.implementation",
-            sync.implementation,
-            "buckets",
-            "right with any layout and transport, and with parameters that get no gradient",
-        )
-        sync = sync.model_copy(update={"implementation": how})
-    if facts.processes is not None and sync.membership == "elastic":
-        raise ConfigError(
-            "sync.membership: elastic needs Tutti's own launcher, but these processes were started by another",
-            "start the run by `tutti train`, or take sync.membership=fixed",
-        )
-    if replicas > 1:
-        how, reason = _membership(sync, precision, device.type, started=facts.processes is not None)
-        sync = sync.model_copy(update={"membership": choose("sync.membership", sync.membership, how, reason)})
-    if sync.policy == "server":
-        strength = choose(
-            "sync.delay_compensation",
-            sync.delay_compensation,
-            0.0 if sync.staleness == 0 else DELAY_COMPENSATION,
-            "gradients are not delayed" if sync.staleness == 0 else "the value of Zheng et al. 2017",
-        )
-        sync = sync.model_copy(update={"delay_compensation": strength})
+    sync, said = _sync(config.sync, replicas, precision, train.steps, started=facts.processes is not None)
+    choices += said
     memory = config.memory
     if memory.budget is None:  # with a budget, `api.py` chooses: it knows the model
         named = {"recompute": memory.recompute, "offload": memory.offload}
@@ -139,6 +117,56 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         ),
     }
     return Resolved(config.model_copy(update=updates), threads, choices)
+
+
+def _sync(
+    sync: SyncConfig, replicas: int, precision: str, steps: int, *, started: bool
+) -> tuple[SyncConfig, list[str]]:
+    """`sync` without what can be chosen now, and what was; the rest is for measurements to decide."""
+    if sync.undecided:
+        ladder = rungs(sync, precision, steps)
+        if replicas > 1 and not started:
+            return sync, []
+        if replicas > 1:
+            raise ConfigError(
+                "sync: auto needs Tutti's own launcher, which measures before the run; these processes were started "
+                "by another",
+                "say what to take, for example sync=allreduce sync.codec=bf16",
+            )
+        settled, said = settle(ladder[0].sync, replicas, precision, started=started)
+        return settled, [f"sync = {ladder[0].name}: with one replica there is nobody to agree with", *said]
+    return settle(sync, replicas, precision, started=started)
+
+
+def settle(
+    sync: SyncConfig, replicas: int, precision: str, *, started: bool = False
+) -> tuple[SyncConfig, list[str]]:
+    """A decided `sync` with its `implementation` and `membership`, and the reasons for what was chosen."""
+    updates: dict[str, Any] = {}
+    said: list[str] = []
+    if sync.every == "auto":  # policy allreduce, which has no rounds
+        updates["every"] = SyncConfig.model_fields["every"].default
+    if sync.policy == "allreduce" and sync.implementation == "auto":
+        updates["implementation"] = "buckets"
+        said.append(
+            "sync.implementation = buckets: right with any layout and transport, and with parameters that get no "
+            "gradient"
+        )
+    if sync.policy == "server" and sync.delay_compensation == "auto":
+        prompt = sync.staleness == 0
+        updates["delay_compensation"] = 0.0 if prompt else DELAY_COMPENSATION
+        why = "gradients are not delayed" if prompt else "the value of Zheng et al. 2017"
+        said.append(f"sync.delay_compensation = {updates['delay_compensation']}: {why}")
+    if started and sync.membership == "elastic":
+        raise ConfigError(
+            "sync.membership: elastic needs Tutti's own launcher, but these processes were started by another",
+            "start the run by `tutti train`, or take sync.membership=fixed",
+        )
+    if replicas > 1 and sync.membership == "auto":
+        how, why = _membership(sync, precision, pick_device().type, started=started)
+        updates["membership"] = how
+        said.append(f"sync.membership = {how}: {why}")
+    return sync.model_copy(update=updates), said
 
 
 def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool) -> tuple[str, str]:

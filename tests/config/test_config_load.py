@@ -105,16 +105,15 @@ model: {size: 5m, dropout: 2}
         "c.yaml:13:12: train.compile: should be `true` or `false`; got text 'yes'; did you mean 'true'?",
         "c.yaml:14:16: train.micro_batch: should be a whole number above 0 or `auto`; got text '4'; remove",
         "c.yaml:15:9: train.clip: this number is not finite",
-        "c.yaml:18:7: sync.policy: should be `allreduce`, `local_sgd`, `diloco`, `gossip` or `server`; got text "
-        "'dilocco'; "
-        "did you mean",
+        "c.yaml:18:7: sync.policy: should be `allreduce`, `local_sgd`, `diloco`, `gossip`, `server` or `auto`; got "
+        "text 'dilocco'; did you mean",
         "c.yaml:19:10: evaluate: is empty",
         "c.yaml:20:15: model.size: should be a size such as 800K, 15M or 1B, or `null`; got text '5m'; "
         "did you mean '5M'?",
         "c.yaml:20:28: model.dropout: should be a number of 0 or more, below 1; got the number 2",
         "override train.stepz=4: train.stepz: unknown key; did you mean 'train.steps'?",
         "override foo: an override is written key=value",
-        "override sync.every=x: sync.every: should be a whole number above 0; got text 'x'",
+        "override sync.every=x: sync.every: should be a whole number above 0 or `auto`; got text",
     ]
     assert len(found) == len(starts), "\n".join(found)
     for said, start in zip(found, starts, strict=True):

@@ -17,7 +17,7 @@ from benchmarks.split_step import SplitStep
 from ranks import run_ranks
 from served import Serving, rules
 from tutti.config import LayoutConfig
-from tutti.config.schema import SyncConfig, TrainConfig
+from tutti.config.schema import CodecName, PolicyName, SyncConfig, TrainConfig
 from tutti.core import ConfigError
 from tutti.launch.companion import free_port
 from tutti.sync import check_sync, inadmissible, positions
@@ -27,8 +27,8 @@ from tutti.sync.server import ServerAddress
 from tutti.train.served import server_optimizer
 
 PAGE = Path(__file__).parents[2] / "docs/reference/sync.md"
-POLICIES = typing.get_args(SyncConfig.model_fields["policy"].annotation)
-CODECS = typing.get_args(SyncConfig.model_fields["codec"].annotation)
+POLICIES = typing.get_args(PolicyName)
+CODECS = typing.get_args(CodecName)
 STEPS, SEQUENCE, BATCH = 24, 16, 8
 LLAMA = LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from runs import Running, SlowNet, regression
-from tutti.config.schema import SyncConfig
+from tutti.config.schema import CodecName, PolicyName, SyncConfig
 from tutti.core import read_events
 from tutti.sync import inadmissible, merge
 from tutti.train.checkpoints import newest_valid, read_manifest
@@ -60,8 +60,8 @@ class SlowToReturn(SlowNet):
 #: Every policy whose replicas come and go, with every codec; all but one in the long suite.
 PAIRS = [
     pytest.param(policy, codec, marks=() if (policy, codec) == ("diloco", "fp32") else pytest.mark.slow)
-    for policy in typing.get_args(SyncConfig.model_fields["policy"].annotation)
-    for codec in typing.get_args(SyncConfig.model_fields["codec"].annotation)
+    for policy in typing.get_args(PolicyName)
+    for codec in typing.get_args(CodecName)
     if policy not in ("allreduce", "server")
     and inadmissible(SyncConfig(policy=policy, codec=codec), "fp32") is None
 ]

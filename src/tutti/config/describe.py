@@ -109,9 +109,11 @@ def annotation_words(annotation: Any, metadata: list[Any] | None = None) -> str:
         bounds = [item for one in extra for item in (one.metadata if isinstance(one, FieldInfo) else [one])]
         return annotation_words(inner, [*bounds, *(metadata or [])])
     if origin in (Union, types.UnionType):
-        return alternatives(annotation_words(member, metadata) for member in get_args(annotation))
+        return alternatives(
+            option for member in get_args(annotation) for option in _options(member, metadata)
+        )
     if origin is Literal:
-        return alternatives(f"`{option}`" for option in get_args(annotation))
+        return alternatives(_options(annotation, metadata))
     if origin is list:
         return "a list of texts" if item_type(annotation) is str else "a list"
     if origin is tuple:
@@ -126,6 +128,13 @@ def annotation_words(annotation: Any, metadata: list[Any] | None = None) -> str:
     if annotation is types.NoneType:
         return "`null`"
     return "a mapping of keys to values"
+
+
+def _options(annotation: Any, metadata: list[Any] | None) -> list[str]:
+    """The words of a type that may be one of several itself."""
+    if get_origin(annotation) is Literal:
+        return [f"`{option}`" for option in get_args(annotation)]
+    return [annotation_words(annotation, metadata)]
 
 
 def pattern_of(metadata: list[Any]) -> str:

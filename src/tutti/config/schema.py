@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
+PolicyName = Literal["allreduce", "local_sgd", "diloco", "gossip", "server"]
+CodecName = Literal["fp32", "fp16", "bf16", "int8", "int4", "topk", "powersgd"]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -235,16 +237,17 @@ class MemoryConfig(Section):
 class SyncConfig(Section):
     """How the copies agree."""
 
-    policy: Literal["allreduce", "local_sgd", "diloco", "gossip", "server"] = Field(
+    policy: PolicyName | Auto = Field(
         default="allreduce",
         description="`allreduce`: every step; `local_sgd`: the mean of the weights every `every` steps; `diloco`: then "
         "a step of an outer optimizer; `gossip`: with one neighbour after every step, with all every `every` steps; "
-        "`server`: a parameter server steps by the gradients that replicas send.",
+        "`server`: a parameter server steps by the gradients that replicas send. `auto`: what suits the links and the "
+        "step time that are measured before the run; `codec` and `every` are `auto` then, unless they are given.",
     )
-    codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "topk", "powersgd"] = Field(
+    codec: CodecName | Auto = Field(
         default="fp32",
         description="What is sent: numbers of 32, 16, 8 or 4 bits; `topk`: the largest few; `powersgd`: thin matrices. "
-        "What is lost is sent later (error feedback), except by the first three.",
+        "What is lost is sent later (error feedback), except by the first three. `auto`: by measurement.",
     )
     density: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1 / 64, description="`topk`: the share of numbers that is sent, of every 4096."
@@ -265,7 +268,10 @@ class SyncConfig(Section):
     bucket_mb: Annotated[float, Field(gt=0)] = Field(
         default=8.0, description="Size of a gradient bucket in MB (10^6 bytes)."
     )
-    every: Positive = Field(default=50, description="`local_sgd`, `diloco`, `gossip`: steps of a round.")
+    every: Positive | Auto = Field(
+        default=50,
+        description="`local_sgd`, `diloco`, `gossip`: steps of a round; `auto`: by measurement.",
+    )
     outer_learning_rate: Annotated[float, Field(gt=0)] = Field(
         default=0.7, description="`diloco`: outer SGD."
     )
@@ -314,6 +320,19 @@ class SyncConfig(Section):
                 "delay_compensation corrects delayed gradients; with staleness: 0 there are none"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_for_the_rest(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("policy") == "auto":
+            return {"codec": "auto", "every": "auto"} | values
+        return values
+
+    @property
+    def undecided(self) -> bool:
+        """Whether something is to be chosen by measurement."""
+        rounds = self.policy != "allreduce"
+        return "auto" in (self.policy, self.codec) or (rounds and self.every == "auto")
 
 
 def _layout(value: Any) -> Any:
@@ -435,6 +454,10 @@ class Config(Section):
             raise ValueError(
                 "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "
                 f"{self.layout.ranks}; use implementation: buckets"
+            )
+        if self.sync.policy == "auto" and self.sync.implementation != "auto":
+            raise ValueError(
+                "sync.implementation belongs to allreduce, which sync.policy: auto may not choose"
             )
         if self.sync.policy != "allreduce" and self.sync.implementation != "auto":
             raise ValueError(

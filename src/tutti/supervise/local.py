@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.disturb.trouble import Trouble
 from tutti.launch.companion import free_port
-from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
+from tutti.launch.local import LAUNCHER_RANK, LocalLaunch, Outcome
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
+from tutti.supervise.measured import decide, measuring
 from tutti.sync.channel import new_secret
 from tutti.sync.server import ServerAddress
 from tutti.train.replicas import Elastic
@@ -57,28 +58,12 @@ class Supervision:
         Raises:
             TuttiError: the run failed, in the words of its first error.
         """
-        config, run = self.resolved.config, self.run
+        run = self.run
         began = time.time()
         former = run.config.read_text(encoding="utf-8") if self.resume else None
         events = self._begin()
-        served = config.sync.policy == "server"
-        if served:
-            self._server = ServerAddress(f"tcp://127.0.0.1:{free_port()}", new_secret())
-        launch = LocalLaunch(
-            run=run.path,
-            replicas=_number(config.replicas),
-            parts=config.layout.ranks,
-            elastic=served or (config.sync.membership == "elastic" and _number(config.replicas) > 1),
-            max_restarts=config.watch.max_restarts,
-            min_replicas=config.sync.min_replicas,
-            entry=worker_main,
-            assignment=self._assignment,
-            server=(server_main, self._server_assignment(self._server)) if self._server else None,
-        )
-        trouble = self.trouble.around(launch, began, events) if self.trouble else nullcontext()
-        with trouble, Show(run, self.console, began):
-            look = stall_check(run, config, events, launch.kill)
-            outcome = launch.execute(_at_most_every(1.0, look))
+        with Show(run, self.console, began):
+            outcome = self._launch(events, began)
             if outcome.stopped and not _ended(run, began):
                 # Asked to stop before the workers trained: they had nothing to save and said nothing.
                 events.write("interrupted", trained=False)
@@ -106,6 +91,37 @@ class Supervision:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise unwritable(run.path, error) from error
         return events
+
+    def _launch(self, events: EventWriter, began: float) -> Outcome:
+        """Measure first, where that decides how replicas agree; then train."""
+        if self.resolved.config.sync.undecided:
+            if self.console:
+                print("sync: auto: measuring steps, links and codecs before the run", flush=True)
+            outcome = self._see_through(measuring(self.run, self.resolved, self._assignment), events)
+            if outcome.stopped or not decide(self.run, self.resolved, began):
+                return replace(outcome, succeeded=False)
+            clear_signs(self.run.live)
+        config = self.resolved.config
+        served = config.sync.policy == "server"
+        if served:
+            self._server = ServerAddress(f"tcp://127.0.0.1:{free_port()}", new_secret())
+        launch = LocalLaunch(
+            run=self.run.path,
+            replicas=_number(config.replicas),
+            parts=config.layout.ranks,
+            elastic=served or (config.sync.membership == "elastic" and _number(config.replicas) > 1),
+            max_restarts=config.watch.max_restarts,
+            min_replicas=config.sync.min_replicas,
+            entry=worker_main,
+            assignment=self._assignment,
+            server=(server_main, self._server_assignment(self._server)) if self._server else None,
+        )
+        with self.trouble.around(launch, began, events) if self.trouble else nullcontext():
+            return self._see_through(launch, events)
+
+    def _see_through(self, launch: LocalLaunch, events: EventWriter) -> Outcome:
+        look = stall_check(self.run, self.resolved.config, events, launch.kill)
+        return launch.execute(_at_most_every(1.0, look))
 
     def _assignment(
         self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
@@ -135,6 +151,12 @@ class Supervision:
             return RunError(problem, self._go_on("free some space, then "))
         causes = [e for e in read_events(self.run.path, "error") if e["time"] >= began and not e.get("peer")]
         cause = min(causes, key=lambda event: event["time"], default=None)
+        if cause is None and self.resolved.config.sync.undecided:
+            return LaunchError(
+                f"not all workers could measure for sync: auto ({reason})",
+                "say what to take, for example sync=allreduce sync.codec=bf16, or try again: "
+                + self._go_on(),
+            )
         if cause is None:  # only the dead one knew why; its peers lost their connection
             most = self.resolved.config.watch.max_restarts
             return LaunchError(f"{reason}, and watch.max_restarts = {most} is used up", self._go_on())

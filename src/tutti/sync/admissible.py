@@ -22,7 +22,7 @@ def inadmissible(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", 
             f"codec {sync.codec} with train.precision: fp16: gradients carry a loss scale that changes, and "
             "overflow until it fits; a codec writes no overflow, and what it owes would be of another scale"
         )
-    if sync.policy == "diloco" and sync.every // sync.fragments <= sync.overlap:
+    if sync.policy == "diloco" and sync.every != "auto" and sync.every // sync.fragments <= sync.overlap:
         return (
             f"a fragment's turn comes every {sync.every // sync.fragments} steps (every: {sync.every}, fragments: "
             f"{sync.fragments}), so overlap: {sync.overlap} must be less than that"
@@ -54,7 +54,7 @@ def _not_served(sync: SyncConfig, precision: str, optimizer: str, parts: int) ->
 
 
 def check_sync(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", parts: int = 1) -> None:
-    """Raise ConfigError where `inadmissible` has a reason."""
-    reason = inadmissible(sync, precision, optimizer=optimizer, parts=parts)
+    """Raise ConfigError where `inadmissible` has a reason; what is undecided is checked by `ladder`."""
+    reason = None if sync.undecided else inadmissible(sync, precision, optimizer=optimizer, parts=parts)
     if reason is not None:
         raise ConfigError(f"sync: {reason}", "the table of what goes together: docs/reference/sync.md")

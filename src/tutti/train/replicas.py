@@ -65,7 +65,7 @@ def make_policy(
     """
     sync = config.sync
     place = Place(world.replica, world.replicas, world.part, world.parts)
-    transport = StaticTransport(world.peers) if elastic is None else _elastic(elastic, world, attempt, say)
+    transport = make_transport(world, elastic, attempt, say)
     inside = StaticTransport(world.inside)
     shared = (transport, place, state.ledger, config.train.batch)
     summing = Summing.of(sync, transport)
@@ -104,7 +104,12 @@ def make_policy(
     return DiLoCo(*shared, **common)
 
 
-def _elastic(elastic: Elastic, world: World, attempt: int, say: Callable[[str], None]) -> Transport:
+def make_transport(
+    world: World, elastic: Elastic | None, attempt: int, say: Callable[[str], None]
+) -> Transport:
+    """What carries tensors between this rank and its peers; `say`: told of strangers who want to take part."""
+    if elastic is None:
+        return StaticTransport(world.peers)
     from tutti.sync.elastic import ElasticTransport  # torchft starts servers; only who needs it imports it
 
     assert elastic.lighthouse is not None, "only policy server goes without one"

@@ -36,7 +36,7 @@ from tutti.train.function import function_job
 from tutti.train.job import Job
 from tutti.train.language import split_language_model_job
 from tutti.train.loop import Loop
-from tutti.train.optimizer import build_optimizers
+from tutti.train.optimizer import Optimizers, build_optimizers
 from tutti.train.precision import DTYPES, LossScale
 from tutti.train.process import StopRequest, die_with, redirect_output, report_error
 from tutti.train.rehearsal import Rehearsal
@@ -65,8 +65,40 @@ class Assignment:
     choices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Rank:
+    """What a worker has before it does anything: its orders, the run, and how it says where it is."""
+
+    assignment: Assignment
+    run: RunDirectory
+    config: Config
+    attempt: int
+    events: EventWriter
+    live: LiveSign
+    stop: StopRequest
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model in its place among the ranks, with what changes it."""
+
+    config: Config
+    world: World
+    settings: Settings
+    job: Job
+    split: Split
+    optimizers: Optimizers
+
+
 def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) -> None:
-    """Train as one rank. Exits with 1 after writing an `error` event when anything goes wrong.
+    """Train as one rank; see `be_a_rank`."""
+    be_a_rank(assignment, _train, before_exit)
+
+
+def be_a_rank(
+    assignment: Assignment, work: Callable[[Rank], None], before_exit: Callable[[], None] | None = None
+) -> None:
+    """Do `work` as one rank. Exits with 1 after writing an `error` event when anything goes wrong.
 
     `before_exit`: told then; given, it is he who tells the user, and the traceback stands in the events alone.
     """
@@ -85,7 +117,7 @@ def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) 
     with LiveSign(run.live, rank) as live:
         try:
             torch.set_num_threads(assignment.threads)
-            _train(assignment, run, config, attempt, events, live, stop)
+            work(Rank(assignment, run, config, attempt, events, live, stop))
         except BaseException as error:
             try:
                 report_error(error, events, live, log=before_exit is None)
@@ -98,19 +130,11 @@ def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) 
                 os._exit(1)
 
 
-def _train(
-    assignment: Assignment,
-    run: RunDirectory,
-    config: Config,
-    attempt: int,
-    events: EventWriter,
-    live: LiveSign,
-    stop: StopRequest,
-) -> None:
-    elastic = assignment.elastic
-    replica = events.replica
-    own = config.each[replica] if config.each else None
-    config = config.of_replica(replica)
+def build(rank: Rank) -> Trainee:
+    """Enter the world and build this rank's part of the model."""
+    assignment, elastic, replica = rank.assignment, rank.assignment.elastic, rank.events.replica
+    own = rank.config.each[replica] if rank.config.each else None
+    config = rank.config.of_replica(replica)
     assert not isinstance(config.replicas, str), "api.py resolves every auto before a worker starts"
     world = join_world(
         replicas=config.replicas,
@@ -118,15 +142,13 @@ def _train(
         elastic_replica=elastic.replica if elastic else None,
         device_kind=own.device if own else None,
     )
-    live.set(phase="building the model")
+    rank.live.set(phase="building the model")
     settings = settings_of(config, world.device)
-    state = RunState()
-    job, split = _job(assignment, run, config, world, settings)
+    job, split = _job(assignment, rank.run, config, world, settings)
     job.choices[:0] = assignment.choices
     job.choices += split.choices
-    objective = split.objective
-    optimizers = build_optimizers(objective.model, config.train, settings.learning_rate)
-    files = _files(run, config)
+    optimizers = build_optimizers(split.objective.model, config.train, settings.learning_rate)
+    files = _files(rank.run, config)
     served = config.sync.policy == "server"  # which has the optimizer
     if (
         files is not None
@@ -135,6 +157,16 @@ def _train(
         and not served
     ):
         keep_optimizer_state(optimizers.optimizers, files)
+    return Trainee(config, world, settings, job, split, optimizers)
+
+
+def _train(rank: Rank) -> None:
+    assignment, run, attempt = rank.assignment, rank.run, rank.attempt
+    events, live, stop, elastic = rank.events, rank.live, rank.stop, rank.assignment.elastic
+    trainee = build(rank)
+    config, world, settings = trainee.config, trainee.world, trainee.settings
+    job, split, optimizers = trainee.job, trainee.split, trainee.optimizers
+    state = RunState()
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
     nominal_targets = settings.batch * job.tokens_per_sample

@@ -72,12 +72,6 @@ class Members(Transport):
     def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
         raise NotImplementedError
 
-    def start_send(self, tensor: Tensor, to: int) -> Wait:
-        raise NotImplementedError
-
-    def start_receive(self, tensor: Tensor, source: int) -> Wait:
-        raise NotImplementedError
-
 
 class ParameterServer(Policy):
     """A replica's side. `inside`: the parts of this replica; `codec`, `feedback_decay`, `squeeze`: how gradients and
