@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -212,7 +213,7 @@ def logits_alone(objective: CausalLanguageModelling, batch: Batch) -> Tensor:
     found = []
     for ids, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
         starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-        pieces = [ids[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        pieces = [ids[a:b] for a, b in itertools.pairwise(starts)]
         found.append(torch.cat([model(input_ids=p[None], use_cache=False).logits[0] for p in pieces]))
     return torch.stack(found)
 

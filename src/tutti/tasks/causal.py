@@ -116,14 +116,16 @@ class CausalLanguageModelling(Objective):
                 loss = loss + added_to_whole_logits(*addition, logits, targets)
             return loss
         if addition is not None:
-            return chunked_cross_entropy_and(*addition, output, head.weight, labels, head.bias)
+            total: Tensor = chunked_cross_entropy_and(*addition, output, head.weight, labels, head.bias)
+            return total
         return self.head_loss(output, head.weight, labels, head.bias)
 
     def _output(self, rows: Rows) -> tuple[Tensor, nn.Linear | None]:
         """What goes into the head [N, D], and the head; or the logits [N, V], where they are not the head's output."""
         takes = self.manner.takes_positions
         if not self.manner.chunked:
-            return run_model(self.model, rows, takes).logits.flatten(0, 1), None
+            logits: Tensor = run_model(self.model, rows, takes).logits
+            return logits.flatten(0, 1), None
         head = head_of(self.model)
         assert head is not None
         if self.manner.bare_head:

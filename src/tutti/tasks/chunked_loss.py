@@ -90,7 +90,8 @@ def chunked_cross_entropy_and(
     device = hidden.device.type
     products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     chunk = chunk or default_chunk(weight.shape[0], hidden.device)
-    total: Tensor = _WithAddend.apply(hidden, weight, bias, labels, (addend, places), chunk, products)
+    addition = (addend, places)
+    total: Tensor = _WithAddend.apply(hidden, weight, bias, labels, addition, chunk, products)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -290,6 +291,6 @@ class _WithAddend(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight, _, d_bias, *_ = _scale(ctx, scale)
         return d_hidden, d_weight, d_bias, None, None, None, None

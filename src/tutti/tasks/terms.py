@@ -60,7 +60,7 @@ def added_to_whole_logits(addend: Addend, places: Tensor, logits: Tensor, target
     added = addend(places[targets], logits.detach()[targets])
     if added is None:
         return logits.new_zeros(())
-    total: Tensor = _GivenGradient.apply(logits, targets, *added)
+    total: Tensor = _GivenGradient.apply(logits, targets, *added)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -73,6 +73,6 @@ class _GivenGradient(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * scale, None, None, None
