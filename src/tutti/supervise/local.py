@@ -22,6 +22,7 @@ from tutti.launch.local import LAUNCHER_RANK, LocalLaunch
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
+from tutti.train.cooperate import Neighbours
 from tutti.train.replicas import Elastic
 from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
@@ -29,13 +30,29 @@ from tutti.train.worker import main as worker_main
 
 @dataclass
 class Supervision:
-    """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already."""
+    """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already.
+
+    `neighbours`: the groups that this run is one of; `label`: what the lines that it prints begin with.
+    """
 
     run: RunDirectory
     resolved: Resolved
     prepared: Path | None
     resume: bool
     console: bool
+    neighbours: Neighbours | None = None
+    label: str = ""
+    _launch: LocalLaunch | None = None
+
+    def stop(self) -> None:
+        """Ask the workers to save and stop; asked again, kill them. Before there is a launch, nothing happens."""
+        if self._launch is not None:
+            self._launch.stop()
+
+    @property
+    def launched(self) -> bool:
+        """Whether there is somebody to stop."""
+        return self._launch is not None
 
     def execute(self) -> dict[str, Any]:
         """Run the workers to their end and return the report.
@@ -47,7 +64,7 @@ class Supervision:
         began = time.time()
         former = run.config.read_text(encoding="utf-8") if self.resume else None
         events = self._begin()
-        launch = LocalLaunch(
+        launch = self._launch = LocalLaunch(
             run=run.path,
             replicas=_number(config.replicas),
             parts=config.layout.ranks,
@@ -57,7 +74,7 @@ class Supervision:
             entry=worker_main,
             assignment=self._assignment,
         )
-        with Show(run, self.console, began):
+        with Show(run, self.console, began, self.label):
             look = stall_check(run, config, events, launch.kill)
             outcome = launch.execute(_at_most_every(1.0, look))
             if outcome.stopped and not _ended(run, began):
@@ -102,6 +119,7 @@ class Supervision:
             elastic=elastic,
             launcher_pid=os.getpid(),
             choices=tuple(self.resolved.choices),
+            neighbours=self.neighbours,
         )
 
     def _failure(self, began: float, reason: str) -> TuttiError:

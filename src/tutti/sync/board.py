@@ -101,7 +101,7 @@ class Board:
         new = [m for kept in self._messages.values() for m in kept if m.group != group and m.serial > after]
         new.sort(key=lambda message: message.serial)
         size = 0
-        answer = []
+        answer: list[Message] = []
         for message in new:
             size += len(message.payload)
             if answer and size > _ANSWER_BYTES:

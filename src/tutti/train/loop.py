@@ -17,6 +17,7 @@ from tutti.core.live import LiveSign
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.parallel import Split, World
 from tutti.sync import Meeting, Policy, StaticTransport, share
+from tutti.train.cooperate import Cooperation
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
@@ -44,6 +45,7 @@ class Loop:
     events: EventWriter
     live: LiveSign
     stop_requested: Callable[[], bool]
+    cooperation: Cooperation | None = None
 
     def run(self) -> str:
         """Train from `state.step` to `settings.steps`."""
@@ -68,6 +70,8 @@ class Loop:
         portion = self._load(step)
         loaded = time.perf_counter()
         self.live.set(phase="compute")
+        if self.cooperation is not None:
+            self.cooperation.before_step(step)
         key = portion.ids[0][1][0] if portion.ids else 0
         samples = sum(len(numbers) for _, numbers in portion.ids)
         gradient = self.accumulator.run(
@@ -87,6 +91,8 @@ class Loop:
         self.optimizers.set_learning_rate(factor)
         if gradient.usable:
             self.optimizers.step()
+        if self.cooperation is not None:
+            self.cooperation.after_step(step, leads=self.policy.transport.rank == 0)
         stepped = time.perf_counter()
         self.live.set(phase="sync")
         meeting = self.policy.after_step(step, self.settings.steps, gradient.totals)

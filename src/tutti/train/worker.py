@@ -31,6 +31,7 @@ from tutti.parallel import (
 from tutti.sync import StaticTransport
 from tutti.train import checkpoints
 from tutti.train.checkpoints import Checkpointer
+from tutti.train.cooperate import Neighbours, rotation_of, start_cooperation
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
 from tutti.train.job import Job
@@ -62,6 +63,8 @@ class Assignment:
     launcher_pid: int | None = None
     #: What was chosen for `auto`, with reasons; goes into the run's events.
     choices: tuple[str, ...] = ()
+    #: The groups that this one learns from.
+    neighbours: Neighbours | None = None
 
 
 def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) -> None:
@@ -112,6 +115,7 @@ def _train(
         replicas=config.replicas,
         layout=config.layout,
         elastic_replica=elastic.replica if elastic else None,
+        ranks_before=assignment.neighbours.ranks_before if assignment.neighbours else 0,
     )
     live.set(phase="building the model")
     settings = settings_of(config, world.device)
@@ -144,13 +148,15 @@ def _train(
         loss_scale=LossScale(settings.precision),
         seed=settings.seed,
     )
+    rotation = rotation_of(config, assignment.neighbours)
+    identity = {"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch}
     keeper = StateKeeper(
         split=split,
         optimizers=optimizers.optimizers,
         policy=policy,
         policy_name=config.sync.policy,
         codec_name=config.sync.codec,
-        identity={"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch},
+        identity=identity | ({"order": str(rotation)} if rotation else {}),
         directory=run.checkpoints,
         make_checkpointer=lambda directory: Checkpointer(
             directory,
@@ -163,7 +169,7 @@ def _train(
         say=lambda message: events.write("warning", message=message),
         together=world.inside if world.elastic else world.everyone,
     )
-    feed = Feed(job.train_data, settings.seed, world.device)
+    feed = Feed(job.train_data, settings.seed, world.device, rotation)
 
     live.set(phase="resuming")
     resumed = keeper.resume(state) if assignment.resume or attempt > 0 else None
@@ -184,6 +190,9 @@ def _train(
         )
     if elastic is not None and attempt == 0:
         start_together(elastic, world)
+    cooperation = start_cooperation(config, assignment.neighbours, objective, world, events)
+    if cooperation is not None and assignment.neighbours is not None and attempt == 0:
+        cooperation.meet(assignment.neighbours.groups)
     loop = Loop(
         job=job,
         world=world,
@@ -198,6 +207,7 @@ def _train(
         events=events,
         live=live,
         stop_requested=lambda: stop.asked,
+        cooperation=cooperation,
     )
     stop.training = True
     try:
@@ -205,6 +215,8 @@ def _train(
     except TuttiError:
         keeper.finish()  # bad numbers end the run; the save that was being written is still good
         raise
+    if cooperation is not None:
+        cooperation.close(state.step)
     _finish(loop, run, outcome)
 
 
