@@ -197,7 +197,7 @@ def _course_rows(run: Path) -> list[tuple[str, ...]]:
             events = by_step[step]
             targets = sum(int(e.get("targets") or 0) for e in events)
             taught = sum(int(e.get("taught") or 0) for e in events)
-            lost = max(int(e.get("lost") or 0) for e in events)
+            latest = {e.get("rank"): e for e in events}.values()  # counters of a process only grow
             rows.append(
                 (
                     place.name,
@@ -205,8 +205,8 @@ def _course_rows(run: Path) -> list[tuple[str, ...]]:
                     words.percent(taught / targets) if targets else "burn-in",
                     words.figure(_mean(events, "divergence", taught)),
                     "–" if not taught else f"{_mean(events, 'age_steps', taught):.0f}",
-                    words.size(sum(number(e.get("received_bytes")) or 0 for e in events)),
-                    str(lost),
+                    words.size(sum(number(e.get("received_bytes")) or 0 for e in latest)),
+                    str(sum(int(e.get("lost") or 0) for e in latest)),
                 )
             )
     return rows

@@ -63,7 +63,6 @@ class Cooperation:
         self._postbox = postbox
         self._objective = objective
         self._events = events
-        self._noted = 0
         self._early: list[Message] = []
         objective.term = exchange
 
@@ -95,11 +94,9 @@ class Cooperation:
     def close(self, step: int) -> None:
         """Deliver what is still to be told, and leave."""
         self._postbox.close()
-        if step > self._noted:
-            self._note(step)
+        self._note(step)
 
     def _note(self, step: int) -> None:
-        self._noted = step
         self._events.write(
             "cooperation",
             step=step,

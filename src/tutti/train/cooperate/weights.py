@@ -73,6 +73,9 @@ class WeightsOfOthers(Exchange):
             if objective.model.config.get_text_config(decoder=True).vocab_size != self._vocabulary:  # type: ignore[union-attr, operator]
                 raise ModelError(f"the model of group {message.group} has another vocabulary")
             teacher = self._teachers[message.group] = _Teacher(objective, config, self.step)
+        own = gather_state(teacher.objective)["model"]
+        if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in own.items()}:
+            raise ValueError("these weights are not those of the model that they are said to be of")
         teacher.arrived = self.step
         fill(teacher.objective.model, iter(weights.items()))
 
