@@ -78,6 +78,12 @@ def test_layouts_without_whole_logits_of_whole_samples_are_refused(layout: str) 
     assert groups_of("layout: {shard: 2}\ngroups: 2")[0].layout.shard == 2
 
 
+def test_what_nobody_has_counted_or_compared_is_refused() -> None:
+    assert "memory.budget does not count" in problems("memory: 2GB\ngroups: 2")[0]
+    with pytest.raises(ConfigError, match="a module of your own"):
+        group_configs(Config(groups=2, model={"python": "Net"}))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("key", ["batch", "seed"])
 def test_predictions_need_the_same_samples(key: str) -> None:
     text = f"groups: [{{}}, {{train: {{{key}: 4}}}}]"

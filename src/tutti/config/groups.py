@@ -146,6 +146,13 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _why_not(group: Config, first: Config) -> str | None:
     """Why `group` cannot cooperate with the `first`; None: it can."""
+    if group.model.python is not None:
+        return "a module of your own predicts no tokens; groups are of language models"
+    if group.memory.budget is not None:
+        return (
+            "memory.budget does not count what is kept of other groups; leave it out, and set memory.recompute and "
+            "memory.offload instead"
+        )
     split = [name for name in ("pipeline", "tensor", "context") if getattr(group.layout, name) > 1]
     if split:
         return (

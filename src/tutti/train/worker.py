@@ -192,7 +192,8 @@ def _train(
         start_together(elastic, world)
     cooperation = start_cooperation(config, assignment.neighbours, objective, world, events)
     if cooperation is not None and assignment.neighbours is not None and attempt == 0:
-        cooperation.meet(assignment.neighbours.groups)
+        with live.phase("waiting for the other groups"):
+            cooperation.meet(assignment.neighbours.groups)
     loop = Loop(
         job=job,
         world=world,

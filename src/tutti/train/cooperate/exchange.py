@@ -46,6 +46,7 @@ class Exchange(LossTerm, ABC):
         self._postbox = postbox
         self._divergence = torch.zeros((), dtype=torch.float64, device=device)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def of(self, batch: Batch) -> Addend | None:
         if self.step == 0:  # a rehearsal
             return None
