@@ -44,6 +44,7 @@ def samples_of(run: Path) -> list[tuple[int, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_predictions(tutti_here: Here, tmp_path: Path) -> None:
     write_groups(tmp_path, "predictions")
     answer = tutti_here("train", "c.yaml", "train.batch=4")
@@ -86,6 +87,7 @@ def test_predictions(tutti_here: Here, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_weights_of_another_size(tutti_here: Here, tmp_path: Path) -> None:
     write_groups(tmp_path, "weights", [{"model": "40K"}, {"model": "100K", "train": {"batch": 4}}])
     answer = tutti_here("train", "c.yaml")
@@ -105,6 +107,7 @@ def test_weights_of_another_size(tutti_here: Here, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_group_that_dies_for_good_does_not_stop_the_other(tmp_path: Path) -> None:
     write_groups(
         tmp_path,
@@ -115,9 +118,9 @@ def test_a_group_that_dies_for_good_does_not_stop_the_other(tmp_path: Path) -> N
     )
     run = tmp_path / "runs" / "r"
     with started(tmp_path, "train", "c.yaml") as command:
-        wait_for_step(run / "groups" / "1", 50, command.began)
+        wait_for_step(run / "groups" / "1", 50, command.began, seconds=300)
         os.kill(worker_pid(run / "groups" / "1", 0), signal.SIGKILL)
-        answer = command.end(200)
+        answer = command.end(600)
     assert answer.code == 0, answer.said
     assert "group 1 failed: worker 0 was killed by SIGKILL" in answer.out
     report = report_of(run)
@@ -128,24 +131,25 @@ def test_a_group_that_dies_for_good_does_not_stop_the_other(tmp_path: Path) -> N
     assert sum(e["taught"] for e in notes) > 0
     assert notes[-1]["taught"] == 0
     with started(tmp_path, "train", "c.yaml", "--resume", "train.steps=410") as command:
-        answer = command.end(200)
+        answer = command.end(600)
     assert answer.code == 0, answer.said
     assert [group["state"] for group in report_of(run)["groups"]] == ["finished", "finished"]
     assert [group["steps"] for group in report_of(run)["groups"]] == [410, 410]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_interrupted_groups_go_on_and_see_every_sample_once(tmp_path: Path) -> None:
     write_groups(tmp_path, "predictions", train=TRAIN | {"steps": 160, "batch": 4})
     run = tmp_path / "runs" / "r"
     with started(tmp_path, "train", "c.yaml") as command:
-        wait_for_step(run / "groups" / "0", 25, command.began)
+        wait_for_step(run / "groups" / "0", 25, command.began, seconds=300)
         os.kill(command.process.pid, signal.SIGTERM)
-        answer = command.end()
+        answer = command.end(200)
     assert answer.code == 130, answer.said
     assert report_of(run)["state"] == "interrupted"
     with started(tmp_path, "train", "c.yaml", "--resume") as command:
-        answer = command.end(200)
+        answer = command.end(600)
     assert answer.code == 0, answer.said
     assert report_of(run)["state"] == "finished"
     seen = [samples_of(run / "groups" / str(number)) for number in (0, 1)]
@@ -155,6 +159,7 @@ def test_interrupted_groups_go_on_and_see_every_sample_once(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("exchange", ["predictions", "weights"])
 def test_groups_of_several_workers(tutti_here: Here, tmp_path: Path, exchange: str) -> None:
     """One group sharded over two workers and compiled, the other two replicas that meet now and then."""

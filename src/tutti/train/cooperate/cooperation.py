@@ -29,7 +29,7 @@ from tutti.train.cooperate.weights import WeightsOfOthers
 from tutti.train.precision import compute_context
 
 _READY = "ready"
-_MEET_SECONDS = 60.0
+_MEET_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
