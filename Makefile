@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -62,6 +62,10 @@ bench-gpu: .venv/installed
 bench-quality: .venv/installed
 	@test -n "$(TEXT)" || { echo "say which text: make bench-quality TEXT=input.txt"; exit 2; }
 	$(BIN)/python -m benchmarks.time_to_quality.run --text $(TEXT) $(if $(CORE),--core $(CORE))
+
+bench-cooperate: .venv/installed
+	@test -n "$(TEXT)" || { echo "say which text: make bench-cooperate TEXT=input.txt"; exit 2; }
+	$(BIN)/python -m benchmarks.cooperate.run --text $(TEXT)
 
 docs: .venv/dev
 	$(BIN)/mkdocs serve

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti import data, hardware, models
-from tutti.config import Config, load_config
+from tutti.config import Config, count_groups, group_configs, load_config
 from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
@@ -33,7 +33,7 @@ from tutti.parallel import Split, World, check_layout, limits_of, pick_device
 from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
-from tutti.supervise import Supervision, in_started_world, run_in_started_world
+from tutti.supervise import GroupsSupervision, Supervision, in_started_world, run_in_started_world
 from tutti.sync import check_sync
 from tutti.tasks import Manner, find_manner
 from tutti.train import checkpoints
@@ -82,6 +82,8 @@ def train(config: Config, *, resume: bool = False, console: bool = True) -> dict
     """
     if config.model.python is not None:
         raise ConfigError("model.python belongs to tutti.fit", "give model a size, a path or a config")
+    if count_groups(config) > 1:
+        return _train_groups(config, resume, console)
     run = RunDirectory.of(config.runs, config.name)
     start = functools.partial(_start, continues=run if resume else None)
     if in_started_world():
@@ -164,6 +166,63 @@ def chaos_report(run: Path, *, against: Path | None = None) -> dict[str, Any]:
     return write_resilience_report(run, against)
 
 
+def _train_groups(config: Config, resume: bool, console: bool) -> dict[str, Any]:
+    """An ordinary run for each group, each judged as such before any of them begins."""
+    if in_started_world():
+        raise ConfigError("groups are started by `tutti train` itself, not by torchrun", "leave torchrun out")
+    run, number = RunDirectory.of(config.runs, config.name), count_groups(config)
+    if not resume:
+        run.refuse_existing()
+    else:
+        run.require()
+        _check_groups(run, config, load_config(run.config))
+    runs, vocabularies = [], []
+    for group in group_configs(config):
+        place = RunDirectory.of(group.runs, group.name)
+        goes_on = resume and place.config.is_file()  # one that failed before its first step left nothing
+        label = f"group {group.name} │ "
+        checked = _check_run(place, group, goes_on)
+        resolved, prepared = _start(
+            checked, _printer(console, label), continues=place if goes_on else None, groups=number
+        )
+        vocabularies.append(_entries(resolved.config, prepared))
+        runs.append(Supervision(place, resolved, prepared.directory, goes_on, console, label=label))
+    if len(set(vocabularies)) > 1:
+        raise ConfigError(
+            f"the groups' models have {', '.join(map(str, vocabularies))} entries in their vocabularies, and can "
+            "only compare predictions of the same",
+            "choose models with tables of one size, or set model.from_scratch: true",
+        )
+    return GroupsSupervision(run, config, runs, resume).execute()
+
+
+def _check_groups(run: RunDirectory, config: Config, former: Config) -> None:
+    """What must be as it was when groups are resumed."""
+    for name, new, old in (
+        ("the number of groups", count_groups(config), count_groups(former)),
+        ("cooperate.exchange", config.cooperate.exchange, former.cooperate.exchange),
+        ("cooperate.every", config.cooperate.every, former.cooperate.every),
+    ):
+        # The order of samples follows from these; weights may be exchanged as often as one likes.
+        if new != old and (name != "cooperate.every" or config.cooperate.exchange == "predictions"):
+            raise CheckpointError(
+                f"run '{run.name}' was started with {name} = {old}, not {new}",
+                "leave that as it was, or start a new run with name=OTHER",
+            )
+
+
+def _entries(config: Config, prepared: Prepared) -> int:
+    """Entries of the model's vocabulary."""
+    blueprint = models.draw_blueprint(
+        config.model,
+        vocabulary=prepared.vocabulary,
+        sequence=config.data.sequence,
+        seed=config.train.seed,
+        end_token=prepared.end_token,
+    )
+    return int(blueprint.architecture.get_text_config(decoder=True).vocab_size)
+
+
 def _check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
     if not resume:
         run.refuse_existing()
@@ -206,11 +265,16 @@ def continued(config: Config, former: Config) -> Config:
 
 
 def _start(
-    config: Config, say: Say, processes: int | None = None, *, continues: RunDirectory | None = None
+    config: Config,
+    say: Say,
+    processes: int | None = None,
+    *,
+    continues: RunDirectory | None = None,
+    groups: int = 1,
 ) -> tuple[Resolved, Prepared]:
     """Everything that can be known before a worker starts: the text, and a value for every `auto`.
 
-    `continues`: the run whose text this must be.
+    `continues`: the run whose text this must be; `groups`: runs that share this machine.
     """
     prepared = prepare(config, say=say)
     prepared.require(config.data.sequence)
@@ -230,7 +294,7 @@ def _start(
     parameters = models.count_parameters(model).total
     validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
     config = config.model_copy(update={"data": prepared.resolved(config.data)})
-    resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes))
+    resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes, groups))
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     assert isinstance(resolved.config.replicas, int)
     check_sync(
@@ -308,8 +372,8 @@ def _text_has_changed(run: Path) -> CheckpointError:
     )
 
 
-def _printer(console: bool) -> Say:
-    return (lambda message: print(message, flush=True)) if console else _silent
+def _printer(console: bool, label: str = "") -> Say:
+    return (lambda message: print(f"{label}{message}", flush=True)) if console else _silent
 
 
 # Finished runs -----------------------------------------------------------------------------------------------
@@ -414,6 +478,8 @@ def _load_trained(run: Path) -> tuple[LanguageModelJob, Config, int]:
             "load export/model.safetensors into it",
         )
     path = checkpoints.newest_valid(directory.checkpoints)
+    if path is None and directory.groups.is_dir():
+        raise RunError(f"{run} has several groups, each with a model", f"name one: {directory.groups / '0'}")
     if path is None:
         raise CheckpointError(
             f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"

@@ -45,6 +45,8 @@ class Facts:
     validation_samples: int
     #: A world that was started already (torchrun) has so many processes.
     processes: int | None = None
+    #: Runs that share this machine out among them.
+    groups: int = 1
 
 
 def resolve(config: Config, facts: Facts) -> Resolved:
@@ -61,7 +63,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     replicas, why = _replicas(config, facts)
     replicas = choose("replicas", config.replicas, replicas, why)
     device = pick_device()
-    threads = max(1, usable_cores() // max(1, facts.processes or replicas * parts))
+    threads = max(1, usable_cores() // facts.groups // max(1, facts.processes or replicas * parts))
     if train.precision == "auto":
         precision, reason = fastest_precision(device, threads=threads)
         precision = choose("train.precision", "auto", precision, reason)
@@ -184,11 +186,12 @@ def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool)
 
 def _replicas(config: Config, facts: Facts) -> tuple[int, str]:
     parts = config.layout.ranks
+    of_each = " for each group" if facts.groups > 1 else ""
     if facts.processes is not None:
         return max(1, facts.processes // parts), f"{facts.processes} processes were started"
     if torch.accelerator.is_available():
-        devices = torch.accelerator.device_count()
-        return max(1, devices // parts), f"{devices} devices, {parts} for each replica"
-    cores = usable_cores()
+        devices = torch.accelerator.device_count() // facts.groups
+        return max(1, devices // parts), f"{devices} devices{of_each}, {parts} for each replica"
+    cores = max(1, usable_cores() // facts.groups)
     fitting = max(1, min(cores // parts, config.train.batch // parts))
-    return fitting, f"{cores} cores; one thread a worker holds up better than several threads in one"
+    return fitting, f"{cores} cores{of_each}; one thread a worker holds up better than several threads in one"

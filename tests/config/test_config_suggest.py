@@ -76,7 +76,9 @@ def test_the_right_key_in_the_wrong_section() -> None:
     assert suggest_key((), "steps") == ("train.steps",)
     assert suggest_key((), "learning_rate") == ("train.learning_rate",)
     assert suggest_key(("train",), "sequence") == ("data.sequence",)
-    assert suggest_key((), "every") == ("sync.every", "checkpoint.every", "evaluate.every")
+    assert suggest_key((), "every") == (
+        *("sync.every", "cooperate.every", "checkpoint.every", "evaluate.every"),
+    )
     assert suggest_key((), "stepz") == ("train.steps",)
     assert suggest_key(("train",), "replicas") == ("replicas",)
 

@@ -34,6 +34,13 @@ def train(
         report = api.train(resolved, resume=resume, console=not json_output)
     if json_output:
         print_json(report)
+    elif "groups" in report:
+        from tutti.core.rundir import RunDirectory
+        from tutti.observe import Commands, print_groups_ending
+
+        run = RunDirectory.of(resolved.runs, resolved.name).path
+        words = ["train", str(config), *(overrides or ())]
+        print_groups_ending(run, report, Commands(_program(), f"{_program()} {shlex.join(words)}"))
     elif report:  # of several ranks that torchrun started, one reports
         from tutti.core.rundir import RunDirectory
         from tutti.observe import Commands, print_ending

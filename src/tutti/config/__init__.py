@@ -1,12 +1,14 @@
 """One strict schema; loading with every problem reported at once."""
 
 from tutti.config.dump import dump_config
+from tutti.config.groups import count_groups, group_configs
 from tutti.config.load import load_config, parse_config
 from tutti.config.problems import InvalidConfig, Problem
 from tutti.config.reference import json_schema, reference_page
 from tutti.config.schema import (
     CheckpointConfig,
     Config,
+    CooperateConfig,
     DataConfig,
     EvaluateConfig,
     LayoutConfig,
@@ -19,6 +21,7 @@ from tutti.config.schema import (
 __all__ = [
     "CheckpointConfig",
     "Config",
+    "CooperateConfig",
     "DataConfig",
     "EvaluateConfig",
     "InvalidConfig",
@@ -28,7 +31,9 @@ __all__ = [
     "SyncConfig",
     "TrainConfig",
     "WatchConfig",
+    "count_groups",
     "dump_config",
+    "group_configs",
     "json_schema",
     "load_config",
     "parse_config",

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+from tutti.config.groups import check_groups
 from tutti.config.overrides import apply_overrides, expand_short_forms
 from tutti.config.problems import InvalidConfig, Origin, Problem, SourceMap
 from tutti.config.read import LARGEST_BYTES, Document, read_yaml
@@ -48,7 +49,8 @@ def parse_config(text: str | None, file: str, overrides: Sequence[str] = ()) -> 
     expand_short_forms(document)
     apply_overrides(document, overrides)
     result = validate(document.value, document.sources, document.broken)
-    problems = [*document.problems, *document.broken.values(), *(result if isinstance(result, list) else [])]
+    found = result if isinstance(result, list) else check_groups(document, result)
+    problems = [*document.problems, *document.broken.values(), *found]
     if problems or not isinstance(result, Config):
         raise InvalidConfig(problems, _SCHEMA)
     return result

@@ -108,6 +108,10 @@ class ModelConfig(Section):
     dropout: Fraction = Field(
         default=0.0, description="Dropout in attention and residuals, where the architecture has it."
     )
+    seed: NonNegative | None = Field(
+        default=None,
+        description="What first weights are drawn from; `null`: `train.seed`, and for each of several groups another.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
@@ -335,6 +339,38 @@ class SyncConfig(Section):
         return "auto" in (self.policy, self.codec) or (rounds and self.every == "auto")
 
 
+class CooperateConfig(Section):
+    """How `groups` teach each other: co-distillation."""
+
+    exchange: Literal["predictions", "weights"] = Field(
+        default="predictions",
+        description="What groups tell each other. `predictions`: the likeliest tokens at every target that they "
+        "computed; groups take the samples in rotated order, so nothing is computed twice. `weights`: the model, "
+        "which the others run on their own samples.",
+    )
+    every: Positive = Field(
+        default=50,
+        description="`weights`: steps from one to the next. `predictions`: steps from one group's meeting a sample to "
+        "the next one's; they wait in memory for so long.",
+    )
+    burn_in: NonNegative = Field(
+        default=100, description="Steps before anything is learnt from others: novices teach little."
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(
+        default=0.5, description="Of T² · KL(others ‖ own) beside the cross-entropy."
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="T: above 1, what is unlikely counts for more."
+    )
+    top: Positive = Field(
+        default=8, description="`predictions`: tokens of each; all others are sent as one sum."
+    )
+    max_age: Positive | Auto = Field(
+        default="auto",
+        description="Own steps after which what another group said no longer counts; `auto`: 2 · groups · `every`.",
+    )
+
+
 def _layout(value: Any) -> Any:
     """`layout: 1` is short for one rank a replica."""
     return {"shard": value} if isinstance(value, int) and not isinstance(value, bool) else value
@@ -444,6 +480,12 @@ class Config(Section):
     sync: Annotated[SyncConfig, BeforeValidator(_sync)] = Field(
         default_factory=SyncConfig, description="How copies agree: a policy's name or a mapping."
     )
+    groups: Positive | list[dict[str, Any]] = Field(
+        default=1,
+        description="Models that teach each other while they train, each with replicas of its own: how many, or a list "
+        "of what each has of its own, such as `[{model: 1M}, {model: 4M}]`.",
+    )
+    cooperate: CooperateConfig = Field(default_factory=CooperateConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)

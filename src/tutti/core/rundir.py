@@ -57,6 +57,11 @@ class RunDirectory:
         return self.path / "export"
 
     @property
+    def groups(self) -> Path:
+        """Where several groups cooperate: the run of each."""
+        return self.path / "groups"
+
+    @property
     def report_json(self) -> Path:
         """The public figures of the run."""
         return self.path / "report.json"

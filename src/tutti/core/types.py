@@ -70,6 +70,10 @@ class Objective(nn.Module):
         """Number of targets of `batch`, without running the model."""
         raise NotImplementedError
 
+    def added(self) -> float:
+        """What stood in the totals beside the loss itself since this was last asked (a term of the task)."""
+        return 0.0
+
 
 def module_device(module: nn.Module) -> torch.device:
     """The device that the module's first parameter lives on (CPU for a module without parameters)."""

@@ -114,6 +114,12 @@ class LocalLaunch:
             self._events.close()
         return Outcome(self._succeeded(), self._stopped, "; ".join(self._reasons()))
 
+    def stop(self) -> None:
+        """Ask the workers to save and stop; asked again, kill them. May be called from any thread."""
+        second = self._stopped
+        self._stopped = True
+        self._tell(signal.SIGKILL if second else signal.SIGTERM)
+
     def kill(self, pid: int) -> None:
         """End a worker that shows no sign of life; its agent starts it again."""
         if any(pid in agent.pids() for agent in self._everybody()):
@@ -235,9 +241,7 @@ class LocalLaunch:
             return
 
         def on_signal(number: int, _frame: Any) -> None:
-            second = self._stopped
-            self._stopped = True
-            self._tell(signal.SIGKILL if second else signal.SIGTERM)
+            self.stop()
 
         before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -109,6 +109,21 @@ def config_from_directory(directory: Path) -> Any:
         ) from error
 
 
+def config_from_json(text: str) -> Any:
+    """The configuration that `to_json_string` of another one wrote.
+
+    Raises:
+        ModelError: it describes no causal language model that transformers knows.
+    """
+    try:
+        content = json.loads(text)
+        kind: Any = CONFIG_MAPPING[content["model_type"]]
+        with without_chatter():
+            return kind.from_dict(content)
+    except Exception as error:
+        raise ModelError(f"this is no configuration of a model: {one_line(error)}") from error
+
+
 def set_dropout(config: Any, dropout: float, written: Iterable[str] = ()) -> str:
     """Set every dropout of `config` but those `written` by the user; returns a sentence, or "" if nothing changed."""
     text = config.get_text_config(decoder=True)

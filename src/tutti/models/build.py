@@ -31,12 +31,13 @@ def draw_blueprint(
         config: the `model` section.
         vocabulary: entries of the tokenizer.
         sequence: tokens of a sample; the model sees at least so many.
-        seed: decides the first weights.
+        seed: decides the first weights, unless `config` has a seed of its own.
         end_token: the token between documents.
 
     Raises:
         ModelError: there is no such model; says what to do.
     """
+    seed = seed if config.seed is None else config.seed
     if config.path is not None:
         return _from_path(config, Path(config.path).expanduser(), vocabulary, sequence, seed, end_token)
     if config.size is not None:

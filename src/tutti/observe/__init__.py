@@ -4,6 +4,7 @@ from tutti.observe.console import follow
 from tutti.observe.curve import draw_curve
 from tutti.observe.ending import print_ending
 from tutti.observe.errors import summarise_errors
+from tutti.observe.groups import print_groups_ending, write_groups_report
 from tutti.observe.report import summarise, write_report
 from tutti.observe.result import Commands
 from tutti.observe.runs import compare_runs, list_runs, show_run
@@ -20,8 +21,10 @@ __all__ = [
     "follow",
     "list_runs",
     "print_ending",
+    "print_groups_ending",
     "show_run",
     "summarise",
     "summarise_errors",
+    "write_groups_report",
     "write_report",
 ]

@@ -47,7 +47,7 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}" if body else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
     """A Markdown table; `align` has one of `l` and `r` for each column."""
     rule = ["---:" if side == "r" else "---" for side in align]
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
@@ -88,7 +88,7 @@ def _lead(run: Path, figures: dict[str, Any]) -> str:
 
 def _result(figures: dict[str, Any]) -> str:
     rows = [(name, f"**{value}**" if name == "State" else value) for name, value in result_rows(figures)]
-    return _table(("", ""), rows, "ll")
+    return markdown_table(("", ""), rows, "ll")
 
 
 def _samples(events: list[Event]) -> str:
@@ -124,7 +124,7 @@ def _validations(events: list[Event]) -> str:
             row.append(words.figure(number(event.get("bits_per_byte"))))
             row.append(words.figure(math.exp(loss), 2) if math.isfinite(loss) and loss < 50 else "–")
         rows.append([*row, words.seconds(number(event.get("seconds")))])
-    return _table(head, rows, "r" * len(head))
+    return markdown_table(head, rows, "r" * len(head))
 
 
 def _choices(choices: Sequence[object]) -> str:
@@ -148,7 +148,7 @@ def _time(figures: dict[str, Any]) -> str:
         for what, spent in figures["time"].items()
         if spent > 0
     ]
-    return _table(("", "time", "share"), rows, "lrr")
+    return markdown_table(("", "time", "share"), rows, "lrr")
 
 
 def _go_on(run: Path, figures: dict[str, Any]) -> str:

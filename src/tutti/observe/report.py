@@ -12,6 +12,7 @@ from tutti.core import RunDirectory, write_json_atomically, write_text_atomicall
 from tutti.core.rundir import unwritable
 from tutti.observe.curve import draw_curve
 from tutti.observe.figures import compute_figures
+from tutti.observe.groups import has_groups, summarise_groups
 from tutti.observe.history import read_history
 from tutti.observe.page import write_page
 
@@ -19,6 +20,8 @@ from tutti.observe.page import write_page
 def summarise(run: Path) -> dict[str, Any]:
     """The figures of the run as they stand now; nothing is written."""
     run = run.absolute()
+    if has_groups(run):
+        return summarise_groups(run)
     return compute_figures(run, read_history(run))
 
 

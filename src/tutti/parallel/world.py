@@ -111,18 +111,24 @@ def started_store() -> Store:
 
 
 def join_world(
-    *, replicas: int, layout: LayoutConfig, elastic_replica: int | None, device_kind: str | None = None
+    *,
+    replicas: int,
+    layout: LayoutConfig,
+    elastic_replica: int | None,
+    device_kind: str | None = None,
+    ranks_before: int = 0,
 ) -> World:
     """Enter the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     `elastic_replica`: the number of this replica when its world is its own, None when one world holds all.
-    `device_kind`: as `pick_device`'s `kind`.
+    `device_kind`: as `pick_device`'s `kind`. `ranks_before`: workers of other worlds on this host that take their
+    devices first.
 
     Raises:
         LaunchError: the environment has another number of processes than replicas × layout.
     """
     parts = layout.ranks
-    device = pick_device((elastic_replica or 0) * parts, kind=device_kind)
+    device = pick_device(ranks_before + (elastic_replica or 0) * parts, kind=device_kind)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     expected = parts if elastic_replica is not None else replicas * parts
     if size != expected:

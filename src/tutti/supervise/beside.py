@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from rich.console import Console
 
 from tutti.config import Config
 from tutti.core.events import EventWriter
@@ -14,9 +17,12 @@ from tutti.observe import TensorBoardTracker, Watchdog, follow
 
 
 class Show:
-    """Console and TensorBoard while a run goes on; both only read its events."""
+    """Console and TensorBoard while a run goes on; both only read its events.
 
-    def __init__(self, run: RunDirectory, console: bool, since: float) -> None:
+    `label`: what every line begins with, where several runs share the terminal.
+    """
+
+    def __init__(self, run: RunDirectory, console: bool, since: float, label: str = "") -> None:
         self._stop = threading.Event()
         self._tracker = TensorBoardTracker(
             run.path, lambda message: print(message, file=sys.stderr), since=since
@@ -24,7 +30,11 @@ class Show:
         self._thread = threading.Thread(
             target=follow,
             args=(run.path, self._stop),
-            kwargs={"interactive": sys.stdout.isatty(), "since": since},
+            kwargs={
+                "interactive": sys.stdout.isatty() and not label,
+                "since": since,
+                "console": Console(file=_Labelled(label), highlight=False, soft_wrap=True) if label else None,
+            },
             daemon=True,
             name="console",
         )
@@ -45,6 +55,23 @@ class Show:
         if self._console:
             self._thread.join(timeout=10)
         self._tracker.stop()
+
+
+class _Labelled(io.StringIO):
+    """The terminal, with a label before every line; a line is written whole, so that several may write."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        if lines:
+            sys.stdout.write("".join(f"{self._label}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def stall_check(

@@ -28,6 +28,7 @@ from tutti.supervise.beside import Show, stall_check
 from tutti.supervise.measured import decide, measuring
 from tutti.sync.channel import new_secret
 from tutti.sync.server import ServerAddress
+from tutti.train.cooperate import Neighbours
 from tutti.train.replicas import Elastic
 from tutti.train.server import ServerAssignment
 from tutti.train.server import main as server_main
@@ -39,7 +40,8 @@ from tutti.train.worker import main as worker_main
 class Supervision:
     """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already.
 
-    `trouble`: how the run is disturbed on purpose.
+    `trouble`: how the run is disturbed on purpose. `neighbours`: the groups that this run is one of; `label`: what the
+    lines that it prints begin with.
     """
 
     run: RunDirectory
@@ -48,9 +50,22 @@ class Supervision:
     resume: bool
     console: bool
     trouble: Trouble | None = None
+    neighbours: Neighbours | None = None
+    label: str = ""
     _secret: bytes = field(default_factory=new_secret, init=False)
     #: Policy `server`: where it will listen.
     _server: ServerAddress | None = None
+    _launched: LocalLaunch | None = None
+
+    def stop(self) -> None:
+        """Ask the workers to save and stop; asked again, kill them. Before there is a launch, nothing happens."""
+        if self._launched is not None:
+            self._launched.stop()
+
+    @property
+    def launched(self) -> bool:
+        """Whether there is somebody to stop."""
+        return self._launched is not None
 
     def execute(self) -> dict[str, Any]:
         """Run the workers to their end and return the report.
@@ -62,7 +77,7 @@ class Supervision:
         began = time.time()
         former = run.config.read_text(encoding="utf-8") if self.resume else None
         events = self._begin()
-        with Show(run, self.console, began):
+        with Show(run, self.console, began, self.label):
             outcome = self._launch(events, began)
             if outcome.stopped and not _ended(run, began):
                 # Asked to stop before the workers trained: they had nothing to save and said nothing.
@@ -120,6 +135,7 @@ class Supervision:
             return self._see_through(launch, events)
 
     def _see_through(self, launch: LocalLaunch, events: EventWriter) -> Outcome:
+        self._launched = launch
         look = stall_check(self.run, self.resolved.config, events, launch.kill)
         return launch.execute(_at_most_every(1.0, look))
 
@@ -139,6 +155,7 @@ class Supervision:
             elastic=elastic,
             launcher_pid=os.getpid(),
             choices=tuple(self.resolved.choices),
+            neighbours=self.neighbours,
         )
 
     def _server_assignment(self, address: ServerAddress) -> ServerAssignment:

@@ -7,6 +7,9 @@ arXiv 2411.09009, and of Liger's fused linear cross-entropy, in plain torch).
 
 It is one opaque operator (`tutti::linear_cross_entropy`), so torch.compile keeps the graph around it whole.
 
+Where something is added to the loss (`terms`), the same runs as an ordinary autograd function: what is added is
+Python, which no operator can be given.
+
 Shapes: N tokens, D model width, V vocabulary.
 """
 
@@ -17,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tutti.tasks.terms import Addend
 
 #: Label of a position that is no target.
 IGNORED = -100
@@ -71,6 +76,25 @@ def chunked_cross_entropy(
     return total
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def chunked_cross_entropy_and(
+    addend: Addend,
+    places: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """`chunked_cross_entropy` plus what `addend` adds for the targets. `places` [N]: see `terms.Addend`."""
+    device = hidden.device.type
+    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    chunk = chunk or default_chunk(weight.shape[0], hidden.device)
+    addition = (addend, places)
+    total: Tensor = _WithAddend.apply(hidden, weight, bias, labels, addition, chunk, products)  # type: ignore[no-untyped-call]
+    return total
+
+
 def _sum_type(products: torch.dtype) -> torch.dtype:
     return torch.float64 if products == torch.float64 else torch.float32
 
@@ -88,16 +112,33 @@ def _linear_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(total, d total/d hidden, d total/d weight, d total/d bias); gradients not asked for are empty."""
     with torch.autocast(hidden.device.type, enabled=False):
-        valid = labels != IGNORED
-        targets = int(valid.sum())
-        if targets == labels.numel():
-            return _compute(hidden, weight, labels, bias, chunk, products, for_hidden, for_head)
-        rows = valid.nonzero().squeeze(1)
-        total, some, d_weight, d_bias = _compute(
-            hidden[rows], weight, labels[rows], bias, chunk, products, for_hidden, for_head
-        )
-        d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, some) if for_hidden else some
-        return total, d_hidden, d_weight, d_bias
+        return _of_targets(hidden, weight, labels, bias, chunk, products, for_hidden, for_head, None)
+
+
+def _of_targets(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    chunk: int,
+    products: torch.dtype,
+    for_hidden: bool,
+    for_head: bool,
+    addition: tuple[Addend, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same. `addition`: what is added, and the places [N] of the tokens."""
+    valid = labels != IGNORED
+    targets = int(valid.sum())
+    if targets == labels.numel():
+        return _compute(hidden, weight, labels, bias, chunk, products, for_hidden, for_head, addition)
+    rows = valid.nonzero().squeeze(1)
+    if addition is not None:
+        addition = (addition[0], addition[1][rows])
+    total, some, d_weight, d_bias = _compute(
+        hidden[rows], weight, labels[rows], bias, chunk, products, for_hidden, for_head, addition
+    )
+    d_hidden = torch.zeros_like(hidden).index_copy_(0, rows, some) if for_hidden else some
+    return total, d_hidden, d_weight, d_bias
 
 
 def _compute(
@@ -109,6 +150,7 @@ def _compute(
     products: torch.dtype,
     for_hidden: bool,
     for_head: bool,
+    addition: tuple[Addend, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same, every label being a target."""
     sums = _sum_type(products)
@@ -124,6 +166,7 @@ def _compute(
     rows = min(chunk, count)
     low = inputs.new_empty(rows, vocabulary)
     high = low if products == sums else low.new_empty(rows, vocabulary, dtype=sums)
+    more = likelihood.new_zeros(())
     for start in range(0, count, chunk):
         some, target = inputs[start : start + chunk], labels[start : start + chunk, None]
         product, logits = low[: len(some)], high[: len(some)]
@@ -132,6 +175,10 @@ def _compute(
             logits.copy_(product)
         if bias is not None:
             logits += bias
+        added = None
+        if addition is not None:
+            added = addition[0](addition[1][start : start + chunk], logits)
+            more += added.total if added is not None else 0
         chances = torch.softmax(logits, 1, out=logits)
         likelihood[start : start + chunk] = chances.gather(1, target).squeeze(1)
         if not (for_hidden or for_head):
@@ -139,6 +186,8 @@ def _compute(
         chances.scatter_add_(
             1, target, target.new_full(target.shape, -1.0, dtype=sums)
         )  # now d total/d logits
+        if added is not None:
+            chances += added.gradient
         if for_head and bias is not None:
             d_bias += chances.sum(0)
         if product is not chances:
@@ -151,7 +200,7 @@ def _compute(
             d_weight.addmm_(product.t(), some)
         else:
             d_weight += product.t() @ some
-    return _total(likelihood, inputs, head, labels, bias, chunk), d_hidden, d_weight, d_bias
+    return _total(likelihood, inputs, head, labels, bias, chunk) + more, d_hidden, d_weight, d_bias
 
 
 def _total(
@@ -215,3 +264,33 @@ def _scale(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _linear_cross_entropy.register_autograd(_scale, setup_context=_keep)
+
+
+class _WithAddend(torch.autograd.Function):
+    """The operator with something added to every target."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        addition: tuple[Addend, Tensor],
+        chunk: int,
+        products: torch.dtype,
+    ) -> Tensor:
+        ctx.for_hidden = ctx.needs_input_grad[0]
+        ctx.for_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.types = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        with torch.autocast(hidden.device.type, enabled=False):
+            total, *gradients = _of_targets(
+                hidden, weight, labels, bias, chunk, products, ctx.for_hidden, ctx.for_head, addition
+            )
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight, _, d_bias, *_ = _scale(ctx, scale)
+        return d_hidden, d_weight, d_bias, None, None, None, None

@@ -10,6 +10,7 @@ import torch
 
 from tutti.core.types import Batch, SampleSource
 from tutti.data.order import GlobalOrder
+from tutti.data.rotation import Rotation
 from tutti.sync import Range
 
 
@@ -22,12 +23,18 @@ class Portion:
 
 
 class Feed:
-    """Loads the samples that a rank was given. Ranks never own data: anybody can load anything."""
+    """Loads the samples that a rank was given. Ranks never own data: anybody can load anything.
 
-    def __init__(self, source: SampleSource, seed: int, device: torch.device) -> None:
+    `rotation`: the order of this group, where several take the same samples one after another.
+    """
+
+    def __init__(
+        self, source: SampleSource, seed: int, device: torch.device, rotation: Rotation | None = None
+    ) -> None:
         self._source = source
         self._order = GlobalOrder(seed, source.samples_in_epoch)
         self._device = device
+        self._rotation = rotation
 
     def load(self, ranges: Sequence[Range], micro_batch: int, slots: int) -> Portion:
         """The samples at `ranges` in micro-batches of `micro_batch`, then empty ones up to `slots` of them."""
@@ -47,7 +54,7 @@ class Feed:
     def _locate(self, ranges: Sequence[Range]) -> list[tuple[int, np.ndarray]]:
         """The samples at `ranges`; neighbours of the same epoch as one, for fewer, fuller micro-batches."""
         joined: list[tuple[int, np.ndarray]] = []
-        for start, stop in ranges:
+        for start, stop in ranges if self._rotation is None else self._rotation.pieces(ranges):
             for epoch, indices in self._order.locate(start, stop):
                 if joined and joined[-1][0] == epoch:
                     joined[-1] = (epoch, np.concatenate([joined[-1][1], indices]))

@@ -21,6 +21,7 @@ from tutti.core.types import SampleSource
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.parallel import Split, World
 from tutti.sync import Meeting, Policy, share
+from tutti.train.cooperate import Cooperation
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
@@ -58,6 +59,7 @@ class Loop:
     events: EventWriter
     live: LiveSign
     stop_requested: Callable[[], bool]
+    cooperation: Cooperation | None = None
 
     def run(self) -> str:
         """Train from `state.step` to `settings.steps`."""
@@ -100,6 +102,8 @@ class Loop:
             self._missed.append(Missed(step, factor, gradient.usable, self._gradients()))
         elif gradient.usable and made is None:
             self.optimizers.step()
+        if self.cooperation is not None:
+            self.cooperation.after_step(step, leads=self.policy.transport.rank == 0)
         stepped = time.perf_counter()
         self.live.set(phase="sync")
         meeting = self.policy.after_step(step, self.settings.steps, gradient.totals)
@@ -120,6 +124,8 @@ class Loop:
         portion = self._load(step)
         loaded = time.perf_counter()
         self.live.set(phase="compute")
+        if self.cooperation is not None:
+            self.cooperation.before_step(step)
         key = portion.ids[0][1][0] if portion.ids else 0
         samples = sum(len(numbers) for _, numbers in portion.ids)
         tokens = samples * self.job.tokens_per_sample if self.world.speaks else 0

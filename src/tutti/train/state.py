@@ -105,8 +105,8 @@ class StateKeeper:
                 )
             return None  # killed before its first save was complete: nothing is lost by beginning again
         meta = read_manifest(path).meta
-        for key, mine in self.identity.items():
-            theirs = meta["identity"].get(key)
+        for key in {**self.identity, **meta["identity"]}:
+            mine, theirs = self.identity.get(key), meta["identity"].get(key)
             if theirs != mine:
                 raise CheckpointError(
                     f"checkpoint {path.name} was made with {key} = {theirs!r}, this run has {mine!r}",

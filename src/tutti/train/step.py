@@ -121,7 +121,8 @@ class Accumulator:
                 (total / divisor).backward()
             losses.append(total.detach().double())
             targets += int(counted)
-        return float(torch.stack(losses).sum()), targets  # one wait for the device a step
+        loss = float(torch.stack(losses).sum())  # one wait for the device a step
+        return loss - self._objective.added(), targets
 
     def _seed_dice(self, key: int, number: int) -> None:
         if self._draws:

@@ -31,6 +31,7 @@ from tutti.parallel import (
 from tutti.sync import Policy, StaticTransport
 from tutti.train import checkpoints
 from tutti.train.checkpoints import Checkpointer
+from tutti.train.cooperate import Neighbours, rotation_of, start_cooperation
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
 from tutti.train.job import Job
@@ -63,6 +64,8 @@ class Assignment:
     launcher_pid: int | None = None
     #: What was chosen for `auto`, with reasons; goes into the run's events.
     choices: tuple[str, ...] = ()
+    #: The groups that this one learns from.
+    neighbours: Neighbours | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ def build(rank: Rank) -> Trainee:
         layout=config.layout,
         elastic_replica=elastic.replica if elastic else None,
         device_kind=own.device if own else None,
+        ranks_before=assignment.neighbours.ranks_before if assignment.neighbours else 0,
     )
     rank.live.set(phase="building the model")
     settings = settings_of(config, world.device)
@@ -201,13 +205,15 @@ def _train(rank: Rank) -> None:
         loss_scale=LossScale(settings.precision),
         seed=settings.seed,
     )
+    rotation = rotation_of(config, assignment.neighbours)
+    identity = {"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch}
     keeper = StateKeeper(
         split=split,
         optimizers=optimizers.optimizers,
         policy=policy,
         policy_name=config.sync.policy,
         codec_name=config.sync.codec,
-        identity={"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch},
+        identity=identity | ({"order": str(rotation)} if rotation else {}),
         directory=run.checkpoints,
         make_checkpointer=lambda directory: Checkpointer(
             directory,
@@ -220,7 +226,7 @@ def _train(rank: Rank) -> None:
         say=lambda message: events.write("warning", message=message),
         together=world.inside if world.elastic else world.everyone,
     )
-    feed = Feed(job.train_data, settings.seed, world.device)
+    feed = Feed(job.train_data, settings.seed, world.device, rotation)
 
     live.set(phase="resuming")
     resumed = keeper.resume(state) if assignment.resume or attempt > 0 else None
@@ -241,6 +247,10 @@ def _train(rank: Rank) -> None:
     if elastic is not None and attempt == 0:
         policy.transport.announce()
         start_together(elastic, world)
+    cooperation = start_cooperation(config, assignment.neighbours, split.objective, world, events)
+    if cooperation is not None and assignment.neighbours is not None and attempt == 0:
+        with live.phase("waiting for the other groups"):
+            cooperation.meet(assignment.neighbours.groups)
     loop = Loop(
         job=job,
         world=world,
@@ -255,6 +265,7 @@ def _train(rank: Rank) -> None:
         events=events,
         live=live,
         stop_requested=lambda: stop.asked,
+        cooperation=cooperation,
     )
     stop.training = True
     try:
@@ -262,6 +273,8 @@ def _train(rank: Rank) -> None:
     except TuttiError:
         keeper.finish()  # bad numbers end the run; the save that was being written is still good
         raise
+    if cooperation is not None:
+        cooperation.close(state.step)
     _finish(loop, run, outcome)
 
 
