@@ -71,7 +71,7 @@ class SplitStep:
             sync=(sync or SyncConfig()).model_copy(update={"bucket_mb": bucket_bytes / 1e6}),
         )
         self.policy = make_policy(
-            config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None
+            config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None, say=print
         )
         self._accumulator = Accumulator(
             self.split,
