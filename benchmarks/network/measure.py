@@ -52,7 +52,7 @@ def step_time(origin: Origin, arm: Arm, hosts: Hosts, rate: float, work: Path) -
 
 def full_run(origin: Origin, arm: Arm, factor: float, hosts: Hosts, rate: float, work: Path) -> Result:
     """The whole training over the network, at the pace, as a user would have it: the wall time of all its steps
-    but the first, without what the leading replica took to validate."""
+    but the first two, and what of it the leading replica took to validate."""
     run, setting = work / "run", origin.setting
     hosts.shape(rate or None)
     origin.branch(run, arm, steps=setting.steps, factor=factor, validate=True)
@@ -61,7 +61,8 @@ def full_run(origin: Origin, arm: Arm, factor: float, hosts: Hosts, rate: float,
     begin = setting.origin_steps
     # After its first step every replica is quiet for a while (`counted.py`): the second one is the first that counts.
     found = _between(run, setting.replicas, begin + 2, begin + setting.steps)
-    validating = sum(e["seconds"] for e in read_events(run, "validation") if e["step"] > begin + 2)
+    within = range(begin + 2, begin + setting.steps)  # after the end of these steps, before that of the last
+    validating = sum(e["seconds"] for e in read_events(run, "validation") if e["step"] in within)
     result = (
         found
         | {

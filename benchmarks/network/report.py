@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import machine_line, table
+from benchmarks.network.arms import NOT_MEASURED
 from benchmarks.network.hosts import BURST_KB, MTU
 from benchmarks.network.judge import (
     NEAR,
@@ -65,19 +66,19 @@ def rate_name(rate: float) -> str:
 
 
 def _method(origin: Origin) -> str:
-    s = origin.setting
+    s, precision = origin.setting, origin.config.train.precision
+    factors = ", ".join(f"{factor:g}" for factor in s.learning_rate_factors)
     return (
-        f"{s.replicas} replicas of {parameters(origin) / 1e6:.1f}M parameters ({origin.config.train.precision}), "
-        f"{s.batch} samples of {s.sequence} tokens a step over all, the standard library's sources as text. Every arm starts from one "
+        f"{s.replicas} replicas of {parameters(origin) / 1e6:.1f}M parameters ({precision}), {s.batch} samples of "
+        f"{s.sequence} tokens a step over all, the standard library's sources as text. Every arm starts from one "
         f"checkpoint, made by {s.origin_steps} plain steps of one process, and trains {s.steps} steps at each of "
-        f"{', '.join(f'{f:g}' for f in s.learning_rate_factors)} × {s.learning_rate:g}; the best end counts, by loss "
-        f"on {s.validation_samples} held-out samples. Learning was measured with replicas side by side and no network; "
-        f"step times on hosts of their own: network namespaces on a bridge, `tbf` (burst {BURST_KB} KB), no "
-        f"segmentation offload, MTU {MTU}. There are more replicas than cores, so compute has a pace by decree: "
-        f"{s.compute_seconds:g} s of forward and backward, spread over the layers, and {s.optimizer_seconds:g} s of "
-        "optimizer; what codecs compute runs beside the pace where it overlaps with it and is counted where it does "
-        f"not. A step time is the mean of {s.timed_steps} steps (whole rounds; fewer where they would take more than "
-        f"{s.timed_seconds:g} s) of the slowest replica."
+        f"{factors} × {s.learning_rate:g}; the best end counts, by loss on {s.validation_samples} held-out samples. "
+        f"Learning was measured with replicas side by side and no network; step times on hosts of their own: network "
+        f"namespaces on a bridge, `tbf` (burst {BURST_KB} KB), no segmentation offload, MTU {MTU}. There are more "
+        f"replicas than cores, so compute has a pace by decree: {s.compute_seconds:g} s of forward and backward, "
+        f"spread over the layers, and {s.optimizer_seconds:g} s of optimizer. What codecs compute costs time only "
+        f"where it does not run beside that. A step time is the mean of {s.timed_steps} steps (whole rounds; fewer "
+        f"where they would take more than {s.timed_seconds:g} s) of the slowest replica."
     )
 
 
@@ -247,9 +248,6 @@ def _missing(
 ) -> str:
     setting, lines = origin.setting, []
     for row in rows:
-        if not row.arm.installed:
-            lines.append(f"{row.arm.name}: not installed")
-            continue
         if row.missing_factors:
             lines.append(
                 f"{row.arm.name}: learning rates {', '.join(f'{f:g}×' for f in row.missing_factors)}"
@@ -260,6 +258,7 @@ def _missing(
         if changed:
             lines.append(f"{row.arm.name}: members were lost or came back {changed} times")
         lines += [f"{row.arm.name}: {failure}" for failure in row.failures]
+    lines += [f"{name}: {why}" for name, why in NOT_MEASURED.items()]
     lines += [f"latency: {' '.join(map(str, key))}" for key in setting.delays if key not in delays]
     lines += [f"full run: {' '.join(map(str, key))}" for key in setting.full_runs if key not in full_runs]
     found: list[Result] = [*delays.values(), *full_runs.values()]
@@ -269,4 +268,4 @@ def _missing(
     said = [
         f"Measured at commit {', '.join(commits) or 'none'}; largest load average at a measurement's end {busy:g}."
     ]
-    return "\n".join([*said, "", *(f"- {line}" for line in lines or ["nothing is missing"])])
+    return "\n".join([*said, "", *(f"- {line}" for line in lines)])

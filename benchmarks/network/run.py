@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     origin = make_origin(setting, work)
     session = Session(origin, Store(work, setting), work, budget)
     for stage in options.stages:
-        getattr(session, stage)([arm for arm in arms if arm.installed])
+        getattr(session, stage)(arms)
     write(options.out, machine, session, arms)
 
 

@@ -77,8 +77,8 @@ class Setting:
         return sha256(dumps([learnt, *others], sort_keys=True).encode()).hexdigest()[:12]
 
 
-#: 10.4M parameters; 1024 tokens a step, of which a replica has 256. The 45 trainings of `convergence` (15 arms that are
-#: installed, three learning rates) are meant to take about three hours on two quiet cores: some four minutes each.
+#: 10.4M parameters; 1024 tokens a step, of which a replica has 256. The 45 trainings of `convergence` (15 arms, three
+#: learning rates) are meant to take about three hours on two quiet cores: some four minutes each.
 FULL = Setting(
     name="full",
     width=384,
@@ -137,6 +137,6 @@ SMOKE = Setting(
     full_runs=(("diloco 10 int4", 100),),
     arms=(
         *("allreduce bf16", "allreduce topk 1/64", "diloco 10 int4"),
-        *("torch DDP bf16", "torch DDP PowerSGD 4", "torchft DiLoCo 10", "hivemind"),
+        *("torch DDP bf16", "torch DDP PowerSGD 4", "torchft DiLoCo 10"),
     ),
 )
