@@ -16,10 +16,10 @@ class Setting:
     arm starts. `steps`: what each arm trains from there; the learning rate falls over the last fifth of both together.
     `learning_rate_factors`: the sweep that every arm goes through. `compute_seconds`, `optimizer_seconds`: the pace,
     which is a step's forward and backward, and its optimizer, whatever the cores do: there are more replicas than
-    cores. `precision`: `auto` is what the origin finds fastest here; all arms take the same. `timed_steps`: steps of a
-    step time, rounded up to whole rounds; fewer, but `least_timed_steps` at least, where they would take longer than
-    `timed_seconds`. `rates`: Mbit/s; 0: unshaped. `delays`: arm, rate and one-way milliseconds. `full_runs`: arms and
-    rates at which the product trains all of `steps` over the network.
+    cores. `precision`: of the arithmetic: what any CPU does, and not fp16, whose loss scale codecs refuse.
+    `timed_steps`: steps of a step time, rounded up to whole rounds; fewer, but `least_timed_steps` at least, where they
+    would take longer than `timed_seconds`. `rates`: Mbit/s; 0: unshaped. `delays`: arm, rate and one-way milliseconds.
+    `full_runs`: arms and rates at which the product trains all of `steps` over the network.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Setting:
 
 
 #: 10.4M parameters; 1024 tokens a step, of which a replica has 256. The 45 trainings of `convergence` (15 arms, three
-#: learning rates) are meant to take about three hours on two quiet cores: some four minutes each.
+#: learning rates) are meant to take about three hours on two quiet cores: under four minutes each.
 FULL = Setting(
     name="full",
     width=384,
@@ -87,14 +87,14 @@ FULL = Setting(
     sequence=128,
     batch=8,
     replicas=4,
-    precision="auto",
+    precision="fp32",
     learning_rate=8e-4,
     learning_rate_factors=(1.0, 2.0, 0.5),
     warmup=50,
     origin_steps=600,
-    steps=240,
+    steps=180,
     validate_every=20,
-    validation_samples=128,
+    validation_samples=64,
     compute_seconds=1.8,
     optimizer_seconds=0.2,
     rates=(100, 10, 1000, 0),
