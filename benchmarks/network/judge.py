@@ -53,8 +53,11 @@ class Row:
     @property
     def sent(self) -> float | None:
         """Bytes a step and replica: by the formula, else as the kernel counted them."""
-        if self.formula is not None:
-            return self.formula
+        return self.linked if self.formula is None else self.formula
+
+    @property
+    def linked(self) -> float | None:
+        """Bytes a step and replica that left by the link, whatever they were, at the first rate measured."""
         return next((found["sent"] for found in self.by_rate.values()), None)
 
 

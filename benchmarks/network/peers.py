@@ -254,8 +254,17 @@ def torchft_diloco(training: Training) -> Iterator[Method]:
     )
     every = training.task["sync"]["every"]
     diloco = DiLoCo(manager, [model], inner, outer, sync_every=every)
+    # Whoever meets before the others have a heartbeat meets alone, and what it did is thrown away.
+    meeting = dist.TCPStore(servers["host"], servers["store"], is_master=False, wait_for_workers=False)
+    meeting.add("peers", 1)
+    while meeting.add("peers", 0) < training.replicas:
+        time.sleep(0.02)
+    began = training.state.step
     try:
         yield Method(training.objective, training.optimizers.step, every=every, around=diloco)
+        rounds, kept = (training.state.step - began) // every, manager.current_step()
+        if kept < rounds:
+            raise RuntimeError(f"torchft kept the work of {kept} of {rounds} rounds")
     finally:
         manager.shutdown(wait=False)
 

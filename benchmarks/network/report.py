@@ -88,6 +88,10 @@ def _targets(origin: Origin, rows: Sequence[Row]) -> str:
 
 
 def _losses(origin: Origin, rows: Sequence[Row]) -> str:
+    said = (
+        "Gap and bytes against the baseline at equal tokens. Fewer bytes: of what is exchanged. On the link: of all "
+        "that the kernel counted, membership's signs of life with it, which weigh the more the less is exchanged."
+    )
     base = baseline(rows)
     lines = []
     for row in rows:
@@ -95,14 +99,22 @@ def _losses(origin: Origin, rows: Sequence[Row]) -> str:
             continue
         gap = f"{row.loss / base.loss - 1:+.2%}" if base is not None and base.loss is not None else ""
         fewer = f"{base.sent / row.sent:.1f}×" if base is not None and base.sent and row.sent else ""
+        linked = f"{base.linked / row.linked:.1f}×" if base is not None and base.linked and row.linked else ""
         ends = [
             f"{row.curves[f]['curve'][-1][1]:.4f}" if f in row.curves else "missing"
             for f in origin.setting.learning_rate_factors
         ]
         seconds = sum(found["seconds"] for found in row.curves.values())
-        lines.append([row.arm.name, f"{row.loss:.4f}", gap, fewer, *ends, f"{seconds:.0f}"])
+        lines.append([row.arm.name, f"{row.loss:.4f}", gap, fewer, linked, *ends, f"{seconds:.0f}"])
     rates = (f"at {factor:g} × lr" for factor in origin.setting.learning_rate_factors)
-    return table(("arm", "final loss", "gap", "fewer bytes", *rates, "seconds that this took"), lines)
+    return (
+        said
+        + "\n\n"
+        + table(
+            ("arm", "final loss", "gap", "fewer bytes", "on the link", *rates, "seconds that this took"),
+            lines,
+        )
+    )
 
 
 def _bytes(origin: Origin, rows: Sequence[Row]) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -107,7 +108,7 @@ class Session:
                     "convergence",
                     arm,
                     (factor,),
-                    lambda a=arm, f=factor: measure.convergence(self.origin, a, f, self.work),
+                    partial(measure.convergence, self.origin, arm, factor, self.work),
                 )
 
     def step_time(self, arms: Sequence[Arm]) -> None:
@@ -119,7 +120,7 @@ class Session:
                         "step_time",
                         arm,
                         (rate,),
-                        lambda a=arm, r=rate: measure.step_time(self.origin, a, hosts, r, self.work),
+                        partial(measure.step_time, self.origin, arm, hosts, rate, self.work),
                     )
 
     def delayed(self, arms: Sequence[Arm]) -> None:
@@ -132,7 +133,7 @@ class Session:
                         "delayed",
                         known[name],
                         (rate, delay),
-                        lambda a=known[name], r=rate: measure.step_time(self.origin, a, hosts, r, self.work),
+                        partial(measure.step_time, self.origin, known[name], hosts, rate, self.work),
                     )
 
     def full_run(self, arms: Sequence[Arm]) -> None:
@@ -146,9 +147,7 @@ class Session:
                         "full_run",
                         arm,
                         (rate,),
-                        lambda a=arm, f=factor, r=rate: measure.full_run(
-                            self.origin, a, f, hosts, r, self.work
-                        ),
+                        partial(measure.full_run, self.origin, arm, factor, hosts, rate, self.work),
                     )
 
     def _one(self, kind: str, arm: Arm, numbers: tuple[float, ...], take: Callable[[], Result]) -> None:
