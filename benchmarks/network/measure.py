@@ -39,7 +39,8 @@ def step_time(origin: Origin, arm: Arm, hosts: Hosts, rate: float, work: Path) -
     run, setting = work / "run", origin.setting
     count, warmup = timed_steps(setting, origin, arm, rate), max(_WARMUP_STEPS, arm.every)
     hosts.shape(rate or None)
-    origin.branch(run, arm, steps=warmup + count, factor=1.0, validate=False)
+    # One step more: how replicas part at the end is no part of a step's time.
+    origin.branch(run, arm, steps=warmup + count + 1, factor=1.0, validate=False)
     foreseen = (warmup + count) * foreseen_seconds(setting, origin, arm, rate)
     seconds = _train(origin, arm, run, hosts=hosts, paced=True, seconds=600 + 5 * foreseen)
     first = setting.origin_steps + warmup
