@@ -52,8 +52,9 @@ bench-layouts: .venv/installed
 bench-memory: .venv/installed
 	$(BIN)/python -m benchmarks.memory.run
 
+# Hours, as root; what was interrupted goes on. MINUTES: stop after so many and report what there is.
 bench-network: .venv/installed
-	$(BIN)/python -m benchmarks.network.run
+	$(BIN)/python -m benchmarks.network.run $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run

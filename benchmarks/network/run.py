@@ -1,159 +1,200 @@
-"""Step times and bytes of policies and codecs between hosts whose links have a rate.
+"""What policies and codecs cost and gain between hosts whose links have a rate, beside others' software.
 
-    make bench-network                      (as root, with iproute2; or: python -m benchmarks.network.run --help)
+    make bench-network               (as root, with iproute2; or: python -m benchmarks.network.run --help)
 
-Each replica is a process on a host of its own: a network namespace behind a link of 10, 100 or 1000 Mbit/s, or as fast
-as it goes. There are more replicas than cores here, so compute has a stated pace: forward and backward take so long,
-whatever the cores do. Utilisation is that pace ÷ the time of a step.
+Three things are measured of every arm (`arms.py`): what it learns from one common checkpoint, what a step takes at
+each rate, and, of a few, a whole training over the network; `setting.py` has every number. Results are kept one by
+one below --work: what was interrupted goes on, and the page says what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
 
-from benchmarks.common import ROOT, describe_machine, machine_line, table, write_result
-from benchmarks.network.hosts import DEVICE, MTU, Hosts, why_not
+from benchmarks.common import ROOT, describe_machine, write_result
+from benchmarks.network import measure, plot, report
+from benchmarks.network.arms import Arm, chosen
+from benchmarks.network.fleet import FleetFailed
+from benchmarks.network.hosts import Hosts, why_not
+from benchmarks.network.judge import as_json, rows_of, verdicts
+from benchmarks.network.origin import Origin, make_origin
+from benchmarks.network.processes import start_server
+from benchmarks.network.results import Result, Store
+from benchmarks.network.setting import FULL, SMOKE
 
-ARMS: dict[str, dict[str, Any]] = {
-    "allreduce fp32": {},
-    "allreduce bf16": {"codec": "bf16"},
-    "allreduce int8": {"codec": "int8"},
-    "allreduce int4": {"codec": "int4"},
-    "allreduce topk 1/64": {"codec": "topk", "density": 1 / 64},
-    "allreduce powersgd 4": {"codec": "powersgd", "matrix_rank": 4},
-    "local_sgd 10 bf16": {"policy": "local_sgd", "every": 10, "codec": "bf16"},
-    "diloco 10 int4": {"policy": "diloco", "every": 10, "codec": "int4"},
-    "diloco 10 topk 1/64, 2 bits": {
-        "policy": "diloco", "every": 10, "codec": "topk", "value_bits": 2, "feedback_decay": 0.95,
-    },
-}  # fmt: skip
+STAGES = ("convergence", "step_time", "delayed", "full_run")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=1, help="of a step and replica")
-    parser.add_argument("--pace-seconds", type=float, default=2.0, help="forward and backward of a step")
-    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument(
-        "--rates", type=float, nargs="*", help="Mbit/s; 0: unshaped", default=[10, 100, 1000, 0]
+        "--smoke", action="store_true", help="everything once, tiny: for whoever changes this"
     )
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument(
+        "--minutes", type=float, help="begin nothing that would take longer; go on another time"
+    )
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--arms", nargs="*", metavar="NAME", help="some of those in arms.py")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "network")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
-    if (reason := why_not()) is not None:
-        print(f"nothing measured: {reason}")
+    options = parser.parse_args(arguments)
+    setting = SMOKE if options.smoke else FULL
+    try:
+        arms = chosen(options.arms or setting.arms)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.stages != ["convergence"] and (reason := why_not()) is not None:
+        print(f"nothing measured: {reason}; what needs no network: --stages convergence")
         return
     machine = describe_machine()
-    task = {
-        name: getattr(options, name)
-        for name in ("replicas", "width", "layers", "samples", "pace_seconds", "steps")
+    work = options.work.absolute() / setting.name
+    work.mkdir(parents=True, exist_ok=True)
+    start_server()
+    budget = Budget(options.minutes)
+    origin = make_origin(setting, work)
+    session = Session(origin, Store(work, setting), work, budget)
+    for stage in options.stages:
+        getattr(session, stage)(arms)
+    write(options.out, machine, session, arms)
+
+
+@dataclass
+class Budget:
+    """`minutes` from now (None: no end). What is begun is ended, so it is begun only if it can be."""
+
+    minutes: float | None
+    _began: float = field(default_factory=time.monotonic)
+    _spent: dict[str, list[float]] = field(default_factory=dict)
+
+    def allows(self, kind: str) -> bool:
+        """Whether there is time for one more of `kind`, as the former ones went."""
+        if self.minutes is None:
+            return True
+        left = self._began + 60 * self.minutes - time.monotonic()
+        return left > median(self._spent.get(kind, [0.0]))
+
+    @contextmanager
+    def spending(self, kind: str) -> Iterator[None]:
+        """Around one measurement."""
+        began = time.monotonic()
+        yield
+        self._spent.setdefault(kind, []).append(time.monotonic() - began)
+
+
+@dataclass
+class Session:
+    """One sitting: measures what is not yet in the store."""
+
+    origin: Origin
+    store: Store
+    work: Path
+    budget: Budget
+    failures: dict[str, list[str]] = field(default_factory=dict)
+
+    def convergence(self, arms: Sequence[Arm]) -> None:
+        """Every arm at the first learning rate, then at the second, …: half the time gives half of all arms' sweep."""
+        for factor in self.origin.setting.learning_rate_factors:
+            for arm in arms:
+                self._one(
+                    "convergence",
+                    arm,
+                    (factor,),
+                    partial(measure.convergence, self.origin, arm, factor, self.work),
+                )
+
+    def step_time(self, arms: Sequence[Arm]) -> None:
+        """Every arm at every rate."""
+        with Hosts(self.origin.setting.replicas) as hosts:
+            for rate in self.origin.setting.rates:
+                for arm in arms:
+                    self._one(
+                        "step_time",
+                        arm,
+                        (rate,),
+                        partial(measure.step_time, self.origin, arm, hosts, rate, self.work),
+                    )
+
+    def delayed(self, arms: Sequence[Arm]) -> None:
+        """A few arms with latency."""
+        known = {arm.name: arm for arm in arms}
+        for name, rate, delay in self.origin.setting.delays:
+            if name in known:
+                with Hosts(self.origin.setting.replicas, delay) as hosts:
+                    self._one(
+                        "delayed",
+                        known[name],
+                        (rate, delay),
+                        partial(measure.step_time, self.origin, known[name], hosts, rate, self.work),
+                    )
+
+    def full_run(self, arms: Sequence[Arm]) -> None:
+        """The product itself, whole, at the best learning rate that is known."""
+        rows = {row.arm.name: row for row in rows_of(self.origin, self.store, arms, {})}
+        with Hosts(self.origin.setting.replicas) as hosts:
+            for name, rate in self.origin.setting.full_runs:
+                if name in rows:
+                    arm, factor = rows[name].arm, rows[name].factor or 1.0
+                    self._one(
+                        "full_run",
+                        arm,
+                        (rate,),
+                        partial(measure.full_run, self.origin, arm, factor, hosts, rate, self.work),
+                    )
+
+    def _one(self, kind: str, arm: Arm, numbers: tuple[float, ...], take: Callable[[], Result]) -> None:
+        what = " ".join([kind, arm.name, *(f"{number:g}" for number in numbers)])
+        if self.store.get(kind, arm, *numbers) is not None or not self.budget.allows(kind):
+            return
+        print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
+        try:
+            with self.budget.spending(kind):
+                result = take()
+        except FleetFailed as error:  # the others may well succeed; it is tried again the next time
+            print(f"{what} failed: {error}", flush=True)
+            self.failures.setdefault(arm.name, []).append(f"{what} failed: {str(error).splitlines()[-1]}")
+        else:
+            self.store.put(kind, arm, *numbers, result=result)
+
+
+def write(out: Path, machine: dict[str, object], session: Session, arms: Sequence[Arm]) -> None:
+    """JSON, page and picture of what the store has."""
+    origin, store, setting = session.origin, session.store, session.origin.setting
+    known = {arm.name: arm for arm in arms}
+    rows = rows_of(origin, store, arms, session.failures)
+    delays = {
+        key: found
+        for key in setting.delays
+        if key[0] in known and (found := store.get("delayed", known[key[0]], *key[1:])) is not None
     }
-    task["arms"] = {name: ARMS[name] for name in options.arms}
-    rates: dict[str, Any] = {}
-    with Hosts(options.replicas) as hosts:
-        for rate in options.rates:
-            hosts.shape(rate or None)
-            rates[f"{rate:g} Mbit/s" if rate else "unshaped"] = measure(hosts, task)
-    data = {"benchmark": "network", "machine": machine, "task": task, "rates": rates}
-    page = write_result(options.out, "network-steps", data, page_of(machine, data))
-    print(page.read_text())
+    full_runs = {
+        key: found
+        for key in setting.full_runs
+        if key[0] in known and (found := store.get("full_run", known[key[0]], key[1])) is not None
+    }
+    name = "network" if setting.name == "full" else f"network-{setting.name}"
+    data = {
+        "benchmark": "network",
+        "machine": machine,
+        "setting": vars(setting),
+        "verdicts": [vars(verdict) for verdict in verdicts(origin, rows)],
+        "arms": as_json(origin, rows),
+        "delayed": [{"what": key, **found} for key, found in delays.items()],
+        "full_runs": [{"what": key, **found} for key, found in full_runs.items()],
+    }
+    picture = f"{time.strftime('%Y-%m-%d')}-{name}.png"
+    page = write_result(out, name, data, report.page(machine, origin, rows, delays, full_runs, picture))
+    plot.draw(origin, rows, out / picture)
+    print(page.read_text(encoding="utf-8"))
     print(f"written to {page}")
-
-
-def measure(hosts: Hosts, task: dict[str, Any]) -> dict[str, Any]:
-    """By arm: the slowest replica's time of every step, and bytes of all replicas together.
-
-    Raises:
-        RuntimeError: a replica died; its last lines.
-    """
-    command = [sys.executable, "-m", "benchmarks.network.replica", "--task", json.dumps(task)]
-    replicas = [
-        hosts.start(
-            host,
-            [
-                "env",
-                f"GLOO_SOCKET_IFNAME={DEVICE}",
-                f"PYTHONPATH={ROOT}:{ROOT / 'src'}",
-                *command,
-                "--rank",
-                str(host),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for host in range(hosts.count)
-    ]
-    answers = [replica.communicate() for replica in replicas]
-    for replica, (_, err) in zip(replicas, answers, strict=True):
-        if replica.returncode != 0:
-            raise RuntimeError(err[-2000:])
-    lines = [[json.loads(line) for line in out.splitlines()] for out, _ in answers]
-    found = {}
-    for of_replicas in zip(*lines, strict=True):
-        seconds = [max(times) for times in zip(*(line["seconds"] for line in of_replicas), strict=True)]
-        found[of_replicas[0]["arm"]] = {
-            "seconds": seconds,
-            "mean_seconds": statistics.fmean(seconds),  # a round's cost falls on one step
-            "predicted": max(line["predicted"] for line in of_replicas),
-            "metered": sum(line["metered"] for line in of_replicas),
-            "linked": sum(line["linked"] for line in of_replicas),
-            "parameters": of_replicas[0]["parameters"],
-        }
-    return found
-
-
-def said_options(data: dict[str, Any]) -> str:
-    """Rates and pace as on the command line."""
-    rates = " ".join("0" if name == "unshaped" else name.split()[0] for name in data["rates"])
-    return f"`--rates {rates} --pace-seconds {data['task']['pace_seconds']:g}`"
-
-
-def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
-    task, rates = data["task"], data["rates"]
-    rows = []
-    for arm in task["arms"]:
-        first = next(iter(rates.values()))[arm]
-        numbers = first["parameters"] * task["steps"] * task["replicas"]
-        ratios = [found[arm]["linked"] / found[arm]["metered"] for found in rates.values()]
-        cells = [
-            f"{found[arm]['mean_seconds']:.2f} ({task['pace_seconds'] / found[arm]['mean_seconds']:.0%}; "
-            f"{found[arm]['predicted']:.2f})"
-            for found in rates.values()
-        ]
-        rows.append(
-            [arm, f"{first['metered'] / numbers:.4f}", f"{min(ratios):.3f} to {max(ratios):.3f}", *cells]
-        )
-    parameters = next(iter(next(iter(rates.values())).values()))["parameters"]
-    return "\n".join(
-        [
-            "# Network: step times and bytes",
-            "",
-            machine_line(machine) + ".",
-            "",
-            f"{task['replicas']} replicas on hosts of their own (network namespaces on one machine, MTU {MTU}), "
-            f"{parameters / 1e6:.1f}M parameters; forward and backward of a step take {task['pace_seconds']:g} s by "
-            f"decree (the machine has fewer cores than replicas); {task['steps']} steps, means of the slowest replica; "
-            "in brackets utilisation, that pace ÷ the time of a step, and the time that `sync: auto` predicts from "
-            "what it measures before. Bytes: sent by each replica, per parameter "
-            "and step, as the meter counts them; and what the kernel counted on the link (headers and acknowledgements "
-            "of others' data with it) ÷ the meter.",
-            "",
-            table(("arm", "bytes", "link ÷ meter", *(f"s a step, {rate}" for rate in rates)), rows),
-            "",
-            f"Repeat: `make bench-network`; here with {said_options(data)}.",
-        ]
-    )
 
 
 if __name__ == "__main__":
