@@ -150,7 +150,7 @@ def _silent(rank: int, place: Place, secret: bytes) -> bool:
     made.meet()
     total(made, 1.0)
     if rank == 1:
-        made._pulse._context.destroy(linger=0)  # its heartbeats end; its sockets with gloo stay open
+        made._pulse.close()  # its heartbeats end; its sockets with gloo stay open
         time.sleep(4)
         return True
     deadline = time.monotonic() + 10

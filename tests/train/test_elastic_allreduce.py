@@ -157,6 +157,11 @@ def test_shares_follow_the_replicas_speed(tmp_path: Path) -> None:
     check_weights(running, tmp_path)
 
 
+def times(run: Path, replica: int) -> list[float]:
+    """When `replica` wrote that it had met the others; what it wrote just before, in the same tick, lies before."""
+    return [e["time"] + 1e-4 for e in read_events(run, "membership") if e["replica"] == replica]
+
+
 @pytest.mark.distributed
 def test_faster_replicas_make_more_local_steps(tmp_path: Path) -> None:
     run, every = tmp_path / "run", 6
@@ -165,11 +170,13 @@ def test_faster_replicas_make_more_local_steps(tmp_path: Path) -> None:
     running = Running(run, model=Uneven(0.004), workers=2, sync=sync, train__micro_batch=BATCH, **ARGUMENTS)
     report = running.end(120)
     assert report["state"] == "finished" and report["steps"] == STEPS
-    rounds = sorted({e["step"] for e in read_events(run, "membership")})
     made = {
         replica: [
-            sum(e["replica"] == replica and start < e["step"] <= end for e in read_events(run, "step"))
-            for start, end in itertools.pairwise(rounds)
+            sum(
+                e["replica"] == replica and e["time"] > before and e["time"] < after
+                for e in read_events(run, "step")
+            )
+            for before, after in itertools.pairwise(times(run, replica))
         ]
         for replica in (0, 1)
     }

@@ -276,6 +276,10 @@ class SyncConfig(Section):
         default=50,
         description="`local_sgd`, `diloco`, `gossip`: steps of a round; `auto`: by measurement.",
     )
+    synchronous_steps: NonNegative = Field(
+        default=0,
+        description="`local_sgd`, `diloco`, `gossip`: so many steps are made as by `allreduce` before the first round.",
+    )
     outer_learning_rate: Annotated[float, Field(gt=0)] = Field(
         default=0.7, description="`diloco`: outer SGD."
     )

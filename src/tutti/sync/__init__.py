@@ -8,6 +8,7 @@ from tutti.sync.gossip import Gossip
 from tutti.sync.joining import StateLost
 from tutti.sync.ledger import Ledger, Range, count, cut, merge, positions, share
 from tutti.sync.local_sgd import LocalSGD
+from tutti.sync.phased import SynchronousStart
 from tutti.sync.policy import Meeting, Place, Policy, Totals
 from tutti.sync.rounds import Rounds
 from tutti.sync.streaming import StreamingDiLoCo
@@ -33,6 +34,7 @@ __all__ = [
     "StaticTransport",
     "StreamingDiLoCo",
     "Summing",
+    "SynchronousStart",
     "Totals",
     "Transport",
     "check_sync",

@@ -35,6 +35,10 @@ def inadmissible(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", 
                 "allreduce with train.precision: fp16 needs membership: fixed, because a newcomer would not know the "
                 "loss scale"
             )
+    if sync.synchronous_steps and sync.policy in ("allreduce", "server"):
+        return f"synchronous_steps come before rounds, which policy {sync.policy} has not"
+    if sync.synchronous_steps and precision == "fp16":
+        return "synchronous_steps with train.precision: fp16: a newcomer would not know the loss scale"
     if sync.policy == "server":
         return _not_served(sync, precision, optimizer, parts)
     return None

@@ -55,6 +55,11 @@ class AllReduce(Policy):
             self._buckets = OverlappedBuckets(self._parameters.items(), self._summing, self._bucket_bytes)
         return objective
 
+    def rest(self) -> None:
+        """Have nothing to do with gradients any more."""
+        if self._buckets is not None:
+            self._buckets.close()
+
     def start(self, step: int, last_step: int) -> Meeting | None:
         return None
 

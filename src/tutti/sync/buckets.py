@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from tutti.sync.policy import local_part, placed_like
 from tutti.sync.summing import Buffer, Summing
@@ -80,10 +81,17 @@ class OverlappedBuckets:
         self._armed = False
         self._next = 0
         self._waits: list[Wait] = []
+        self._hooks: list[RemovableHandle] = []
         self.buckets = [Bucket(group) for group in _group(list(named), bucket_bytes)]
         for bucket in self.buckets:
             for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket))  # type: ignore[no-untyped-call]
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(bucket)))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Leave gradients alone, and let go of the memory."""
+        for hook in self._hooks:
+            hook.remove()
+        self.buckets = []
 
     def reset(self) -> None:
         """Before the first micro-batch of a step."""

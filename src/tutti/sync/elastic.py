@@ -23,7 +23,7 @@ from tutti.sync.group import Group
 from tutti.sync.handover import Giver, fetch
 from tutti.sync.membership import Membership
 from tutti.sync.pulse import Pulse
-from tutti.sync.transport import PeerLost, Transport, Wait
+from tutti.sync.transport import LaterPhase, PeerLost, Transport, Wait
 
 _STORE_TIMEOUT = timedelta(seconds=10)
 
@@ -53,10 +53,13 @@ class ElasticTransport(Transport):
         self._store_address = store
         self._part = part
         self._group: Group | None = None
+        self._name = ""
         self._quorum: int | None = None
         self._broken = False  # somebody was lost: no exchange can succeed any more
         self._failed = False  # an exchange did fail
         self._fresh = False
+        self._later = False  # the others are in a later phase than this member
+        self._has_met = False  # with the present members, but nothing has come of it
         self._meetings = 0
         self._host = host
         self._secret = secret
@@ -99,6 +102,9 @@ class ElasticTransport(Transport):
     def meet(self) -> bool:
         membership = self._alive()
         self._failed = False
+        if self._has_met:
+            self._has_met = False
+            return True
         while True:
             quorum = membership.agree(self._meetings, fresh=self._fresh)
             self._meetings += 1
@@ -110,6 +116,9 @@ class ElasticTransport(Transport):
                 break
         self._quorum = quorum.number
         self._fresh = False
+        if self._later:
+            self._has_met = True
+            raise LaterPhase
         return True
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
@@ -176,18 +185,21 @@ class ElasticTransport(Transport):
         name = f"{proof(self._secret, f'quorum {number}')}/{self._part}"
         try:
             store = self._connect()
-            store.set(f"{name}/addresses-{rank}", f"{self._pulse.address} {self._giver.address}")
+            store.set(f"{name}/addresses-{rank}", f"{self._pulse.address} {self._giver.address} {self.phase}")
             group = Group(store, name, rank, size, self._host)
             found = [store.get(f"{name}/addresses-{member}").decode().split() for member in range(size)]
         except (RuntimeError, OSError):
             return False
         self._group = group
         self._broken = False
-        self._givers = [giver for _, giver in found]
-        self._pulse.watch({member: pulse for member, (pulse, _) in enumerate(found) if member != rank})
+        self._givers = [giver for _, giver, _ in found]
+        self._later = any(int(phase) > self.phase for *_, phase in found)
+        self._name = name
+        self._pulse.watch(name, {member: pulse for member, (pulse, *_) in enumerate(found) if member != rank})
         return True
 
     def _leave_group(self) -> None:
+        self._pulse.give_up()  # who is no member any more may still wait for the others
         self._pulse.rest()
         if self._group is not None:
             self._group.sever()
@@ -223,13 +235,16 @@ class ElasticTransport(Transport):
             raise PeerLost(str(error)) from error
 
     def _break(self) -> None:
+        if not self._broken:
+            self._pulse.give_up()
         self._broken = True
         if self._group is not None:
             self._group.sever()
 
-    def _on_lost(self, _: int) -> None:
-        with contextlib.suppress(OSError):
-            self._break()
+    def _on_lost(self, group: str) -> None:
+        if group == self._name:
+            with contextlib.suppress(OSError):
+                self._break()
 
     def _connect(self) -> Store:
         """The launcher's store, by a connection of one's own: it may have been lost with a link."""

@@ -99,8 +99,8 @@ class Round:
         return self.steps - self.done
 
     def next_step(self) -> int:
-        """The number of the local step that comes now."""
-        return self.start + -(-(self.done + 1) * self.length // self.steps)
+        """The number of the local step that comes now: the end of the round for the last one alone."""
+        return self.start + (self.done + 1) * self.length // self.steps
 
     def skip(self, share: float) -> None:
         """Come late by `share` of the round; at least one step is left."""

@@ -2,12 +2,16 @@
 
 Its threads send and answer them without the interpreter's lock, so a member that computes is never taken for dead; one
 that was killed loses its connections at once, and one that is stopped or cut off misses its heartbeats.
+
+Whoever gives the group up for another reason says so to all: gloo may leave others waiting for what will never come.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -15,14 +19,25 @@ from zmq.utils.monitor import recv_monitor_message
 from tutti.sync.channel import caller, listener
 
 _BEAT_MS = 100
+_POLL_MS = 50
 #: Silent for so long, a member is given up. A machine that is only busy answers well before.
 SILENCE_MS = 700
 
 
-class Pulse:
-    """This member's heartbeats. `on_lost(rank)` is called in a thread of its own when a watched member is gone."""
+@dataclass
+class _Watch:
+    """The members of one group, by the sockets that lead to them, and the monitors of these."""
 
-    def __init__(self, secret: bytes, host: str, on_lost: Callable[[int], None]) -> None:
+    group: str = ""
+    callers: list[zmq.Socket[bytes]] = field(default_factory=list)
+    monitors: list[zmq.Socket[bytes]] = field(default_factory=list)
+
+
+class Pulse:
+    """This member's heartbeats. `on_lost(group)` is called in a thread of its own when a member of the group that is
+    watched is gone, or says that the group is."""
+
+    def __init__(self, secret: bytes, host: str, on_lost: Callable[[str], None]) -> None:
         self._secret = secret
         self._on_lost = on_lost
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -30,52 +45,68 @@ class Pulse:
         port = self._listener.bind_to_random_port("tcp://*")
         #: Where others find this member.
         self.address = f"tcp://{host}:{port}"
-        self._round = 0
-        self._ended = threading.Event()
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._watch = _Watch()
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="pulse", daemon=True).start()
 
-    def watch(self, addresses: Mapping[int, str]) -> None:
-        """From now on watch the members at `addresses`, by rank, and nobody else."""
-        self.rest()
-        self._ended = threading.Event()
-        callers, monitors = [], {}
-        for rank, address in addresses.items():
-            socket = _beating(caller(self._context, zmq.DEALER, self._secret))
-            socket.reconnect_ivl = -1  # whoever was lost comes back as a new member
-            monitors[socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)] = rank
-            socket.connect(address)
-            callers.append(socket)
-        self._thread = threading.Thread(
-            target=self._listen, args=(callers, monitors, self._ended), name="pulse", daemon=True
-        )
-        self._thread.start()
+    def watch(self, group: str, addresses: Mapping[int, str]) -> None:
+        """From now on watch the members of `group` at `addresses`, and nobody else."""
+        self._orders.put(lambda: self._begin(group, dict(addresses)))
 
     def rest(self) -> None:
         """Watch nobody."""
-        self._ended.set()
+        self._orders.put(self._end)
+
+    def give_up(self) -> None:
+        """Tell the others that their group with this member is no more."""
+        self._orders.put(self._tell)
 
     def close(self) -> None:
         """End; others will notice."""
-        self.rest()
+        self._closed.set()
+
+    # On the thread, which alone touches sockets ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            while not self._orders.empty():
+                self._orders.get()()
+            poller = zmq.Poller()
+            for socket in (self._listener, *self._watch.monitors):
+                poller.register(socket, zmq.POLLIN)
+            for socket, _ in poller.poll(_POLL_MS):
+                if socket is self._listener:
+                    _, group = socket.recv_multipart()
+                    lost = group.decode() == self._watch.group
+                else:
+                    recv_monitor_message(socket)
+                    self._watch.monitors.remove(socket)
+                    lost = True
+                if lost:
+                    self._on_lost(self._watch.group)
+        self._end()
         self._listener.close()
 
-    def _listen(
-        self,
-        callers: list[zmq.Socket[bytes]],
-        monitors: dict[zmq.Socket[bytes], int],
-        ended: threading.Event,
-    ) -> None:
-        poller = zmq.Poller()
-        for monitor in monitors:
-            poller.register(monitor, zmq.POLLIN)
-        while not ended.is_set():
-            for monitor, _ in poller.poll(_BEAT_MS):
-                recv_monitor_message(monitor)
-                poller.unregister(monitor)
-                if not ended.is_set():
-                    self._on_lost(monitors[monitor])
-        for socket in callers:
+    def _begin(self, group: str, addresses: Mapping[int, str]) -> None:
+        self._end()
+        self._watch = _Watch(group)
+        for address in addresses.values():
+            socket = _beating(caller(self._context, zmq.DEALER, self._secret))
+            socket.reconnect_ivl = -1  # whoever was lost comes back as a new member
+            self._watch.monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+            socket.connect(address)
+            self._watch.callers.append(socket)
+
+    def _end(self) -> None:
+        for socket in self._watch.callers:
             socket.disable_monitor()
-            socket.close()
+            socket.close(linger=100)
+        self._watch = _Watch()
+
+    def _tell(self) -> None:
+        for socket in self._watch.callers:
+            socket.send(self._watch.group.encode(), zmq.NOBLOCK)
 
 
 def _beating(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

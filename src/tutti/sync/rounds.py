@@ -120,6 +120,10 @@ class Rounds(Policy):
         self._last_step = last_step
         return self._agree(step, stop=False)
 
+    def fall_behind(self) -> None:
+        """Be without the run's state: at the next meeting somebody hands it over."""
+        self._joining.behind = True
+
     def make_step(self, step: int, work: Callable[[int], T]) -> tuple[int, T]:
         step = self._round.next_step()
         return step, work(step)

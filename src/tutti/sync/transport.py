@@ -48,6 +48,10 @@ class PeerLost(Exception):
     """A member died or fell silent in the middle of an exchange; nothing of it counts."""
 
 
+class LaterPhase(Exception):
+    """The others are in a later phase of the run. The next `meet` is over already; this member goes on from there."""
+
+
 #: Waits until an exchange has ended.
 Wait = Callable[[], None]
 
@@ -96,6 +100,8 @@ class Transport(ABC):
 
     #: Whether members come and go. Where they do not, the rest of this class has nothing to do.
     elastic = False
+    #: What members tell of themselves when they meet: which phase of the run they are in.
+    phase = 0
 
     @property
     def knocked(self) -> bool:

@@ -91,7 +91,7 @@ class Loop:
         before = self.state.step if self.policy.drifts else step - 1  # who came late does as all do
         step = made.step if made is not None else step
         factor = learning_rate_factor(
-            step,
+            max(step, 1),  # a fast replica's first local steps may all lie before the run's first
             self.settings.steps,
             self.settings.warmup,
             self.settings.schedule,

@@ -10,6 +10,7 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tutti.config import Config
+from tutti.config.schema import SyncConfig
 from tutti.parallel import World
 from tutti.sync import (
     AllReduce,
@@ -20,9 +21,11 @@ from tutti.sync import (
     LocalSGD,
     Place,
     Policy,
+    Rounds,
     StaticTransport,
     StreamingDiLoCo,
     Summing,
+    SynchronousStart,
     Transport,
 )
 from tutti.sync.server import ServerAddress
@@ -70,19 +73,23 @@ def make_policy(
     shared = (transport, place, state.ledger, config.train.batch)
     summing = Summing.of(sync, transport)
     handover = None if elastic is None else (give, take)
+    bucket_bytes = round(sync.bucket_mb * 1e6)
+
+    def together(summing: Summing) -> AllReduce:
+        if handover is None:
+            kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
+            return kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)
+        return ElasticAllReduce(
+            *shared,
+            bucket_bytes=bucket_bytes,
+            inside=inside,
+            handover=handover,
+            summing=summing,
+            measured_shares=sync.shares == "measured",
+        )
+
     if sync.policy == "allreduce":
-        bucket_bytes = round(sync.bucket_mb * 1e6)
-        if handover is not None:
-            return ElasticAllReduce(
-                *shared,
-                bucket_bytes=bucket_bytes,
-                inside=inside,
-                handover=handover,
-                summing=summing,
-                measured_shares=sync.shares == "measured",
-            )
-        kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
-        return kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)
+        return together(summing)
     common: dict[str, Any] = {
         "every": sync.every,
         "inside": inside,
@@ -91,6 +98,14 @@ def make_policy(
         "handover": handover,
         "measured_shares": elastic is not None and sync.shares == "measured",
     }
+    apart = _rounds(sync, shared, common)
+    if not sync.synchronous_steps:
+        return apart
+    return SynchronousStart(together(Summing.of(sync, transport)), apart, sync.synchronous_steps)
+
+
+def _rounds(sync: SyncConfig, shared: tuple[Any, ...], common: dict[str, Any]) -> Rounds:
+    """The policies whose replicas train apart between meetings."""
     if sync.policy == "local_sgd":
         return LocalSGD(*shared, **common)
     if sync.policy == "gossip":

@@ -1,0 +1,123 @@
+"""A run that begins synchronously: the curve of all-reduce, then rounds, over members that come and go."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from runs import Running, SlowNet, regression
+from tutti.core import read_events
+from tutti.sync import merge
+
+TOGETHER, EVERY, STEPS, BATCH = 20, 5, 40, 16
+ARGUMENTS: dict[str, Any] = {
+    "loss": nn.MSELoss(),
+    "data": regression(400),
+    "validation": regression(64),
+    "batch": BATCH,
+    "steps": STEPS,
+    "train__learning_rate": 0.01,
+    "train__schedule": "constant",
+    "train__precision": "fp32",
+    "checkpoint__every": 5,
+}
+SYNC: dict[str, Any] = {
+    "policy": "local_sgd",
+    "every": EVERY,
+    "synchronous_steps": TOGETHER,
+    "shares": "even",
+}
+
+
+class SlowToReturn(SlowNet):
+    """Takes three seconds more to be built again, so that the others make steps without it."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+            time.sleep(3)
+
+
+def net(seconds: float, kind: type[SlowNet] = SlowNet) -> SlowNet:
+    torch.manual_seed(0)
+    return kind(seconds)
+
+
+def losses(run: Path) -> dict[int, set[float]]:
+    """Step → what was said of it, by any replica and attempt."""
+    found: dict[int, set[float]] = defaultdict(set)
+    for event in read_events(run, "step"):
+        if "loss" in event:
+            found[event["step"]].add(event["loss"])
+    return found
+
+
+def check_samples(run: Path, together: int, steps: int) -> None:
+    """Positions of the first steps were trained on once, those of rounds committed once."""
+    first = [
+        (start, stop)
+        for event in read_events(run, "step")
+        if event["step"] <= together and event["samples"]
+        for start, stop in event["cursor"]
+    ]
+    assert sum(stop - start for start, stop in first) == together * BATCH
+    assert merge(first) == [(0, together * BATCH)]
+    committed = {tuple(piece) for event in read_events(run, "commit") for piece in event["ranges"]}
+    assert sum(stop - start for start, stop in committed) == (steps - together) * BATCH
+    assert merge(committed) == [(together * BATCH, steps * BATCH)]
+
+
+@pytest.mark.distributed
+def test_the_curve_is_that_of_allreduce_also_across_a_stop_in_mid_phase(tmp_path: Path) -> None:
+    plain = Running(tmp_path / "plain", model=net(0.0), workers=1, **ARGUMENTS)
+    assert plain.end(120)["state"] == "finished"
+    run = tmp_path / "run"
+    running = Running(run, model=net(0.1), workers=2, sync=SYNC, **ARGUMENTS)
+    running.until_step(6)
+    running.stop(2)
+    report = running.end(120)
+    assert report["state"] == "interrupted" and 6 <= report["steps"] < TOGETHER
+    report = Running(run, model=SlowNet(0.0), workers=2, resume=True, sync=SYNC, **ARGUMENTS).end(120)
+    assert report["state"] == "finished" and report["steps"] == STEPS and report["restarts"] == 0
+    expected, found = losses(tmp_path / "plain"), losses(run)
+    for step in range(1, TOGETHER + 1):
+        assert len(found[step]) == 1, "one speaks for all"
+        assert found[step].pop() == pytest.approx(expected[step].pop(), rel=1e-5)
+    assert all(len(found[step]) == 2 for step in range(TOGETHER + 2, STEPS)), "then each has its own"
+    apart = {e["step"]: e["divergence"] for e in read_events(run, "membership") if e["step"] > TOGETHER}
+    assert sorted(apart) == list(range(TOGETHER + EVERY, STEPS + 1, EVERY)) and all(apart.values())
+    check_samples(run, TOGETHER, STEPS)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("policy", "codec"), [("diloco", "fp32"), pytest.param("gossip", "int8", marks=pytest.mark.slow)]
+)
+def test_who_died_together_comes_back_when_the_others_are_apart(
+    policy: str, codec: str, tmp_path: Path
+) -> None:
+    run, together, steps = tmp_path / "run", 30, 150
+    sync = SYNC | {"policy": policy, "synchronous_steps": together, "codec": codec}
+    arguments = ARGUMENTS | {"steps": steps}
+    running = Running(run, model=net(0.05, SlowToReturn), workers=3, sync=sync, **arguments)
+    running.until_step(15, rank=1)
+    running.kill(rank=1)
+    report = running.end(180)
+    assert report["state"] == "finished" and report["steps"] == steps and report["restarts"] == 1
+    starts = [e["attempt"] for e in read_events(run, "run_started") if e["replica"] != 1]
+    assert starts == [0, 0], "the others were never restarted"
+    members = [(e["step"], e["replicas"]) for e in read_events(run, "membership") if e["rank"] == 0]
+    assert members[0] == (0, [0, 1, 2]) and (
+        15 < next(step for step, who in members if who == [0, 2]) <= together
+    )
+    assert members[-1] == (steps, [0, 1, 2])
+    healed = [e["step"] for e in read_events(run, "healed") if e["replica"] == 1]
+    assert healed and healed[0] > together
+    check_samples(run, together, steps)
