@@ -55,7 +55,8 @@ def test_every_problem_at_its_place() -> None:
     text = "groups:\n  - {model: 1M}\n  - model: 4M\n    train:\n      stepz: 7\n    sync: diloko\n"
     assert problems(text) == [
         "c.yaml:5:7: groups[1].train.stepz: unknown key; did you mean 'steps'?",
-        "c.yaml:6:11: groups[1].sync.policy: should be `allreduce`, `local_sgd` or `diloco`; got text 'diloko'; "
+        "c.yaml:6:11: groups[1].sync.policy: should be `allreduce`, `local_sgd`, `diloco`, "
+        "`gossip`, `server` or `auto`; got text 'diloko'; "
         "did you mean 'diloco'?",
     ]
     (known, unknown) = problems("groups:\n  - {data: {source: x}}\n  - {modle: 4M}\n")

@@ -80,4 +80,4 @@ def test_the_guard_continues_what_its_owner_left_stopped() -> None:
     with sleeping() as left, sleeping() as other:
         subprocess.run([sys.executable, "-c", code, str(left.pid), str(other.pid)], check=False)
         until(left, stopped=False)
-        assert other.status() == psutil.STATUS_STOPPED
+        until(other, stopped=True)

@@ -13,7 +13,14 @@ RUN = Path("runs") / "r"
 
 def test_a_coded_run_sends_less_and_goes_on_from_what_it_owed(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path)
-    codec = ("sync.codec=int4", "checkpoint.every=20", "train.schedule=constant", "train.warmup=1")
+    # Even shares: the two runs are compared to the bit.
+    codec = (
+        "sync.codec=int4",
+        "sync.shares=even",
+        "checkpoint.every=20",
+        "train.schedule=constant",
+        "train.warmup=1",
+    )
     plain = tutti_here("train", "c.yaml", "train.steps=40", *codec, "sync.codec=fp32", "name=plain", "--json")
     whole = tutti_here("train", "c.yaml", "train.steps=40", *codec, "name=whole", "--json")
     assert whole.json["bytes_sent"] < 0.15 * plain.json["bytes_sent"]
