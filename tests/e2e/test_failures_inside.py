@@ -17,7 +17,14 @@ from tutti.core import TuttiError
 from tutti.train.checkpoints import newest_valid
 
 pytestmark = pytest.mark.distributed
-SETTINGS = {"workers": 2, "batch": 8, "steps": 40, "train__precision": "fp32", "checkpoint__every": 5}
+SETTINGS = {
+    "workers": 2,
+    "batch": 8,
+    "steps": 40,
+    "train__precision": "fp32",
+    "checkpoint__every": 5,
+    "sync__membership": "fixed",  # one world, in which ranks have the numbers that are told here
+}
 
 
 class TurnsBad(nn.Module):
