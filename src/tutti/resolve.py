@@ -159,12 +159,7 @@ def settle(
         updates["delay_compensation"] = 0.0 if prompt else DELAY_COMPENSATION
         why = "gradients are not delayed" if prompt else "the value of Zheng et al. 2017"
         said.append(f"sync.delay_compensation = {updates['delay_compensation']}: {why}")
-    if started and sync.membership == "elastic":
-        raise ConfigError(
-            "sync.membership: elastic needs Tutti's own launcher, but these processes were started by another",
-            "start the run by `tutti train`, or take sync.membership=fixed",
-        )
-    if replicas > 1 and sync.membership == "auto":
+    if replicas > 1 and (sync.membership == "auto" or (started and sync.membership == "elastic")):
         how, why = _membership(sync, precision, pick_device().type, started=started)
         updates["membership"] = how
         said.append(f"sync.membership = {how}: {why}")

@@ -25,7 +25,9 @@ def kill_server() -> None:
 
 @pytest.mark.distributed
 def test_the_server_dies_in_mid_run(tmp_path: Path) -> None:
-    running = Running(tmp_path / "run", model=SlowNet(0.05), workers=2, steps=40, **ARGUMENTS)
+    running = Running(
+        tmp_path / "run", model=SlowNet(0.05), workers=2, steps=40, sync__membership="fixed", **ARGUMENTS
+    )
     running.until_step(12)
     kill_server()
     report = running.end(120)

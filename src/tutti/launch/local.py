@@ -208,9 +208,19 @@ class LocalLaunch:
         return len(good) >= (self.min_replicas if self.elastic else 1)
 
     def _too_few(self) -> bool:
-        """Whether so many replicas were given up that the others can never meet again."""
+        """Whether so many replicas were given up that the others can never meet again, or one that could not begin,
+        for a reason that the others will meet as well."""
         failed = sum(not isinstance(r, RunResult) or r.is_failed() for r in list(self._results.values()))
-        return bool(failed) and self.replicas - failed < self.min_replicas
+        if not failed:
+            return False
+        return self.replicas - failed < self.min_replicas or self._could_not_begin()
+
+    def _could_not_begin(self) -> bool:
+        return any(
+            event.get("user") and not event.get("step")
+            for event in read_events(self.run, "error")
+            if event["time"] >= self._began
+        )
 
     def _reasons(self) -> list[str]:
         """Why each agent that gave up did."""

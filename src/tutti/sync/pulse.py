@@ -22,6 +22,8 @@ _BEAT_MS = 100
 _POLL_MS = 50
 #: Silent for so long, a member is given up. A machine that is only busy answers well before.
 SILENCE_MS = 700
+#: Also a member that was gone before it could be connected to.
+_GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
 @dataclass
@@ -94,7 +96,8 @@ class Pulse:
         for address in addresses.values():
             socket = _beating(caller(self._context, zmq.DEALER, self._secret))
             socket.reconnect_ivl = -1  # whoever was lost comes back as a new member
-            self._watch.monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+            socket.handshake_ivl = SILENCE_MS
+            self._watch.monitors.append(socket.get_monitor_socket(_GONE))
             socket.connect(address)
             self._watch.callers.append(socket)
 
