@@ -12,9 +12,10 @@ import pytest
 from synthetic import Recorder
 
 from tutti.core.errors import RunError
+from tutti.core.ranges import merge
 from tutti.observe.resilience import resilience_figures, write_resilience_report
 from tutti.observe.resilience.report import percentiles
-from tutti.observe.resilience.spans import merge, minus, repeated
+from tutti.observe.resilience.spans import minus, repeated
 
 TOKENS = 10  # of a sample
 SHARE = 3  # samples of a replica in a step

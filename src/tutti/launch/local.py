@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from tutti.core.files import is_full
 from tutti.launch.agent import ReplicaAgent, hidden_main
 from tutti.launch.companion import Companion
 from tutti.launch.server import start_server
+from tutti.launch.signals import stop_requests
 
 #: The launcher's own number among the events' ranks.
 LAUNCHER_RANK = -1
@@ -90,16 +91,15 @@ class LocalLaunch:
                 threading.Thread(target=self._attend, args=(index,), name=f"agent-{index}", daemon=True)
                 for index in range(len(self._agents))
             ]
-            with self._signals(), hidden_main():
+            with stop_requests(self.stop), hidden_main():
                 self._start_companion()
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
                     meanwhile()
                     if self.elastic and self._too_few():
-                        self._tell(
-                            signal.SIGKILL
-                        )  # they wait for each other; the last checkpoint has their state
+                        # They would wait for each other for ever; the last checkpoint has their state.
+                        self._tell(signal.SIGKILL)
                     if self._stopped:
                         self._tell(signal.SIGTERM)  # workers that were only being started had not heard it
                     if self._companion is not None and self._companion.failure:
@@ -242,23 +242,6 @@ class LocalLaunch:
         )
 
     # Signals -------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Forward the first request to stop, enforce the second."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_signal(number: int, _frame: Any) -> None:
-            self.stop()
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _tell(self, number: signal.Signals) -> None:
         """Send `number` to every worker; each is asked only once to stop."""

@@ -6,12 +6,10 @@ goes wrong in one is its own affair: the others go on without what it would have
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +21,7 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.launch.agent import hidden_main
 from tutti.launch.local import LAUNCHER_RANK
 from tutti.launch.server import start_server
+from tutti.launch.signals import stop_requests
 from tutti.observe import write_groups_report
 from tutti.supervise.local import Supervision
 from tutti.sync.board import Board
@@ -61,7 +60,7 @@ class GroupsSupervision:
         ]
         try:
             # Outermost: what the groups' launchers put back in turn is this.
-            with self._signals(), hidden_main():
+            with stop_requests(self._ask_to_stop), hidden_main():
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
@@ -120,22 +119,9 @@ class GroupsSupervision:
 
     # Signals -------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _ask_to_stop(self) -> None:
         """The first request to stop is passed on to every group, the second kills."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def on_signal(_number: int, _frame: Any) -> None:
-            self._asked_to_stop += 1
-
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        self._asked_to_stop += 1
 
     def _pass_on_stops(self) -> None:
         for number, run in enumerate(self.runs):

@@ -1,12 +1,13 @@
 """Between replicas: policies (how copies agree), transports (what carries tensors), and the ledger of samples."""
 
+from tutti.core.ranges import merge
 from tutti.sync.admissible import check_sync, inadmissible
 from tutti.sync.allreduce import AllReduce, DistributedDataParallelAllReduce
 from tutti.sync.diloco import DiLoCo
 from tutti.sync.elastic_allreduce import ElasticAllReduce
 from tutti.sync.gossip import Gossip
 from tutti.sync.joining import StateLost
-from tutti.sync.ledger import Ledger, Range, count, cut, merge, positions, share
+from tutti.sync.ledger import Ledger, Range, count, cut, positions, share
 from tutti.sync.local_sgd import LocalSGD
 from tutti.sync.phased import SynchronousStart
 from tutti.sync.policy import Meeting, Place, Policy, Totals

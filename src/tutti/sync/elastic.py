@@ -106,10 +106,12 @@ class ElasticTransport(Transport):
             self._has_met = False
             return True
         while True:
-            quorum = membership.agree(self._meetings, fresh=self._fresh)
+            quorum = membership.agree(self._meetings, fresh=self._fresh or self._broken)
             self._meetings += 1
-            if quorum.number == self._quorum and not self._broken:
-                return False
+            if quorum.number == self._quorum:
+                if not self._broken:
+                    return False
+                continue  # it broke while this member asked
             self._fresh = True  # until it stands
             self._leave_group()
             if self._join(quorum.number, quorum.rank, len(quorum.members)):
@@ -158,6 +160,9 @@ class ElasticTransport(Transport):
 
     def offer(self, key: str, state: Any) -> None:
         self._giver.offer(key, state)
+
+    def withdraw(self) -> None:
+        self._giver.withdraw()
 
     def fetch(self, rank: int, key: str) -> Future[Any]:
         return fetch(self._secret, self._givers[rank], key)

@@ -83,6 +83,8 @@ class Joining:
         key = f"state {newest}"
         if self._transport.rank in givers:
             self._transport.offer(key, self._give())
+        elif self._transport.elastic and not any(member.fetching for member in roll):
+            self._transport.withdraw()  # as much memory as the whole state takes
         if self._transport.rank in newcomers:
             self.behind = True
             self.version = self.copied = newest

@@ -13,21 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tutti.core.ranges import merge
+
 #: Positions `start` (included) to `stop` (excluded) of the global order.
 Range = tuple[int, int]
-
-
-def merge(ranges: Iterable[Range]) -> list[Range]:
-    """The same positions as sorted, disjoint, non-adjacent ranges."""
-    merged: list[Range] = []
-    for start, stop in sorted(ranges):
-        if start == stop:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
 
 
 def count(ranges: Iterable[Range]) -> int:

@@ -129,6 +129,10 @@ class Transport(ABC):
         """Copy `state` and have it ready for other members under `key`."""
         raise NotImplementedError
 
+    def withdraw(self) -> None:
+        """Let go of what was offered: nobody fetches it any more."""
+        raise NotImplementedError
+
     def fetch(self, rank: int, key: str) -> Future[Any]:
         """What member `rank` offers under `key`, fetched in the background."""
         raise NotImplementedError

@@ -103,7 +103,7 @@ class Loop:
         elif gradient.usable and made is None:
             self.optimizers.step()
         if self.cooperation is not None:
-            self.cooperation.after_step(step, leads=self.policy.transport.rank == 0)
+            self.cooperation.after_step(step, leads=self.policy.leads)
         stepped = time.perf_counter()
         self.live.set(phase="sync")
         meeting = self.policy.after_step(step, self.settings.steps, gradient.totals)

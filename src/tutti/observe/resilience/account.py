@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tutti.observe.resilience.spans import Span, merge, minus, repeated, total
+from tutti.core.ranges import merge
+from tutti.observe.resilience.spans import Span, minus, repeated, total
 from tutti.observe.resilience.trace import Trace
 
 

@@ -27,7 +27,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tutti.observe.resilience.spans import merge
+from tutti.core.ranges import merge
 from tutti.observe.resilience.trace import Step, Trace
 from tutti.observe.tail import Event, number, when
 

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+
+from tutti.core.ranges import merge
 
 Span = tuple[int, int]
-_Number = TypeVar("_Number", int, float)
-
-
-def merge(spans: Iterable[tuple[_Number, _Number]]) -> list[tuple[_Number, _Number]]:
-    """The same as sorted, disjoint spans, of positions or of time."""
-    merged: list[tuple[_Number, _Number]] = []
-    for start, stop in sorted(spans):
-        if start >= stop:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
-        else:
-            merged.append((start, stop))
-    return merged
 
 
 def total(spans: Iterable[Span]) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tutti.core import read_events
-from tutti.observe.resilience.spans import Span, meet, merge, total
+from tutti.core.ranges import merge
+from tutti.observe.resilience.spans import Span, meet, total
 from tutti.observe.tail import Event, number, when
 
 _MEMBER = re.compile(r"replica-(\d+)\.")
