@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tutti.config import Config, LayoutConfig, TrainConfig
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core import Batch
 from tutti.models import Blueprint
 from tutti.parallel import (

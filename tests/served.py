@@ -15,7 +15,8 @@ import zmq
 from torch import Tensor
 
 from toys import MaskedSquares, Numbers, make_objective
-from tutti.config.schema import SyncConfig, TrainConfig
+from tutti.config.agreement import SyncConfig
+from tutti.config.schema import TrainConfig
 from tutti.launch.companion import free_port
 from tutti.sync import Ledger, Place, StaticTransport, Totals, positions
 from tutti.sync.channel import new_secret

@@ -15,7 +15,7 @@ from benchmarks.network.formula import Shape
 from benchmarks.network.setting import Setting
 from tutti import api
 from tutti.config import Config, dump_config, load_config
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core.rundir import RunDirectory
 from tutti.models import draw_blueprint
 from tutti.train.checkpoints import newest_valid

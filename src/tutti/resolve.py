@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tutti.config import Config
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core.errors import ConfigError
 from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device

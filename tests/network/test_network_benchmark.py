@@ -29,7 +29,7 @@ from benchmarks.network.processes import start
 from benchmarks.network.run import main as bench
 from benchmarks.network.setting import FULL, SMOKE
 from ranks import run_ranks
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync import StaticTransport, Summing
 from tutti.sync.summing import Buffer
 

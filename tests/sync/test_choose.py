@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutti.config import parse_config
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core import ConfigError
 from tutti.resolve import Facts, resolve
 from tutti.sync import check_sync

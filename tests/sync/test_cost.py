@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync.cost import CodecCost, Filled, Link, Measured, compute_seconds, step_seconds
 
 LINK = Link(0.01, 10e6)

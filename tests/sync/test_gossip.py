@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ranks import run_ranks
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync import Gossip, Ledger, PeerLost, Place, StaticTransport, Summing, Totals
 from tutti.sync.codecs import Blocks, Codec, Floats, TopK
 from tutti.sync.push import Push, parcel_bytes

@@ -17,7 +17,8 @@ from benchmarks.split_step import SplitStep
 from ranks import run_ranks
 from served import Serving, rules
 from tutti.config import LayoutConfig
-from tutti.config.schema import CodecName, PolicyName, SyncConfig, TrainConfig
+from tutti.config.agreement import CodecName, PolicyName, SyncConfig
+from tutti.config.schema import TrainConfig
 from tutti.core import ConfigError
 from tutti.launch.companion import free_port
 from tutti.sync import check_sync, inadmissible, positions

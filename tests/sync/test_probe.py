@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ranks import run_ranks
-from tutti.config.schema import CodecName, SyncConfig
+from tutti.config.agreement import CodecName, SyncConfig
 from tutti.sync import PeerLost, StaticTransport, Summing, Transport, probe
 from tutti.sync.cost import Link
 from tutti.sync.summing import Buffer

@@ -13,7 +13,7 @@ import torch
 import zmq
 
 from served import BATCH, Replica, alone, rules, serving, together
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core import LaunchError, read_events
 from tutti.sync import Place, merge
 from tutti.sync.channel import new_secret

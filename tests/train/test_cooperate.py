@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tutti.config.schema import CooperateConfig
+from tutti.config.agreement import CooperateConfig
 from tutti.core import Batch
 from tutti.sync.board import Board
 from tutti.sync.channel import new_secret

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from runs import Running, SlowNet, regression
-from tutti.config.schema import CodecName, PolicyName, SyncConfig
+from tutti.config.agreement import CodecName, PolicyName, SyncConfig
 from tutti.core import read_events
 from tutti.sync import inadmissible, merge
 from tutti.train.checkpoints import newest_valid, read_manifest

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from toys import Numbers, make_objective
-from tutti.config.schema import Config, SyncConfig, TrainConfig
+from tutti.config.agreement import SyncConfig
+from tutti.config.schema import Config, TrainConfig
 from tutti.parallel import Split, World
 from tutti.sync.probe import Mirror
 from tutti.train import pace

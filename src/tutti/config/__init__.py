@@ -1,5 +1,6 @@
 """One strict schema; loading with every problem reported at once."""
 
+from tutti.config.agreement import CooperateConfig, SyncConfig
 from tutti.config.dump import dump_config
 from tutti.config.groups import count_groups, group_configs
 from tutti.config.load import load_config, parse_config
@@ -8,12 +9,10 @@ from tutti.config.reference import json_schema, reference_page
 from tutti.config.schema import (
     CheckpointConfig,
     Config,
-    CooperateConfig,
     DataConfig,
     EvaluateConfig,
     LayoutConfig,
     ModelConfig,
-    SyncConfig,
     TrainConfig,
     WatchConfig,
 )

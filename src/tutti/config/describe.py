@@ -15,8 +15,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
+from tutti.config.fields import Section
 from tutti.config.problems import KeyPath, alternatives
-from tutti.config.schema import Config, Section
+from tutti.config.schema import Config
 
 #: What the schema's patterns mean to a reader.
 PATTERNS = {

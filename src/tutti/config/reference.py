@@ -6,7 +6,8 @@ import inspect
 from typing import Any
 
 from tutti.config.describe import default_text, section_of, short_kinds, words
-from tutti.config.schema import Config, Section
+from tutti.config.fields import Section
+from tutti.config.schema import Config
 
 
 def json_schema() -> dict[str, Any]:

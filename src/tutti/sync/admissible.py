@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core import ConfigError
 
 #: Codecs whose payloads travel as bytes, not as numbers that add up on the way.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync.cost import Link, Measured, compute_seconds, step_seconds, travels_as
 from tutti.sync.ladder import Rung
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync.codecs import Codec, Floats, PowerSGD, Shaped, make_codec
 from tutti.sync.summing import bytes_sent
 

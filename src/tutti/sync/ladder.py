@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tutti.config.schema import CodecName, PolicyName, SyncConfig
+from tutti.config.agreement import CodecName, PolicyName, SyncConfig
 from tutti.core import ConfigError
 from tutti.sync.admissible import inadmissible
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync.cost import PACKETS, CodecCost, Link, travels_as
 from tutti.sync.summing import Buffer, Summing
 from tutti.sync.transport import PeerLost, Transport, Wait

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.core import TrainingError
 from tutti.sync.codecs import (
     HEADER_BYTES,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.parallel import Split
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport, Summing, Totals, Transport, share
 from tutti.sync.codecs import Floats

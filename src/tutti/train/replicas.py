@@ -10,7 +10,7 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tutti.config import Config
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.parallel import World
 from tutti.sync import (
     AllReduce,

@@ -1,6 +1,6 @@
 """What a tensor looks like on its way between replicas."""
 
-from tutti.config.schema import SyncConfig
+from tutti.config.agreement import SyncConfig
 from tutti.sync.codecs.blocks import Blocks
 from tutti.sync.codecs.codec import Codec, NotFinite, require_finite
 from tutti.sync.codecs.feedback import ErrorFeedback

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutti.config.schema import CooperateConfig
+from tutti.config.agreement import CooperateConfig
 from tutti.core import Batch
 from tutti.sync.board import Message
 from tutti.sync.postbox import Postbox

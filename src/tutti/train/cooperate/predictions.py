@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutti.config.schema import CooperateConfig
+from tutti.config.agreement import CooperateConfig
 from tutti.core import Batch
 from tutti.sync.board import Message
 from tutti.sync.postbox import Postbox

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tutti.config.schema import CooperateConfig
+from tutti.config.agreement import CooperateConfig
 from tutti.core import Batch, ModelError
 from tutti.models import Blueprint, fill
 from tutti.models.architecture import config_from_json
