@@ -10,6 +10,7 @@ seconds and `tutti --help` should not.
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -74,7 +75,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'tutti' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    found = getattr(importlib.import_module(_WHERE[name]), name)
+    # Importing a room binds its name here: `train` and `evaluate` must go on to mean the functions.
+    for shadowed in ("train", "evaluate"):
+        if isinstance(globals().get(shadowed), ModuleType):
+            globals()[shadowed] = getattr(importlib.import_module(_WHERE[shadowed]), shadowed)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,14 @@ from tutti.data import Prepared
 from tutti.disturb import read_schedule
 from tutti.disturb.trouble import Trouble
 from tutti.evaluate import Evaluation, sum_losses
-from tutti.hardware import usable_cores
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
-from tutti.parallel import Split, World, check_layout, limits_of, pick_device
-from tutti.parallel.memory import MemoryModel
-from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
-from tutti.resolve import Facts, Resolved, resolve
+from tutti.parallel import Split, World
+from tutti.starting import check_run, prepare, printer, start_run, text_has_changed
 from tutti.supervise import GroupsSupervision, Supervision, in_started_world, run_in_started_world
-from tutti.sync import check_sync
-from tutti.tasks import Manner, find_manner
 from tutti.train import checkpoints
-from tutti.train.checkpoints.retention import entries
 from tutti.train.language import LanguageModelJob, language_model_job
-from tutti.train.precision import DTYPES, compute_context
+from tutti.train.precision import compute_context
 
 __all__ = [
     "chaos",
@@ -54,21 +48,6 @@ __all__ = [
     "show_run",
     "train",
 ]
-
-Say = Callable[[str], None]
-
-
-def _silent(_: str) -> None:
-    pass
-
-
-def prepare(config: Config, *, say: Say = _silent) -> Prepared:
-    """Read, clean, split, tokenize and store the text of `config`; found again by its content.
-
-    Raises:
-        DataError: the text is missing, broken or too small.
-    """
-    return data.prepare(config.data, workers=usable_cores(), say=say)
 
 
 def train(config: Config, *, resume: bool = False, console: bool = True) -> dict[str, Any]:
@@ -85,12 +64,12 @@ def train(config: Config, *, resume: bool = False, console: bool = True) -> dict
     if count_groups(config) > 1:
         return _train_groups(config, resume, console)
     run = RunDirectory.of(config.runs, config.name)
-    start = functools.partial(_start, continues=run if resume else None)
+    start = functools.partial(start_run, continues=run if resume else None)
     if in_started_world():
         return run_in_started_world(
-            lambda: _check_run(run, config, resume), run, resume=resume, console=console, start=start
+            lambda: check_run(run, config, resume), run, resume=resume, console=console, start=start
         )
-    resolved, prepared = start(_check_run(run, config, resume), _printer(console))
+    resolved, prepared = start(check_run(run, config, resume), printer(console))
     if not resume:
         run.create()
     return Supervision(run, resolved, prepared.directory, resume=resume, console=console).execute()
@@ -136,7 +115,7 @@ def chaos(
         against = pair.path
     elif against is not None:
         RunDirectory(against).require()
-    resolved, prepared = _start(config, _printer(console))
+    resolved, prepared = start_run(config, printer(console))
     trouble.check(resolved.config)
     if pair is not None:
         pair.create()
@@ -181,9 +160,9 @@ def _train_groups(config: Config, resume: bool, console: bool) -> dict[str, Any]
         place = RunDirectory.of(group.runs, group.name)
         goes_on = resume and place.config.is_file()  # one that failed before its first step left nothing
         label = f"group {group.name} │ "
-        checked = _check_run(place, group, goes_on)
-        resolved, prepared = _start(
-            checked, _printer(console, label), continues=place if goes_on else None, groups=number
+        checked = check_run(place, group, goes_on)
+        resolved, prepared = start_run(
+            checked, printer(console, label), continues=place if goes_on else None, groups=number
         )
         vocabularies.append(_entries(resolved.config, prepared))
         runs.append(Supervision(place, resolved, prepared.directory, goes_on, console, label=label))
@@ -221,159 +200,6 @@ def _entries(config: Config, prepared: Prepared) -> int:
         end_token=prepared.end_token,
     )
     return int(blueprint.architecture.get_text_config(decoder=True).vocab_size)
-
-
-def _check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
-    if not resume:
-        run.refuse_existing()
-        return config
-    run.require()
-    former = load_config(run.config)
-    merged = continued(config, former)
-    for section, key in _FIXED:
-        new, old = (getattr(getattr(whole, section), key) for whole in (merged, former))
-        if new != old:
-            raise CheckpointError(
-                f"run '{run.name}' was started with {section}.{key} = {old}, not {new}",
-                "leave that as it was, or start a new run with name=OTHER",
-            )
-    return merged
-
-
-#: What a run is: with another value, what was learnt so far is of no use, or samples would be lost or seen twice.
-_FIXED = (
-    *(("model", "size"), ("model", "path"), ("model", "config"), ("data", "sequence")),
-    *(("train", "batch"), ("train", "optimizer"), ("train", "seed")),
-)
-
-
-def continued(config: Config, former: Config) -> Config:
-    """`config` for a resume: what it leaves to us stays as it was, but for what follows from the machines."""
-    chosen = former.model_dump()
-    wanted = config.model_dump()
-
-    def keep(new: Any, old: Any) -> Any:
-        if isinstance(new, dict) and isinstance(old, dict):
-            return {key: keep(value, old.get(key)) for key, value in new.items()}
-        return old if new == "auto" else new
-
-    merged = keep(wanted, chosen)
-    merged["replicas"] = wanted["replicas"]
-    merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
-    merged["memory"] = wanted["memory"]
-    return Config.model_validate(merged)
-
-
-def _start(
-    config: Config,
-    say: Say,
-    processes: int | None = None,
-    *,
-    continues: RunDirectory | None = None,
-    groups: int = 1,
-) -> tuple[Resolved, Prepared]:
-    """Everything that can be known before a worker starts: the text, and a value for every `auto`.
-
-    `continues`: the run whose text this must be; `groups`: runs that share this machine.
-    """
-    prepared = prepare(config, say=say)
-    prepared.require(config.data.sequence)
-    if continues is not None:
-        _refuse_other_text(continues, config, prepared)
-    # Laid out here once, so that a model that cannot be is refused before a worker starts.
-    blueprint = models.draw_blueprint(
-        config.model,
-        vocabulary=prepared.vocabulary,
-        sequence=config.data.sequence,
-        seed=config.train.seed,
-        end_token=prepared.end_token,
-    )
-    model = blueprint.lay_out()
-    blueprint.check_weights()
-    manner = find_manner(blueprint.twin())
-    parameters = models.count_parameters(model).total
-    validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
-    config = config.model_copy(update={"data": prepared.resolved(config.data)})
-    resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes, groups))
-    resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
-    assert isinstance(resolved.config.replicas, int)
-    check_sync(
-        resolved.config.sync,
-        resolved.config.train.precision,
-        optimizer=config.train.optimizer,
-        parts=config.layout.ranks,
-    )
-    if processes is not None and config.sync.policy == "server":
-        raise ConfigError(
-            "sync: policy server needs a process of its own, which torchrun does not start",
-            "start the run with `tutti train` alone, or choose another policy",
-        )
-    samples = config.train.batch // resolved.config.replicas
-    check_layout(config.layout, limits_of(model, manner, samples))
-    _spare_memory(config, resolved, blueprint, manner, samples)
-    return resolved, prepared
-
-
-def _spare_memory(
-    config: Config, resolved: Resolved, blueprint: models.Blueprint, manner: Manner, samples: int
-) -> None:
-    """Within `memory.budget`: what is computed again, kept elsewhere, and how many samples at once."""
-    memory, train, device = config.memory, resolved.config.train, pick_device()
-    check_offload(memory.offload, device, config.layout)
-    if memory.budget is None:
-        return
-    assert isinstance(train.micro_batch, int) and isinstance(resolved.config.replicas, int)
-    need = MemoryModel(
-        blueprint.lay_out(),
-        blueprint.twin(),
-        manner,
-        config.layout,
-        config.data.sequence,
-        train.optimizer,
-        resolved.config.replicas,
-        max(1, samples // config.layout.shard),
-        None if train.precision == "fp32" else DTYPES[train.precision],
-        device,
-    )
-    smaller = config.train.micro_batch == "auto"
-    allowed = ways(
-        memory.recompute,
-        memory.offload,
-        train.micro_batch,
-        smaller=smaller,
-        offloads=possible_offloads(device, config.layout),
-    )
-    thrift, why = choose_thrift(need, budget_bytes(memory.budget), allowed)
-    resolved.choices.append(
-        f"memory.recompute = {thrift.recompute}, memory.offload = {thrift.offload}, "
-        f"train.micro_batch = {thrift.micro_batch}: {why}"
-    )
-    resolved.config = resolved.config.model_copy(
-        update={
-            "memory": memory.model_copy(update={"recompute": thrift.recompute, "offload": thrift.offload}),
-            "train": train.model_copy(update={"micro_batch": thrift.micro_batch}),
-        }
-    )
-
-
-def _refuse_other_text(run: RunDirectory, config: Config, prepared: Prepared) -> None:
-    """Said here, before a worker starts, and in words; the workers compare again, whatever the job."""
-    source = data.TokenSource(prepared, "train", config.data.sequence, config.train.seed, shift=True)
-    saved = (entry.manifest for entry in entries(run.checkpoints) if entry.manifest is not None)
-    newest = next(saved, None)
-    if newest is not None and newest.meta["identity"]["data"] != source.fingerprint:
-        raise _text_has_changed(run.path)
-
-
-def _text_has_changed(run: Path) -> CheckpointError:
-    return CheckpointError(
-        f"the text of {run} has changed since it was trained",
-        "restore the text, or train anew under another name",
-    )
-
-
-def _printer(console: bool, label: str = "") -> Say:
-    return (lambda message: print(f"{label}{message}", flush=True)) if console else _silent
 
 
 # Finished runs -----------------------------------------------------------------------------------------------
@@ -487,7 +313,7 @@ def _load_trained(run: Path) -> tuple[LanguageModelJob, Config, int]:
     job = language_model_job(config, prepare(config).directory)
     identity = checkpoints.read_manifest(path).meta["identity"]
     if identity["data"] != job.train_data.fingerprint:
-        raise _text_has_changed(run)
+        raise text_has_changed(run)
     state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
     meta = checkpoints.load(path, state)
     job.objective.eval()

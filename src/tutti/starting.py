@@ -1,0 +1,194 @@
+"""From a configuration to a run that may start: its text, a value for every `auto`, and every refusal that can come
+before a worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tutti import data, models
+from tutti.config import Config, load_config
+from tutti.core.errors import CheckpointError, ConfigError
+from tutti.core.rundir import RunDirectory
+from tutti.data import Prepared
+from tutti.hardware import usable_cores
+from tutti.parallel import check_layout, limits_of, pick_device
+from tutti.parallel.memory import MemoryModel
+from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
+from tutti.resolve import Facts, Resolved, resolve
+from tutti.sync import check_sync
+from tutti.tasks import Manner, find_manner
+from tutti.train.checkpoints.retention import entries
+from tutti.train.precision import DTYPES
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def prepare(config: Config, *, say: Say = _silent) -> Prepared:
+    """Read, clean, split, tokenize and store the text of `config`; found again by its content.
+
+    Raises:
+        DataError: the text is missing, broken or too small.
+    """
+    return data.prepare(config.data, workers=usable_cores(), say=say)
+
+
+def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
+    """`config` as run `run` goes by it. Raises RunError or CheckpointError where it may not start, or go on so."""
+    if not resume:
+        run.refuse_existing()
+        return config
+    run.require()
+    former = load_config(run.config)
+    merged = continued(config, former)
+    for section, key in _FIXED:
+        new, old = (getattr(getattr(whole, section), key) for whole in (merged, former))
+        if new != old:
+            raise CheckpointError(
+                f"run '{run.name}' was started with {section}.{key} = {old}, not {new}",
+                "leave that as it was, or start a new run with name=OTHER",
+            )
+    return merged
+
+
+#: What a run is: with another value, what was learnt so far is of no use, or samples would be lost or seen twice.
+_FIXED = (
+    *(("model", "size"), ("model", "path"), ("model", "config"), ("data", "sequence")),
+    *(("train", "batch"), ("train", "optimizer"), ("train", "seed")),
+)
+
+
+def continued(config: Config, former: Config) -> Config:
+    """`config` for a resume: what it leaves to us stays as it was, but for what follows from the machines."""
+    chosen = former.model_dump()
+    wanted = config.model_dump()
+
+    def keep(new: Any, old: Any) -> Any:
+        if isinstance(new, dict) and isinstance(old, dict):
+            return {key: keep(value, old.get(key)) for key, value in new.items()}
+        return old if new == "auto" else new
+
+    merged = keep(wanted, chosen)
+    merged["replicas"] = wanted["replicas"]
+    merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
+    merged["memory"] = wanted["memory"]
+    return Config.model_validate(merged)
+
+
+def start_run(
+    config: Config,
+    say: Say,
+    processes: int | None = None,
+    *,
+    continues: RunDirectory | None = None,
+    groups: int = 1,
+) -> tuple[Resolved, Prepared]:
+    """Everything that can be known before a worker starts: the text, and a value for every `auto`.
+
+    `continues`: the run whose text this must be; `groups`: runs that share this machine.
+    """
+    prepared = prepare(config, say=say)
+    prepared.require(config.data.sequence)
+    if continues is not None:
+        _refuse_other_text(continues, config, prepared)
+    # Laid out here once, so that a model that cannot be is refused before a worker starts.
+    blueprint = models.draw_blueprint(
+        config.model,
+        vocabulary=prepared.vocabulary,
+        sequence=config.data.sequence,
+        seed=config.train.seed,
+        end_token=prepared.end_token,
+    )
+    model = blueprint.lay_out()
+    blueprint.check_weights()
+    manner = find_manner(blueprint.twin())
+    parameters = models.count_parameters(model).total
+    validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
+    config = config.model_copy(update={"data": prepared.resolved(config.data)})
+    resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes, groups))
+    resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
+    assert isinstance(resolved.config.replicas, int)
+    check_sync(
+        resolved.config.sync,
+        resolved.config.train.precision,
+        optimizer=config.train.optimizer,
+        parts=config.layout.ranks,
+    )
+    if processes is not None and config.sync.policy == "server":
+        raise ConfigError(
+            "sync: policy server needs a process of its own, which torchrun does not start",
+            "start the run with `tutti train` alone, or choose another policy",
+        )
+    samples = config.train.batch // resolved.config.replicas
+    check_layout(config.layout, limits_of(model, manner, samples))
+    _spare_memory(config, resolved, blueprint, manner, samples)
+    return resolved, prepared
+
+
+def _spare_memory(
+    config: Config, resolved: Resolved, blueprint: models.Blueprint, manner: Manner, samples: int
+) -> None:
+    """Within `memory.budget`: what is computed again, kept elsewhere, and how many samples at once."""
+    memory, train, device = config.memory, resolved.config.train, pick_device()
+    check_offload(memory.offload, device, config.layout)
+    if memory.budget is None:
+        return
+    assert isinstance(train.micro_batch, int) and isinstance(resolved.config.replicas, int)
+    need = MemoryModel(
+        blueprint.lay_out(),
+        blueprint.twin(),
+        manner,
+        config.layout,
+        config.data.sequence,
+        train.optimizer,
+        resolved.config.replicas,
+        max(1, samples // config.layout.shard),
+        None if train.precision == "fp32" else DTYPES[train.precision],
+        device,
+    )
+    smaller = config.train.micro_batch == "auto"
+    allowed = ways(
+        memory.recompute,
+        memory.offload,
+        train.micro_batch,
+        smaller=smaller,
+        offloads=possible_offloads(device, config.layout),
+    )
+    thrift, why = choose_thrift(need, budget_bytes(memory.budget), allowed)
+    resolved.choices.append(
+        f"memory.recompute = {thrift.recompute}, memory.offload = {thrift.offload}, "
+        f"train.micro_batch = {thrift.micro_batch}: {why}"
+    )
+    resolved.config = resolved.config.model_copy(
+        update={
+            "memory": memory.model_copy(update={"recompute": thrift.recompute, "offload": thrift.offload}),
+            "train": train.model_copy(update={"micro_batch": thrift.micro_batch}),
+        }
+    )
+
+
+def _refuse_other_text(run: RunDirectory, config: Config, prepared: Prepared) -> None:
+    """Said here, before a worker starts, and in words; the workers compare again, whatever the job."""
+    source = data.TokenSource(prepared, "train", config.data.sequence, config.train.seed, shift=True)
+    saved = (entry.manifest for entry in entries(run.checkpoints) if entry.manifest is not None)
+    newest = next(saved, None)
+    if newest is not None and newest.meta["identity"]["data"] != source.fingerprint:
+        raise text_has_changed(run.path)
+
+
+def text_has_changed(run: Path) -> CheckpointError:
+    """The refusal of a text that is not the one `run` was trained on."""
+    return CheckpointError(
+        f"the text of {run} has changed since it was trained",
+        "restore the text, or train anew under another name",
+    )
+
+
+def printer(console: bool, label: str = "") -> Say:
+    """What says what is being done: lines that begin with `label`, or nothing."""
+    return (lambda message: print(f"{label}{message}", flush=True)) if console else _silent
