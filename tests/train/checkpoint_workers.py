@@ -230,7 +230,7 @@ def replica_of_two(
 
 def replica_with_failing_rank(rank: int, store: str, directory: str, out: str) -> None:
     """Rank 1 cannot write its file: both ranks must hear of it, and the next save must work."""
-    import tutti.train.checkpoints.writer as writer
+    from tutti.train.checkpoints import writer
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     checkpointer = Checkpointer(Path(directory), keep=3, rank=rank, group=dist.group.WORLD)

@@ -12,9 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from checkpoint_workers import content, step_of
 
-import tutti.train.checkpoints.writer as writer
 from tutti.core import CheckpointError, RunError
-from tutti.train.checkpoints import Checkpointer, Damaged, load, newest_valid, verify
+from tutti.train.checkpoints import Checkpointer, Damaged, load, newest_valid, verify, writer
 
 
 def names(directory: Path) -> set[str]:
