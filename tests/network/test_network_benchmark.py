@@ -31,7 +31,7 @@ from benchmarks.network.setting import FULL, SMOKE
 from ranks import run_ranks
 from tutti.config.agreement import SyncConfig
 from tutti.sync import StaticTransport, Summing
-from tutti.sync.summing import Buffer
+from tutti.sync.buffer import Buffer
 
 SHAPES = {"embedding": (512, 256), "matrix": (256, 1024), "other": (1024, 256), "norm": (256,)}
 OURS = [arm for arm in ARMS if arm.peer is None]

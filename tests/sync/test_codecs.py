@@ -137,9 +137,10 @@ def test_with_feedback_everything_arrives_in_the_end(codec: Codec) -> None:
     values = torch.randn(9000, generator=torch.Generator().manual_seed(0))
     feedback, arrived = ErrorFeedback(), torch.zeros(9000)
     for _ in range(50):
-        corrected = feedback.correct("x", values)
+        debts = feedback.of("x")
+        corrected = debts.correct(values)
         received = codec.decode(codec.encode(corrected), len(values))
-        feedback.owe("x", corrected - received)
+        debts.owe(corrected - received)
         feedback.keep()
         arrived += received
     torch.testing.assert_close(arrived + feedback.errors["x"], 50 * values, rtol=1e-4, atol=1e-3)
@@ -149,11 +150,11 @@ def test_with_feedback_everything_arrives_in_the_end(codec: Codec) -> None:
 
 def test_an_exchange_that_did_not_count_takes_nothing_off_the_debt() -> None:
     feedback = ErrorFeedback(decay=0.5)
-    feedback.owe("x", torch.tensor([4.0]))
+    feedback.of("x").owe(torch.tensor([4.0]))
     feedback.keep()
-    feedback.owe("x", torch.tensor([0.0]))
+    feedback.of("x").owe(torch.tensor([0.0]))
     feedback.drop()
-    assert feedback.correct("x", torch.tensor([1.0])).item() == 3.0
+    assert feedback.of("x").correct(torch.tensor([1.0])).item() == 3.0
 
 
 # Packets ----------------------------------------------------------------------------------------------------------

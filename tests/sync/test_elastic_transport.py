@@ -15,7 +15,10 @@ from torch.distributed import TCPStore
 
 from ranks import run_ranks
 from tutti.sync import PeerLost
+from tutti.sync.buffer import Buffer
 from tutti.sync.channel import new_secret
+from tutti.sync.codecs import Blocks, ErrorFeedback, Shaped
+from tutti.sync.summing import Summing
 
 pytestmark = pytest.mark.distributed
 
@@ -42,20 +45,21 @@ def place() -> Iterator[Place]:
     lighthouse.shutdown()
 
 
-def transport(place: Place, replica: int, secret: bytes, said: list[str], incarnation: int = 0) -> Any:
+def transport(place: Place, replica: int, secret: bytes, said: list[str], machine: str | None = None) -> Any:
     from tutti.sync.elastic import ElasticTransport
 
     made = ElasticTransport(
         lighthouse=place.lighthouse,
         store=("localhost", place.port),
         replica=replica,
-        incarnation=incarnation,
+        incarnation=0,
         part=0,
         parts=1,
         inside=None,
         host="localhost",
         secret=secret,
         say=said.append,
+        machine=machine,
     )
     made.announce()
     return made
@@ -157,3 +161,51 @@ def _silent(rank: int, place: Place, secret: bytes) -> bool:
     while not made.broken and time.monotonic() < deadline:
         time.sleep(0.05)
     return bool(made.broken)
+
+
+def test_sums_in_two_levels_outlive_a_member(place: Place) -> None:
+    """Two machines of two; one member dies in the middle of a sum, and its machine has one left."""
+    secret = new_secret()
+    context = multiprocessing.get_context("forkserver")
+    pipes = []
+    for rank in range(4):
+        ours, theirs = context.Pipe(duplex=False)
+        context.Process(target=_on_machine, args=(rank, place, secret, theirs), daemon=True).start()
+        theirs.close()
+        pipes.append(ours)
+    for pipe in pipes[:3]:
+        assert pipe.poll(60)
+        assert pipe.recv() == {"lanes": [2, 1], "sums": [10.0, 6.0], "counted": [True, False, True]}
+
+
+def _on_machine(rank: int, place: Place, secret: bytes, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    made = transport(place, rank, secret, [], machine="left" if rank < 2 else "right")
+    summing = Summing(made, Blocks(8), feedback=ErrorFeedback(), squeeze=False)
+    store = TCPStore("localhost", place.port, is_master=False, wait_for_workers=False)
+    store.add("here", 1)
+    while store.add("here", 0) < 4:
+        time.sleep(0.01)
+    found: dict[str, Any] = {"lanes": [], "sums": [], "counted": []}
+    for attempt in range(3):
+        if attempt != 1:
+            made.meet()
+            found["lanes"].append(made.levels.lanes)
+        elif rank == 3:
+            time.sleep(0.3)  # the others wait in the next sum by now
+            os.kill(os.getpid(), 9)
+        flat = torch.full((10_000,), rank + 1.0)
+        try:
+            summing.sum(Buffer(flat, [Shaped("w", flat.shape, 0)]))
+            lost = False
+        except PeerLost:
+            lost = True
+        found["counted"].append(made.commit(good=not lost))
+        if found["counted"][-1]:
+            summing.keep()
+            assert (flat - flat[0]).abs().max() < 0.1
+            found["sums"].append(round(float(flat[0]), 1))
+        else:
+            summing.drop()
+    pipe.send(found)
+    made.close()

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ranks import run_ranks
 from tutti.config.agreement import SyncConfig
 from tutti.sync import Gossip, Ledger, PeerLost, Place, StaticTransport, Summing, Totals
+from tutti.sync.buffer import Buffer
 from tutti.sync.codecs import Blocks, Codec, Floats, TopK
 from tutti.sync.push import Push, parcel_bytes
-from tutti.sync.summing import Buffer, bytes_sent
+from tutti.sync.summing import bytes_sent
 from tutti.sync.transport import Wait
 
 EVERY, STEPS, WIDTH = 7, 16, 40

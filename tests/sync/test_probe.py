@@ -14,8 +14,8 @@ from torch import Tensor
 from ranks import run_ranks
 from tutti.config.agreement import CodecName, SyncConfig
 from tutti.sync import PeerLost, StaticTransport, Summing, Transport, probe
+from tutti.sync.buffer import Buffer
 from tutti.sync.cost import Link
-from tutti.sync.summing import Buffer
 from tutti.sync.transport import Wait
 
 CPU = torch.device("cpu")

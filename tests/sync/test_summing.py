@@ -14,8 +14,9 @@ from torch import Tensor
 from ranks import run_ranks
 from tutti.core import TrainingError
 from tutti.sync import PeerLost, StaticTransport
+from tutti.sync.buffer import Buffer, piece_bounds
 from tutti.sync.codecs import Blocks, ErrorFeedback, Floats, PowerSGD, Shaped, TopK
-from tutti.sync.summing import Buffer, Summing, bytes_sent, piece_bounds
+from tutti.sync.summing import Summing, bytes_sent
 
 MEMBERS, ROUNDS = 3, 6
 SHAPES = {"embedding": (70, 64), "bias": (33,), "matrix": (40, 16, 8), "small": (2, 2)}

@@ -1,7 +1,8 @@
-"""Work on a thread of its own that nobody has to end: it never keeps the process from leaving."""
+"""Work on threads of its own that nobody has to end: they never keep the process from leaving."""
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,3 +23,26 @@ def in_background(work: Callable[[], T], name: str) -> Future[T]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return result
+
+
+class Courier:
+    """A thread that runs exchanges one after the other."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="sync", daemon=True).start()
+
+    def send(self, exchange: Callable[[], None]) -> Callable[[], None]:
+        """Have `exchange` run after everything that was sent before it; its errors are raised by waiting."""
+        result: Future[None] = Future()
+        self._tasks.put((exchange, result))
+        return lambda: result.result()
+
+    def _work(self) -> None:
+        while True:
+            exchange, result = self._tasks.get()
+            try:
+                exchange()
+                result.set_result(None)
+            except BaseException as error:
+                result.set_exception(error)

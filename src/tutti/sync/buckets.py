@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
+from tutti.sync.buffer import Buffer
 from tutti.sync.policy import local_part, placed_like
-from tutti.sync.summing import Buffer, Summing
+from tutti.sync.summing import Summing
 from tutti.sync.transport import PeerLost, Wait
 
 

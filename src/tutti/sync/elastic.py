@@ -21,9 +21,11 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from tutti.sync.channel import proof
 from tutti.sync.group import Group
 from tutti.sync.handover import Giver, fetch
+from tutti.sync.levels import Arrangement, Levels, arrange
 from tutti.sync.membership import Membership
 from tutti.sync.pulse import Pulse
-from tutti.sync.transport import LaterPhase, PeerLost, Transport, Wait
+from tutti.sync.transport import LaterPhase, PeerLost, StaticTransport, Transport, Wait
+from tutti.sync.within import Within
 
 _STORE_TIMEOUT = timedelta(seconds=10)
 
@@ -46,13 +48,17 @@ class ElasticTransport(Transport):
         host: str,
         secret: bytes,
         say: Callable[[str], None],
+        machine: str | None = None,
     ) -> None:
         """`store`: where members of a quorum find each other; the launcher's, as is the `lighthouse`. `host`: what
-        others call this one. `incarnation`: how often this replica was started. `say`: told of strangers."""
+        others call this one. `incarnation`: how often this replica was started. `say`: told of strangers.
+        `machine`: this member's, where sums are to be made in two levels (all members give it, or none)."""
         super().__init__()
         self._store_address = store
         self._part = part
+        self._machine = machine
         self._group: Group | None = None
+        self._level_groups: list[Group] = []
         self._name = ""
         self._quorum: int | None = None
         self._broken = False  # somebody was lost: no exchange can succeed any more
@@ -124,22 +130,13 @@ class ElasticTransport(Transport):
         return True
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
-        group = self._sound_group()
-        self.meter.all_reduce(tensor.nbytes, self.size)
-        wait = self._attempt(lambda: group.all_reduce(tensor))
-        return lambda: self._attempt(wait)
+        return self._everybody().start_all_reduce(tensor)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        group = self._sound_group()
-        self.meter.all_gather(tensor.nbytes, self.size)
-        parts: list[Tensor] = self._attempt(lambda: group.all_gather(tensor))
-        return parts
+        return self._everybody().all_gather(tensor)
 
     def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
-        group = self._sound_group()
-        self.meter.all_to_all(outgoing)
-        arrived: list[Tensor] = self._attempt(lambda: group.all_to_all(outgoing, incoming))
-        return arrived
+        return self._everybody().all_to_all(outgoing, incoming)
 
     def start_send(self, tensor: Tensor, to: int) -> Wait:
         self.meter.message(tensor.nbytes)
@@ -190,31 +187,60 @@ class ElasticTransport(Transport):
         name = f"{proof(self._secret, f'quorum {number}')}/{self._part}"
         try:
             store = self._connect()
-            store.set(f"{name}/addresses-{rank}", f"{self._pulse.address} {self._giver.address} {self.phase}")
+            store.set(
+                f"{name}/addresses-{rank}",
+                f"{self._pulse.address} {self._giver.address} {self.phase} {self._machine}",
+            )
             group = Group(store, name, rank, size, self._host)
             found = [store.get(f"{name}/addresses-{member}").decode().split() for member in range(size)]
+            machines = [machine for *_, machine in found]
+            self._form_levels(store, name, rank, arrange(machines, rank) if self._machine else None)
         except (RuntimeError, OSError):
             return False
         self._group = group
         self._broken = False
-        self._givers = [giver for _, giver, _ in found]
-        self._later = any(int(phase) > self.phase for *_, phase in found)
+        self._givers = [giver for _, giver, *_ in found]
+        self._later = any(int(phase) > self.phase for _, _, phase, _ in found)
         self._name = name
         self._pulse.watch(name, {member: pulse for member, (pulse, *_) in enumerate(found) if member != rank})
         return True
 
+    def _form_levels(self, store: Store, name: str, rank: int, place: Arrangement | None) -> None:
+        self.levels = None
+        if place is None:
+            return
+
+        def among(kind: str, members: tuple[int, ...]) -> Transport:
+            if len(members) == 1:
+                return StaticTransport(None)
+            level = f"{name}/{kind}-{members[0]}"
+            group = Group(store, level, members.index(rank), len(members), self._host)
+            self._level_groups.append(group)
+            return self._within(group)
+
+        inside = among("inside", place.inside)
+        self.levels = Levels(inside, among("lane", place.lane) if place.lane else None, place.lanes)
+
     def _leave_group(self) -> None:
         self._pulse.give_up()  # who is no member any more may still wait for the others
         self._pulse.rest()
-        if self._group is not None:
-            self._group.sever()
-        self._group = None  # its destructor waits for exchanges, which have failed by now
+        self._sever()
+        # Destructors wait for exchanges, which have failed by now.
+        self._group, self._level_groups, self.levels = None, [], None
 
-    def _sound_group(self) -> Group:
-        if self._broken or self._group is None:
+    def _sever(self) -> None:
+        for group in [self._group, *self._level_groups]:
+            if group is not None:
+                group.sever()
+
+    def _everybody(self) -> Within:
+        if self._group is None:
             self._failed = True
-            raise PeerLost("the group of this round is broken")
-        return self._group
+            raise PeerLost("the group of this round is gone")
+        return self._within(self._group)
+
+    def _within(self, group: Group) -> Within:
+        return Within(group, self._attempt, self.meter)
 
     def _between_two(self, start: Callable[[Group], Wait]) -> Wait:
         """An exchange that concerns two members. When it fails, what all of them do together may still count."""
@@ -228,10 +254,17 @@ class ElasticTransport(Transport):
                 self._break()
                 raise PeerLost(str(error)) from error
 
-        wait = attempt(lambda: start(self._sound_group()))
+        def begin() -> Wait:
+            assert self._group is not None
+            return start(self._group)
+
+        wait = attempt(begin)
         return lambda: attempt(wait)
 
     def _attempt(self, exchange: Callable[[], Any]) -> Any:
+        if self._broken:
+            self._failed = True
+            raise PeerLost("the group of this round is broken")
         try:
             return exchange()
         except RuntimeError as error:  # gloo's for whatever befell it
@@ -243,8 +276,7 @@ class ElasticTransport(Transport):
         if not self._broken:
             self._pulse.give_up()
         self._broken = True
-        if self._group is not None:
-            self._group.sever()
+        self._sever()
 
     def _on_lost(self, group: str) -> None:
         if group == self._name:

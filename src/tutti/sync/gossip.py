@@ -32,13 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutti.sync.buffer import Buffer
 from tutti.sync.codecs import Codec
 from tutti.sync.ledger import count
 from tutti.sync.local_sgd import LocalSGD
 from tutti.sync.minutes import Minutes, member_name
 from tutti.sync.policy import Meeting, Totals, local_part
 from tutti.sync.push import Push
-from tutti.sync.summing import Buffer
 
 #: A weight is sent to the meeting as a whole number of this.
 _GRAIN = 2.0**-32

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from tutti.config.agreement import SyncConfig
+from tutti.sync.buffer import Buffer
 from tutti.sync.cost import PACKETS, CodecCost, Link, travels_as
-from tutti.sync.summing import Buffer, Summing
+from tutti.sync.summing import Summing
 from tutti.sync.transport import PeerLost, Transport, Wait
 
 _SMALLEST_BYTES, _GROWTH, _LARGEST_BYTES = 1 << 14, 4, 1 << 24

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tutti.sync.buffer import Buffer
 from tutti.sync.codecs import HEADER_BYTES, Codec, Corrupt, NotFinite, Sealer, unseal
 from tutti.sync.codecs.codec import as_bytes, from_bytes
-from tutti.sync.summing import Buffer, not_finite
+from tutti.sync.summing import not_finite
 from tutti.sync.transport import PeerLost, StaticTransport, Transport, Wait
 
 _WEIGHT_BYTES = 8

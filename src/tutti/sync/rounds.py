@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutti.sync.buffer import Buffer
 from tutti.sync.joining import Joining
 from tutti.sync.ledger import Ledger, Range, cut
 from tutti.sync.minutes import Entry, Minutes, Round, member_name
@@ -40,7 +41,7 @@ from tutti.sync.policy import (
     placed_like,
 )
 from tutti.sync.shares import Shares
-from tutti.sync.summing import Buffer, Summing, plain_sums
+from tutti.sync.summing import Summing, plain_sums
 from tutti.sync.transport import PeerLost, StaticTransport, Transport
 
 #: How much of a round a newcomer waits for its state; later, it goes to the next meeting and listens.

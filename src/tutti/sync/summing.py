@@ -9,27 +9,29 @@
 All members end with the same bits. What is lost on the way is owed by whoever lost it (`ErrorFeedback`): by the sender
 of a payload, and by the member that rounded a sum.
 
+Where several members share a machine and there are several machines, all of this is done between machines only
+(`levels`).
+
 Exchanges that take more than one call run on a thread of their own, in the order in which they were started, so that
 backward goes on meanwhile.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from tutti.config.agreement import SyncConfig
 from tutti.core import TrainingError
+from tutti.sync.background import Courier
+from tutti.sync.buffer import Buffer, lane_bounds, piece_bounds
 from tutti.sync.codecs import (
     HEADER_BYTES,
     Codec,
     Corrupt,
+    Debts,
     ErrorFeedback,
     Floats,
     NotFinite,
@@ -40,37 +42,8 @@ from tutti.sync.codecs import (
     require_finite,
     unseal,
 )
+from tutti.sync.levels import Levels
 from tutti.sync.transport import PeerLost, Transport, Wait
-
-#: Pieces begin at multiples of this, so that no block of numbers is cut.
-_ALIGNMENT = 4096
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A flat fp32 vector [count] and the parameters that lie in it."""
-
-    flat: Tensor
-    parts: Sequence[Shaped]
-
-    @classmethod
-    def of(cls, flat: Tensor, named: Iterable[tuple[str, Tensor]]) -> Buffer:
-        """`flat`, in which tensors of these shapes lie one after the other."""
-        parts, start = list[Shaped](), 0
-        for name, tensor in named:
-            parts.append(Shaped(name, tensor.shape, start))
-            start += tensor.numel()
-        assert start == len(flat)
-        return cls(flat, parts)
-
-    @property
-    def name(self) -> str:
-        """That of its first parameter."""
-        return self.parts[0].name
-
-    def owner(self, index: int) -> str:
-        """The parameter at place `index`."""
-        return next(part.name for part in self.parts if index < part.start + part.size)
 
 
 class Summing:
@@ -85,6 +58,7 @@ class Summing:
         self._sealer = Sealer(squeeze=squeeze)
         self._squeeze = squeeze
         self._courier: Courier | None = None
+        self._levels: Levels | None = None
 
     @classmethod
     def of(cls, sync: SyncConfig, transport: Transport) -> Summing:
@@ -98,11 +72,15 @@ class Summing:
         not finite."""
         if self.transport.size == 1:
             return lambda: None
-        if isinstance(self.codec, Floats):
-            return self._start_floats(buffer, self.codec)
+        levels = self.transport.levels
+        if isinstance(self.codec, Floats) and levels is None:
+            return self._start_floats(self.transport, buffer, self.codec)
         if self._courier is None:
             self._courier = Courier()
-        return self._courier.send(lambda: self._exchange(buffer))
+        if levels is None:
+            debts = (self.feedback or ErrorFeedback()).of(buffer.name)
+            return self._courier.send(lambda: self._exchange(self.transport, buffer, debts))
+        return self._courier.send(lambda: self._exchange_in_two(levels, buffer))
 
     def start_plain(self, tensor: Tensor, transport: Transport) -> Wait:
         """Begin summing `tensor` in place, as it is, over `transport`; its turn comes after what was started before."""
@@ -135,12 +113,12 @@ class Summing:
         """Sum `buffer` in place."""
         self.start(buffer)()
 
-    def _start_floats(self, buffer: Buffer, codec: Floats) -> Wait:
+    def _start_floats(self, transport: Transport, buffer: Buffer, codec: Floats) -> Wait:
         try:
             low = codec.cast(buffer.flat)
         except NotFinite as error:
             raise not_finite(buffer, error, codec.name) from error
-        finish = self.transport.start_all_reduce(low)
+        finish = transport.start_all_reduce(low)
 
         def wait() -> None:
             finish()
@@ -150,33 +128,56 @@ class Summing:
         return wait
 
     @torch.no_grad()
-    def _exchange(self, buffer: Buffer) -> None:
+    def _exchange_in_two(self, levels: Levels, buffer: Buffer) -> None:
+        if isinstance(self.codec, PowerSGD) and levels is not self._levels:
+            self.codec.right.clear()  # others may have a lane now, and no warm start
+        self._levels = levels
+        bounds = lane_bounds(buffer, levels.lanes, whole_parts=isinstance(self.codec, PowerSGD))
+        levels.collect(buffer.flat, bounds)
+        if levels.across is not None:
+            start, stop = bounds[levels.inside.rank]
+            piece = buffer.piece(start, stop)
+            if not piece.parts:
+                pass  # more lanes than parameters
+            elif isinstance(self.codec, Floats):
+                self._start_floats(levels.across, piece, self.codec)()
+            else:
+                feedback = self.feedback or ErrorFeedback()
+                self._exchange(levels.across, piece, feedback.of(buffer.name, start, len(buffer.flat)))
+        levels.spread(buffer.flat, bounds)
+
+    @torch.no_grad()
+    def _exchange(self, transport: Transport, buffer: Buffer, debts: Debts) -> None:
         codec, flat = self.codec, buffer.flat
-        feedback = self.feedback or ErrorFeedback()
-        values = feedback.correct(buffer.name, flat)
+        values = debts.correct(flat)
         try:
             if isinstance(codec, PowerSGD):
-                total, error = codec.sum(self.transport, values, buffer.parts)
-                feedback.owe(buffer.name, error)
+                total, error = codec.sum(transport, values, buffer.parts)
+                debts.owe(error)
             elif codec.sparse:
-                total = self._gather(codec, buffer.name, values, feedback)
+                total = self._gather(transport, codec, values, debts)
             else:
-                total = self._swap_and_gather(codec, buffer.name, values, feedback)
+                total = self._swap_and_gather(transport, codec, values, debts)
         except NotFinite as error:
             raise not_finite(buffer, error, codec.name) from error
         flat.copy_(total)
 
-    def _gather(self, codec: Codec, name: str, values: Tensor, feedback: ErrorFeedback) -> Tensor:
+    def _gather(self, transport: Transport, codec: Codec, values: Tensor, debts: Debts) -> Tensor:
         payload = codec.encode(values)
-        feedback.owe(name, values - codec.decode(payload, len(values)))
+        debts.owe(values - codec.decode(payload, len(values)))
         total = torch.zeros_like(values)
-        for some in self._share(payload, codec.payload_bytes(len(values))):
+        for some in self._share(transport, payload, codec.payload_bytes(len(values))):
             total += codec.decode(some.to(values.device), len(values))
         return total
 
-    def _swap_and_gather(self, codec: Codec, name: str, values: Tensor, feedback: ErrorFeedback) -> Tensor:
+    def _swap_and_gather(
+        self,
+        transport: Transport,
+        codec: Codec,
+        values: Tensor,
+        debts: Debts,
+    ) -> Tensor:
         require_finite(values)
-        transport = self.transport
         bounds = piece_bounds(len(values), transport.size)
         mine = bounds[transport.rank]
         error = torch.zeros_like(values)
@@ -188,39 +189,41 @@ class Summing:
             payload = codec.encode(values[start:stop])
             error[start:stop] = values[start:stop] - codec.decode(payload, stop - start)
             packets.append(self._sealer.seal(payload.cpu()))
-        feedback.owe(name, error)
+        debts.owe(error)
         count = mine[1] - mine[0]
         total = torch.zeros(count, device=values.device)
-        for place, packet in enumerate(self._swap(packets, codec.payload_bytes(count))):
+        for place, packet in enumerate(self._swap(transport, packets, codec.payload_bytes(count))):
             own = place == transport.rank  # what stays here loses nothing
             total += values[mine[0] : mine[1]] if own else codec.decode(packet.to(values.device), count)
         try:
             payload = codec.encode(total)
         except NotFinite as error:
             raise NotFinite(mine[0] + error.index, str(error)) from error
-        feedback.owe_more(name, mine[0], total - codec.decode(payload, count))
+        debts.owe_more(mine[0], total - codec.decode(payload, count))
         sizes = [codec.payload_bytes(stop - start) for start, stop in bounds]
         return torch.cat(
             [
                 codec.decode(some.to(values.device), stop - start)
-                for some, (start, stop) in zip(self._share(payload, sizes), bounds, strict=True)
+                for some, (start, stop) in zip(self._share(transport, payload, sizes), bounds, strict=True)
             ]
         )
 
-    def _share(self, payload: Tensor, payload_bytes: int | Sequence[int]) -> list[Tensor]:
+    def _share(
+        self, transport: Transport, payload: Tensor, payload_bytes: int | Sequence[int]
+    ) -> list[Tensor]:
         """The payloads of all members, by rank."""
-        transport = self.transport
         sizes = [payload_bytes] * transport.size if isinstance(payload_bytes, int) else payload_bytes
         payload = payload.cpu()
         packet, nothing = self._sealer.seal(payload), torch.empty(0, dtype=torch.uint8)
         outgoing = [nothing if place == transport.rank else packet for place in range(transport.size)]
-        found = self._swap(outgoing, sizes)
+        found = self._swap(transport, outgoing, sizes)
         found[transport.rank] = payload
         return found
 
-    def _swap(self, packets: Sequence[Tensor], payload_bytes: int | Sequence[int]) -> list[Tensor]:
+    def _swap(
+        self, transport: Transport, packets: Sequence[Tensor], payload_bytes: int | Sequence[int]
+    ) -> list[Tensor]:
         """Give packet i to member i; the payloads that came, by rank (this member's own place is empty)."""
-        transport = self.transport
         expected = [payload_bytes] * transport.size if isinstance(payload_bytes, int) else list(payload_bytes)
         if self._squeeze:
             lengths = torch.tensor([len(packet) for packet in packets])
@@ -246,13 +249,6 @@ def plain_sums(transport: Transport) -> Summing:
     return Summing(transport, Floats("fp32"), feedback=None, squeeze=False)
 
 
-def piece_bounds(count: int, members: int) -> list[tuple[int, int]]:
-    """Where each member's piece of a vector begins and ends; the last ones may be shorter, or empty."""
-    step = -(-count // members)
-    step += -step % _ALIGNMENT if step > _ALIGNMENT else 0
-    return [(min(member * step, count), min((member + 1) * step, count)) for member in range(members)]
-
-
 def bytes_sent(codec: Codec | PowerSGD, count: int, parts: Sequence[Shaped], members: int, rank: int) -> int:
     """What member `rank` sends to sum one buffer, without zstd: the formula that the meter is held to."""
     if members == 1:
@@ -275,26 +271,3 @@ def not_finite(buffer: Buffer, error: NotFinite, codec: str) -> TrainingError:
         f"{error} in what {buffer.owner(error.index)} sends to the other replicas: codec {codec} cannot write it",
         "lower train.learning_rate, or see what made it with sync.codec=fp32",
     )
-
-
-class Courier:
-    """A thread that runs exchanges one after the other."""
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="sync", daemon=True).start()
-
-    def send(self, exchange: Callable[[], None]) -> Wait:
-        """Have `exchange` run after everything that was sent before it; its errors are raised by waiting."""
-        result: Future[None] = Future()
-        self._tasks.put((exchange, result))
-        return lambda: result.result()
-
-    def _work(self) -> None:
-        while True:
-            exchange, result = self._tasks.get()
-            try:
-                exchange()
-                result.set_result(None)
-            except BaseException as error:
-                result.set_exception(error)

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tutti.sync.levels import Levels, arrange
+
 
 @dataclass
 class ByteMeter:
@@ -98,6 +100,9 @@ class Transport(ABC):
         """Sum `tensor` over the members in place."""
         self.start_all_reduce(tensor)()
 
+    #: Where several members share a machine and there are several machines.
+    levels: Levels | None = None
+
     #: Whether members come and go. Where they do not, the rest of this class has nothing to do.
     elastic = False
     #: What members tell of themselves when they meet: which phase of the run they are in.
@@ -147,9 +152,12 @@ class Transport(ABC):
 class StaticTransport(Transport):
     """Fixed members: one torch process group (None: this member is alone)."""
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, *, machine: str | None = None) -> None:
+        """`machine`: this member's, where sums are to be made in two levels (all members give it, or none)."""
         super().__init__()
         self._group = group
+        if machine is not None and group is not None:
+            self.levels = self._form_levels(group, machine)
 
     @property
     def rank(self) -> int:
@@ -163,6 +171,23 @@ class StaticTransport(Transport):
     def group(self) -> dist.ProcessGroup | None:
         """The process group, for lowerings that hand the work to torch."""
         return self._group
+
+    def _form_levels(self, group: dist.ProcessGroup, machine: str) -> Levels | None:
+        machines: list[str] = [""] * group.size()
+        dist.all_gather_object(machines, machine, group=group)
+        place = arrange(machines, group.rank())
+        if place is None:
+            return None
+
+        def among(members: Sequence[int]) -> StaticTransport:
+            made = StaticTransport(None)
+            made.meter = self.meter
+            if len(members) > 1:
+                ranks = [dist.get_global_rank(group, member) for member in members]
+                made._group = dist.new_group(ranks, use_local_synchronization=True)
+            return made
+
+        return Levels(among(place.inside), among(place.lane) if place.lane else None, place.lanes)
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
         if self._group is None:

@@ -15,9 +15,9 @@ import torch
 from tutti.config.agreement import SyncConfig
 from tutti.parallel import Split
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport, Summing, Totals, Transport, share
+from tutti.sync.buffer import Buffer
 from tutti.sync.codecs import Floats
 from tutti.sync.cost import Filled
-from tutti.sync.summing import Buffer
 from tutti.sync.transport import Wait
 from tutti.train.feed import Feed
 from tutti.train.job import Job

@@ -11,6 +11,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tutti.config import Config
 from tutti.config.agreement import SyncConfig
+from tutti.core.machine import this_machine
 from tutti.parallel import World
 from tutti.sync import (
     AllReduce,
@@ -68,7 +69,8 @@ def make_policy(
     """
     sync = config.sync
     place = Place(world.replica, world.replicas, world.part, world.parts)
-    transport = make_transport(world, elastic, attempt, say)
+    machine = this_machine() if sync.topology == "auto" else None
+    transport = make_transport(world, elastic, attempt, say, machine=machine)
     inside = StaticTransport(world.inside)
     shared = (transport, place, state.ledger, config.train.batch)
     summing = Summing.of(sync, transport)
@@ -120,11 +122,17 @@ def _rounds(sync: SyncConfig, shared: tuple[Any, ...], common: dict[str, Any]) -
 
 
 def make_transport(
-    world: World, elastic: Elastic | None, attempt: int, say: Callable[[str], None]
+    world: World,
+    elastic: Elastic | None,
+    attempt: int,
+    say: Callable[[str], None],
+    *,
+    machine: str | None = None,
 ) -> Transport:
-    """What carries tensors between this rank and its peers; `say`: told of strangers who want to take part."""
+    """What carries tensors between this rank and its peers; `say`: told of strangers who want to take part.
+    `machine`: this one, where sums are to be made inside machines first."""
     if elastic is None:
-        return StaticTransport(world.peers)
+        return StaticTransport(world.peers, machine=machine)
     from tutti.sync.elastic import ElasticTransport  # torchft starts servers; only who needs it imports it
 
     assert elastic.lighthouse is not None, "only policy server goes without one"
@@ -139,6 +147,7 @@ def make_transport(
         host=elastic.host,
         secret=elastic.secret,
         say=say,
+        machine=machine,
     )
 
 

@@ -3,7 +3,7 @@
 from tutti.config.agreement import SyncConfig
 from tutti.sync.codecs.blocks import Blocks
 from tutti.sync.codecs.codec import Codec, NotFinite, require_finite
-from tutti.sync.codecs.feedback import ErrorFeedback
+from tutti.sync.codecs.feedback import Debts, ErrorFeedback
 from tutti.sync.codecs.floats import Floats
 from tutti.sync.codecs.packet import HEADER_BYTES, Corrupt, Sealer, unseal
 from tutti.sync.codecs.powersgd import PowerSGD, Shaped
@@ -24,6 +24,7 @@ __all__ = [
     "Blocks",
     "Codec",
     "Corrupt",
+    "Debts",
     "ErrorFeedback",
     "Floats",
     "NotFinite",

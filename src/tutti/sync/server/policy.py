@@ -259,7 +259,7 @@ class ParameterServer(Policy):
                 flat = torch.zeros(local_part(parameter.detach()).numel())
             else:
                 flat = local_part(parameter.grad).detach().reshape(-1).float().cpu()
-            flats.append(flat if self._feedback is None else self._feedback.correct(name, flat))
+            flats.append(flat if self._feedback is None else self._feedback.of(name).correct(flat))
         values = torch.cat(flats)
         packet, read = self._wire.encode(values)
         if self._feedback is None:
