@@ -83,7 +83,7 @@ class SplitStep:
         else:
             self.policy = make_server_policy(
                 config, self.world, RunState(), self.split, self._optimizers,
-                address=server, attempt=0, nominal_targets=samples * sequence,
+                address=server, incarnation=0, nominal_targets=samples * sequence,
             )  # fmt: skip
         self._accumulator = Accumulator(
             self.split,

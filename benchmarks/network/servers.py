@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torchft.coordination import LighthouseServer
 
-from tutti.launch.local import HEARTBEAT_TIMEOUT_MS, JOIN_TIMEOUT_MS
+from tutti.launch.meeting import HEARTBEAT_TIMEOUT_MS, JOIN_TIMEOUT_MS
 
 
 def serve(pipe: Connection) -> None:

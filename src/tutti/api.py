@@ -30,7 +30,16 @@ from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
 from tutti.parallel import Split, World
 from tutti.starting import check_run, prepare, printer, start_run, text_has_changed
-from tutti.supervise import GroupsSupervision, Supervision, in_started_world, run_in_started_world
+from tutti.supervise import (
+    GroupsSupervision,
+    Reception,
+    Supervision,
+    Visit,
+    in_started_world,
+    read_key,
+    run_in_started_world,
+    split_address,
+)
 from tutti.train import checkpoints
 from tutti.train.language import LanguageModelJob, language_model_job
 from tutti.train.precision import compute_context
@@ -43,6 +52,7 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "join",
     "list_runs",
     "prepare",
     "show_run",
@@ -50,29 +60,77 @@ __all__ = [
 ]
 
 
-def train(config: Config, *, resume: bool = False, console: bool = True) -> dict[str, Any]:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    console: bool = True,
+    listen: str | None = None,
+    here: int | None = None,
+    key: Path | None = None,
+) -> dict[str, Any]:
     """Train as `config` says on this machine's workers (or in the world that torchrun started).
 
     Returns the content of `report.json`. `resume`: continue the run of that name from its newest sound
-    checkpoint, with any number of workers. `console`: show the run while it goes on.
+    checkpoint, with any number of workers. `console`: show the run while it goes on. `listen`: an address of this
+    machine, HOST:PORT, at which `join` lets other machines take part with the replicas that are not among the `here`
+    that start on this one; `key`: a file with the key that they need (None: one is made in the run's directory).
 
     Raises:
         TuttiError: one clear error; a run that failed before its first step leaves no directory behind.
     """
     if config.model.python is not None:
         raise ConfigError("model.python belongs to tutti.fit", "give model a size, a path or a config")
+    reception = Reception.of(listen, here, key) if listen is not None else None
+    if reception is None and (here is not None or key is not None):
+        raise ConfigError("--here and --key belong to --listen", "give --listen HOST:PORT as well")
+    if reception is not None:
+        reception.check_before(config)
     if count_groups(config) > 1:
         return _train_groups(config, resume, console)
+    if reception is not None and in_started_world():
+        raise LaunchError(
+            "torchrun starts all processes of a run itself", "leave out either torchrun or --listen"
+        )
     run = RunDirectory.of(config.runs, config.name)
     start = functools.partial(start_run, continues=run if resume else None)
     if in_started_world():
         return run_in_started_world(
             lambda: check_run(run, config, resume), run, resume=resume, console=console, start=start
         )
-    resolved, prepared = start(check_run(run, config, resume), printer(console))
+    say = printer(console)
+    resolved, prepared = start(check_run(run, config, resume), say)
+    if reception is not None:
+        reception.check(resolved.config)
     if not resume:
         run.create()
-    return Supervision(run, resolved, prepared.directory, resume=resume, console=console).execute()
+    if reception is not None:
+        say(reception.invitation(run, resolved.config))
+    return Supervision(
+        run, resolved, prepared.directory, resume=resume, console=console, reception=reception
+    ).execute()
+
+
+def join(
+    address: str,
+    key: Path,
+    *,
+    replicas: int | None = None,
+    runs: Path = Path("runs"),
+    cache: Path | None = None,
+    console: bool = True,
+) -> dict[str, Any]:
+    """Take part, with this machine, in the run that was started at `address` (HOST:PORT) with `listen`.
+
+    Returns `run`, `state` (finished, left), the `replicas` that this machine had, and the last `step` they made. `key`:
+    a copy of the run's key file. `replicas`: as many as this machine takes at most (None: one for each core). `runs`,
+    `cache`: where its part of the run, and prepared text that it has to fetch, are kept.
+
+    Raises:
+        TuttiError: nobody answers there, the key is another, there is no place left, or the run failed here.
+    """
+    host, port = split_address(address)
+    return Visit(host, port, read_key(key), replicas, runs, cache, console).take_part()
 
 
 def chaos(

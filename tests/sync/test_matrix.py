@@ -113,7 +113,7 @@ def drunken_text() -> torch.Tensor:
 EVERY = [(policy, codec) for policy in POLICIES for codec in CODECS]
 EVERY_DAY = [
     *(("allreduce", "fp32"), ("allreduce", "int4"), ("diloco", "fp32"), ("diloco", "topk")),
-    *(("gossip", "int4"), ("server", "fp32"), ("server", "int4")),
+    *(("gossip", "fp32"), ("gossip", "int4"), ("server", "fp32"), ("server", "int4")),
 ]
 
 

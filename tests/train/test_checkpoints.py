@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from checkpoint_workers import content, step_of
 
 from tutti.core import CheckpointError, RunError
-from tutti.train.checkpoints import Checkpointer, Damaged, load, newest_valid, verify, writer
+from tutti.train.checkpoints import Checkpointer, Damaged, load, newest_valid, save, verify, writer
 
 
 def names(directory: Path) -> set[str]:
@@ -162,7 +162,7 @@ def test_nothing_there_is_no_error(tmp_path: Path) -> None:
 
 
 def test_another_version_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutti.train.checkpoints.save.__version__", "0.0.9")
+    monkeypatch.setattr(save, "__version__", "0.0.9")
     saver(tmp_path).save(1, content(1), {"step": 1}, wait=True)
     said: list[str] = []
     newest_valid(tmp_path, said.append)

@@ -20,7 +20,26 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest wh
 
 
 def train(
-    config: ConfigFile, overrides: Overrides = None, resume: Resume = False, json_output: Json = False
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Let other machines take part by `tutti join` at this address."
+        ),
+    ] = None,
+    here: Annotated[
+        int | None, typer.Option(min=1, help="With --listen: how many of the replicas start on this machine.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --listen: the key that others need. Default: a new runs/NAME/join.key.",
+        ),
+    ] = None,
+    json_output: Json = False,
 ) -> None:
     """Train as the configuration says; everything about the run is kept in runs/NAME."""
     from tutti.config import load_config
@@ -31,7 +50,9 @@ def train(
             start_server()  # before this process imports torch, so that both do it at once
         from tutti import api
 
-        report = api.train(resolved, resume=resume, console=not json_output)
+        report = api.train(
+            resolved, resume=resume, console=not json_output, listen=listen, here=here, key=key
+        )
     if json_output:
         print_json(report)
     elif "groups" in report:

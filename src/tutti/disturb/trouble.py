@@ -15,6 +15,7 @@ from tutti.disturb.firewall import Firewall
 from tutti.disturb.schedule import Line, draw
 from tutti.disturb.worker import Fragile, fragile_main
 from tutti.launch.local import LocalLaunch
+from tutti.launch.meeting import Meeting
 
 #: Restarts that are allowed where kills have no end.
 _ANY_NUMBER = 1_000_000
@@ -88,7 +89,7 @@ def _confine(launch: LocalLaunch, firewall: Firewall) -> None:
     entry, assign, parts = launch.entry, launch.assignment, launch.parts
     groups = tuple(firewall.group(replica) for replica in range(launch.replicas))
 
-    def assign_fragile(replica: int | None, lighthouse: str | None, store: tuple[str, int] | None) -> Fragile:
-        return Fragile(entry, assign(replica, lighthouse, store), replica, parts, groups)
+    def assign_fragile(replica: int | None, meeting: Meeting | None) -> Fragile:
+        return Fragile(entry, assign(replica, meeting), replica, parts, groups)
 
     launch.entry, launch.assignment = fragile_main, assign_fragile

@@ -95,9 +95,9 @@ class Companion:
         return reason.replace("worker 0", self.name).replace("the workers", self.name)
 
 
-def free_port() -> int:
-    """A port of this host that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this machine, called `host`, that nobody listens at now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     return port

@@ -1,8 +1,8 @@
 """All workers of a run on this machine.
 
 Fixed membership: one agent holds every rank, because torch.distributed restarts as one. Elastic membership: one
-agent a replica, so that a dead replica comes back while the others go on; torchft's lighthouse, in this process, or a
-server beside them tells them who is alive.
+agent a replica, so that a dead replica comes back while the others go on; they meet at a lighthouse (`meeting`), or
+at a server beside them, which tells them who is alive.
 """
 
 from __future__ import annotations
@@ -12,29 +12,25 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult
 
-from tutti.core.errors import LaunchError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full
 from tutti.launch.agent import ReplicaAgent, hidden_main
 from tutti.launch.companion import Companion
+from tutti.launch.meeting import Meeting
 from tutti.launch.server import start_server
 from tutti.launch.signals import stop_requests
 
 #: The launcher's own number among the events' ranks.
 LAUNCHER_RANK = -1
-#: A replica that sent no heartbeat for so long counts as dead.
-HEARTBEAT_TIMEOUT_MS = 500
-#: How long a quorum waits for replicas that are alive but have not come yet (they are in mid-round).
-JOIN_TIMEOUT_MS = 600_000
 
 
 @dataclass
@@ -50,18 +46,22 @@ class Outcome:
 class LocalLaunch:
     """Starts `replicas` × `parts` workers that call `entry(assignment(replica))` and sees them through.
 
-    `assignment(replica, lighthouse, store)` makes what a worker is told: with elastic membership for each replica,
-    else once with `replica` None.
+    `assignment(replica, meeting)` makes what a worker is told: with elastic membership for each replica, else once
+    with None and None. `meeting`: where replicas that come and go meet, for as long as they do (None: their membership
+    is fixed). `here`: those that start on this machine, if not all do.
     """
 
     run: Path
     replicas: int
     parts: int
-    elastic: bool
+    meeting: AbstractContextManager[Meeting] | None
     max_restarts: int
     min_replicas: int
     entry: Callable[[Any], None]
-    assignment: Callable[[int | None, str | None, tuple[str, int] | None], Any]
+    assignment: Callable[[int | None, Meeting | None], Any]
+    here: Sequence[int] | None = None
+    #: Whether to stop is to leave others, who go on.
+    guest: bool = False
     #: What runs beside the replicas (entry, argument) and is their membership as well: no lighthouse then.
     server: tuple[Callable[[Any], None], Any] | None = None
     _companion: Companion | None = None
@@ -79,12 +79,13 @@ class LocalLaunch:
         start_server()
         self._events = EventWriter(self.run / "events", LAUNCHER_RANK)
         self._began = time.time()
-        servers = self._start_servers() if self.elastic else None
-        try:
-            lighthouse, store = (servers.lighthouse_address, servers.address) if servers else (None, None)
-            numbers: list[int | None] = [*range(self.replicas)] if self.elastic else [None]
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._events.close)
+            meeting = stack.enter_context(self.meeting) if self.meeting is not None else None
+            stack.callback(self._end_companion)
+            numbers: list[int | None] = [*self._here()] if self.elastic else [None]
             for number in numbers:
-                assigned = self.assignment(number, lighthouse, store)
+                assigned = self.assignment(number, meeting)
                 self._make_agent.append(partial(self._agent, number, assigned))
                 self._agents.append(self._agent(number, assigned))
             threads = [
@@ -101,24 +102,18 @@ class LocalLaunch:
                         # They would wait for each other for ever; the last checkpoint has their state.
                         self._tell(signal.SIGKILL)
                     if self._stopped:
-                        self._tell(signal.SIGTERM)  # workers that were only being started had not heard it
+                        self._tell(self._farewell)  # workers that were only being started had not heard it
                     if self._companion is not None and self._companion.failure:
                         self._tell(signal.SIGKILL)  # nobody can go on without it
                     threads[0].join(timeout=0.1) if threads[0].is_alive() else time.sleep(0.1)
             meanwhile()
-        finally:
-            if self._companion is not None:
-                self._companion.end()
-            if servers and servers.lighthouse is not None:
-                servers.lighthouse.shutdown()
-            self._events.close()
         return Outcome(self._succeeded(), self._stopped, "; ".join(self._reasons()))
 
     def stop(self) -> None:
         """Ask the workers to save and stop; asked again, kill them. May be called from any thread."""
         second = self._stopped
         self._stopped = True
-        self._tell(signal.SIGKILL if second else signal.SIGTERM)
+        self._tell(signal.SIGKILL if second else self._farewell)
 
     def kill(self, pid: int) -> None:
         """End a worker that shows no sign of life; its agent starts it again."""
@@ -131,10 +126,16 @@ class LocalLaunch:
         """Whether somebody has asked for a stop."""
         return self._stopped
 
+    @property
+    def elastic(self) -> bool:
+        """Whether replicas come and go."""
+        return self.meeting is not None
+
     def pids(self, replica: int) -> list[int]:
         """Process ids of the workers of `replica` that were started last; none before they are."""
         if self.elastic:
-            return self._agents[replica].pids() if replica < len(self._agents) else []
+            place = self._here().index(replica) if replica in self._here() else len(self._agents)
+            return self._agents[place].pids() if place < len(self._agents) else []
         everybody = self._agents[0].pids() if self._agents else []
         return everybody[replica * self.parts : (replica + 1) * self.parts]
 
@@ -160,6 +161,18 @@ class LocalLaunch:
                 or is_full(self.run)
             ),
         )
+
+    def _here(self) -> Sequence[int]:
+        return range(self.replicas) if self.here is None else self.here
+
+    @property
+    def _farewell(self) -> signal.Signals:
+        """Workers that are asked to stop take all others with them; a guest's have nothing that the others lack."""
+        return signal.SIGKILL if self.guest else signal.SIGTERM
+
+    def _end_companion(self) -> None:
+        if self._companion is not None:
+            self._companion.end()
 
     def _start_companion(self) -> None:
         if self.server is None:
@@ -205,7 +218,7 @@ class LocalLaunch:
     def _succeeded(self) -> bool:
         """Fixed: all of it; elastic: as many replicas as a round needs."""
         good = [r for r in self._results.values() if isinstance(r, RunResult) and not r.is_failed()]
-        return len(good) >= (self.min_replicas if self.elastic else 1)
+        return len(good) >= (min(self.min_replicas, len(self._here())) if self.elastic else 1)
 
     def _too_few(self) -> bool:
         """Whether so many replicas were given up that the others can never meet again, or one that could not begin,
@@ -251,38 +264,3 @@ class LocalLaunch:
                     self._told.add(pid)
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
-
-    # Servers of elastic membership -----------------------------------------------------------------------------
-
-    def _start_servers(self) -> _Servers:
-        try:
-            lighthouse = self._lighthouse() if self.server is None else None
-            store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        except (RuntimeError, OSError) as error:
-            raise LaunchError(f"the server of the replicas' membership cannot start: {error}") from error
-        return _Servers(lighthouse, store)
-
-    def _lighthouse(self) -> Any:
-        from torchft.coordination import LighthouseServer
-
-        return LighthouseServer(
-            bind="127.0.0.1:0",
-            min_replicas=self.min_replicas,
-            join_timeout_ms=JOIN_TIMEOUT_MS,
-            quorum_tick_ms=50,
-            heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
-        )
-
-
-@dataclass
-class _Servers:
-    lighthouse: Any
-    store: TCPStore
-
-    @property
-    def lighthouse_address(self) -> str | None:
-        return None if self.lighthouse is None else str(self.lighthouse.address())
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return ("localhost", self.store.port)

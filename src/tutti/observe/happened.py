@@ -61,6 +61,18 @@ def _membership(event: Event) -> str:
     return f"{_step(event)}: replicas {members} train together"
 
 
+def _visit(event: Event) -> str:
+    numbers = event.get("of_replicas")
+    who = ", ".join(map(str, numbers)) if isinstance(numbers, list) else str(numbers)
+    how = "comes" if event.get("kind") == "joined" else event.get("how")
+    return f"machine {event.get('machine')} {how}: replicas {who}"
+
+
+def _waiting(event: Event) -> str:
+    missing = words.plural(int(number(event.get("missing")) or 0), "more replica")
+    return f"waiting for {missing} to start; without them it begins in {words.seconds(number(event.get('seconds')))}"
+
+
 def _disturbance(event: Event) -> str:
     who, what = f"chaos: replica {event.get('of_replica')}", event.get("what")
     lasts = words.seconds(number(event.get("seconds")))
@@ -83,6 +95,9 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "error": _error,
     "membership": _membership,
     "disturbance": _disturbance,
+    "joined": _visit,
+    "left": _visit,
+    "waiting": _waiting,
     "recovered": lambda e: str(e.get("message")),
     "restart": lambda e: (
         f"{'the server is' if e.get('of_replica') == -1 else 'workers are'} started again "
@@ -107,7 +122,7 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
 #: What stands on the report's page: not the validations and checkpoints, which have tables or are many.
 _TOLD = (
     *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership", "serving"),
-    *("disturbance", "interrupted", "finished"),
+    *("disturbance", "joined", "left", "interrupted", "finished"),
 )
 
 

@@ -12,10 +12,10 @@ from tutti.observe.tail import Event, number, when
 #: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
 _SHOWN = (
     *("checkpoint", "validation", "restart", "resumed", "healed", "membership", "warning", "stalled"),
-    *("recovered", "serving", "disturbance", "interrupted", "finished"),
+    *("recovered", "serving", "disturbance", "joined", "left", "waiting", "interrupted", "finished"),
 )
 #: What every rank may say, and is news once.
-_SAID_ONCE = ("warning", "interrupted")
+_SAID_ONCE = ("warning", "waiting", "interrupted")
 #: A save is told when none was for so long: the first always, the many of a short run not.
 _SAVE_SECONDS = 30.0
 
@@ -68,6 +68,8 @@ class Progress:
         if kind == "step" and number(event.get("loss")) is not None:
             rank = int(event.get("rank") or 0)
             self._recent.setdefault(rank, deque(maxlen=_WINDOW)).append(event)
+            self.step = int(event.get("step") or 0)
+        elif kind == "step" and not self._recent:  # who leads is on another machine
             self.step = int(event.get("step") or 0)
         if kind == "validation" and (bits := number(event.get("bits_per_byte"))) is not None:
             self.bits_per_byte = bits

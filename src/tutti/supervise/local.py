@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.disturb.trouble import Trouble
 from tutti.launch.companion import free_port
 from tutti.launch.local import LAUNCHER_RANK, LocalLaunch, Outcome
+from tutti.launch.meeting import Meeting, bracketed, meeting_here
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
 from tutti.supervise.measured import decide, measuring
+from tutti.supervise.reception import Reception
 from tutti.sync.channel import new_secret
 from tutti.sync.server import ServerAddress
 from tutti.train.cooperate import Neighbours
@@ -40,8 +42,8 @@ from tutti.train.worker import main as worker_main
 class Supervision:
     """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already.
 
-    `trouble`: how the run is disturbed on purpose. `neighbours`: the groups that this run is one of; `label`: what the
-    lines that it prints begin with.
+    `trouble`: how the run is disturbed on purpose. `reception`: how replicas on other machines join. `neighbours`: the
+    groups that this run is one of; `label`: what the lines that it prints begin with.
     """
 
     run: RunDirectory
@@ -52,6 +54,7 @@ class Supervision:
     trouble: Trouble | None = None
     neighbours: Neighbours | None = None
     label: str = ""
+    reception: Reception | None = None
     _secret: bytes = field(default_factory=new_secret, init=False)
     #: Policy `server`: where it will listen.
     _server: ServerAddress | None = None
@@ -78,7 +81,11 @@ class Supervision:
         former = run.config.read_text(encoding="utf-8") if self.resume else None
         events = self._begin()
         with Show(run, self.console, began, self.label):
-            outcome = self._launch(events, began)
+            try:
+                outcome = self._launch(events, began)
+            except TuttiError:
+                self._leave_nothing()
+                raise
             if outcome.stopped and not _ended(run, began):
                 # Asked to stop before the workers trained: they had nothing to save and said nothing.
                 events.write("interrupted", trained=False)
@@ -118,13 +125,16 @@ class Supervision:
             clear_signs(self.run.live)
         config = self.resolved.config
         served = config.sync.policy == "server"
+        host = self.reception.host if self.reception is not None else "127.0.0.1"
         if served:
-            self._server = ServerAddress(f"tcp://127.0.0.1:{free_port()}", new_secret())
+            self._server = ServerAddress(f"tcp://{bracketed(host)}:{free_port(host)}", new_secret())
+        elastic = served or (config.sync.membership == "elastic" and _number(config.replicas) > 1)
         launch = LocalLaunch(
             run=self.run.path,
             replicas=_number(config.replicas),
+            here=range(self.reception.here) if self.reception is not None else None,
             parts=config.layout.ranks,
-            elastic=served or (config.sync.membership == "elastic" and _number(config.replicas) > 1),
+            meeting=self._meeting(events) if elastic else None,
             max_restarts=config.watch.max_restarts,
             min_replicas=config.sync.min_replicas,
             entry=worker_main,
@@ -139,14 +149,30 @@ class Supervision:
         look = stall_check(self.run, self.resolved.config, events, launch.kill)
         return launch.execute(_at_most_every(1.0, look))
 
-    def _assignment(
-        self, replica: int | None, lighthouse: str | None, store: tuple[str, int] | None
-    ) -> Assignment:
-        elastic = (
-            Elastic(replica, lighthouse, store, self._secret, server=self._server)
-            if replica is not None and store
-            else None
+    def _meeting(self, events: EventWriter) -> AbstractContextManager[Meeting]:
+        config = self.resolved.config
+        if self.reception is None:
+            return meeting_here(
+                "localhost", lighthouse=self._server is None, min_replicas=config.sync.min_replicas
+            )
+        assert self.prepared is not None, "tutti.fit has no reception"
+        return self.reception.meeting(
+            self.run,
+            config,
+            self._secret,
+            prepared=self.prepared,
+            server=self._server,
+            choices=self.resolved.choices,
+            note=events.write,
         )
+
+    def _assignment(self, replica: int | None, meeting: Meeting | None) -> Assignment:
+        elastic = None
+        if replica is not None and meeting is not None:
+            host = self.reception.host if self.reception is not None else "localhost"
+            elastic = Elastic(
+                replica, meeting.lighthouse, meeting.store, self._secret, host=host, server=self._server
+            )
         return Assignment(
             run=self.run.path.absolute(),
             prepared=self.prepared,
@@ -179,11 +205,15 @@ class Supervision:
             return LaunchError(f"{reason}, and watch.max_restarts = {most} is used up", self._go_on())
         if not cause.get("user"):
             return LaunchError(summarise_errors(self.run.path, began) or reason, self._go_on())
-        if not self.resume and not any(True for _ in read_events(self.run.path, "step")):
-            shutil.rmtree(self.run.path, ignore_errors=True)
+        self._leave_nothing()
         kind = getattr(errors, str(cause["type"]), TrainingError)
         made: TuttiError = kind(cause["message"], cause["hint"])
         return made
+
+    def _leave_nothing(self) -> None:
+        """Of a run that failed before its first step."""
+        if not self.resume and not any(True for _ in read_events(self.run.path, "step")):
+            shutil.rmtree(self.run.path, ignore_errors=True)
 
     def _go_on(self, first: str = "") -> str:
         return f"{first}`tutti train … --resume` goes on from the last checkpoint of {self.run.path}"

@@ -12,6 +12,7 @@ from tutti.config import dump_config
 from tutti.core.files import write_text_atomically
 from tutti.core.rundir import RunDirectory
 from tutti.launch.local import LocalLaunch
+from tutti.launch.meeting import meeting_here
 from tutti.resolve import Resolved, settle
 from tutti.sync.choose import choose
 from tutti.sync.ladder import Rung, rungs
@@ -28,7 +29,9 @@ def measuring(run: RunDirectory, resolved: Resolved, assignment: Callable[..., A
         run=run.path,
         replicas=config.replicas,
         parts=config.layout.ranks,
-        elastic=first.sync.membership == "elastic",
+        meeting=meeting_here("localhost", lighthouse=True, min_replicas=1)
+        if first.sync.membership == "elastic"
+        else None,
         max_restarts=0,
         min_replicas=1,  # who is left must not wait for the dead, but say that somebody is missing
         entry=measure_main,

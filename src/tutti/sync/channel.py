@@ -38,6 +38,7 @@ def listener(context: zmq.Context[zmq.Socket[bytes]], kind: int, secret: bytes) 
     socket = context.socket(kind)
     socket.curve_publickey, socket.curve_secretkey = _keys(secret, "listener")
     socket.curve_server = True
+    socket.ipv6 = True
     socket.linger = 0
     return socket
 
@@ -47,6 +48,7 @@ def caller(context: zmq.Context[zmq.Socket[bytes]], kind: int, secret: bytes) ->
     socket = context.socket(kind)
     socket.curve_serverkey = _keys(secret, "listener")[0]
     socket.curve_publickey, socket.curve_secretkey = _keys(secret, "caller")
+    socket.ipv6 = True
     socket.linger = 0
     return socket
 

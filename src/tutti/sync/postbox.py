@@ -1,27 +1,22 @@
 """One rank's way to the board: a thread that carries messages there and back, so that training never waits.
 
-What cannot be delivered is dropped and counted: a message is worth something while it is new. A board that does not
-answer is called again over a fresh socket (ZeroMQ's "lazy pirate").
+What cannot be delivered is dropped and counted: a message is worth something while it is new.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-
+from tutti.sync.asking import Line
 from tutti.sync.board import Message
-from tutti.sync.channel import caller
 
 #: Pause between visits to the board.
 _VISIT_SECONDS = 0.05
 _ANSWER_SECONDS = 20.0
-_LOOK_MS = 100
 #: Messages that wait to be delivered; older ones are dropped.
 _MOST_WAITING = 64
 #: How long the last messages may take at the end.
@@ -71,22 +66,19 @@ class Postbox:
     # The thread ------------------------------------------------------------------------------------------------
 
     def _carry(self) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
+        self._line = Line(f"tcp://127.0.0.1:{self._port}", self._secret)
         while True:
             ending = self._ending.is_set()  # read first: what was posted before `close` is still delivered
-            delivered = self._deliver(context)
+            delivered = self._deliver()
             if ending:
                 break
-            if not (delivered and self._fetch(context)):
+            if not (delivered and self._fetch()):
                 self._wake.wait(_VISIT_SECONDS)
                 self._wake.clear()
         self.lost += len(self._leaving)
-        if self._socket is not None:
-            self._socket.close()
-        context.term()
+        self._line.close()
 
-    def _deliver(self, context: zmq.Context[zmq.Socket[bytes]]) -> bool:
+    def _deliver(self) -> bool:
         """Carry everything that waits to the board; False: the board does not answer."""
         while True:
             with self._lock:
@@ -94,15 +86,15 @@ class Postbox:
                     return True
                 header, make = self._leaving.popleft()
             payload = make()
-            if self._ask(context, [b"put", json.dumps(header).encode(), payload]) is None:
+            if self._ask([b"put", json.dumps(header).encode(), payload]) is None:
                 self.lost += 1
                 return False
             self.sent_bytes += len(payload)
 
-    def _fetch(self, context: zmq.Context[zmq.Socket[bytes]]) -> bool:
+    def _fetch(self) -> bool:
         """Take what is new; whether there was anything."""
         asked = json.dumps({"group": self._group, "after": self._after}).encode()
-        answer = self._ask(context, [b"get", asked])
+        answer = self._ask([b"get", asked])
         if answer is None:
             return False
         found = [
@@ -116,16 +108,5 @@ class Postbox:
                 self.received_bytes += sum(len(message.payload) for message in found)
         return bool(found)
 
-    def _ask(self, context: zmq.Context[zmq.Socket[bytes]], frames: list[bytes]) -> list[bytes] | None:
-        """The board's answer, or None when it gives none."""
-        if self._socket is None:
-            self._socket = caller(context, zmq.REQ, self._secret)
-            self._socket.connect(f"tcp://127.0.0.1:{self._port}")
-        began = time.monotonic()
-        self._socket.send_multipart(frames)
-        while time.monotonic() - began < (_LAST_SECONDS if self._ending.is_set() else _ANSWER_SECONDS):
-            if self._socket.poll(_LOOK_MS):
-                return self._socket.recv_multipart()
-        self._socket.close()  # a REQ socket that got no answer takes no other request
-        self._socket = None
-        return None
+    def _ask(self, frames: list[bytes]) -> list[bytes] | None:
+        return self._line.ask(frames, lambda: _LAST_SECONDS if self._ending.is_set() else _ANSWER_SECONDS)

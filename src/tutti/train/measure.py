@@ -31,7 +31,7 @@ def _measure(rank: Rank) -> None:
     pacing = Pacing(trainee.job, trainee.split, trainee.optimizers, settings, sync, transport)
     transport.announce()
     if elastic is not None:
-        start_together(elastic, world)
+        start_together(elastic, world, lambda missing, seconds: None)
     meet_all(transport, world.replicas)
     rank.live.set(phase="rehearsal: steps")
     pace = pacing.measure()

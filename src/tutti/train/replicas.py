@@ -34,13 +34,15 @@ from tutti.train.state import RunState
 
 #: How long replicas that are started together wait for each other before the first round.
 _START_TOGETHER_SECONDS = 120
+_PATIENT_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Elastic:
     """How this replica finds the others: torchft's lighthouse or a server, a store to meet at, and the run's secret.
 
-    `host`: what the others call this one's machine.
+    `host`: what the others call this one's machine. `guest`: it comes from another machine than the run was started on,
+    and gets all it needs from the others. `incarnation`: how often others bore its number before.
     """
 
     replica: int
@@ -49,6 +51,8 @@ class Elastic:
     secret: bytes
     host: str = "localhost"
     server: ServerAddress | None = None
+    guest: bool = False
+    incarnation: int = 0
 
 
 def make_policy(
@@ -56,7 +60,7 @@ def make_policy(
     world: World,
     state: RunState,
     elastic: Elastic | None,
-    attempt: int,
+    incarnation: int,
     *,
     give: Callable[[], Any],
     take: Callable[[Any], None],
@@ -70,7 +74,7 @@ def make_policy(
     sync = config.sync
     place = Place(world.replica, world.replicas, world.part, world.parts)
     machine = this_machine() if sync.topology == "auto" else None
-    transport = make_transport(world, elastic, attempt, say, machine=machine)
+    transport = make_transport(world, elastic, incarnation, say, machine=machine)
     inside = StaticTransport(world.inside)
     shared = (transport, place, state.ledger, config.train.batch)
     summing = Summing.of(sync, transport)
@@ -95,7 +99,7 @@ def make_policy(
     common: dict[str, Any] = {
         "every": sync.every,
         "inside": inside,
-        "incarnation": attempt,
+        "incarnation": incarnation,
         "summing": summing,
         "handover": handover,
         "measured_shares": elastic is not None and sync.shares == "measured",
@@ -124,7 +128,7 @@ def _rounds(sync: SyncConfig, shared: tuple[Any, ...], common: dict[str, Any]) -
 def make_transport(
     world: World,
     elastic: Elastic | None,
-    attempt: int,
+    incarnation: int,
     say: Callable[[str], None],
     *,
     machine: str | None = None,
@@ -140,7 +144,7 @@ def make_transport(
         lighthouse=elastic.lighthouse,
         store=elastic.store,
         replica=world.replica,
-        incarnation=attempt,
+        incarnation=incarnation,
         part=world.part,
         parts=world.parts,
         inside=world.inside,
@@ -151,11 +155,21 @@ def make_transport(
     )
 
 
-def start_together(elastic: Elastic, world: World) -> None:
-    """Wait until all replicas that were started with this one are ready; go on without those that don't come."""
+def start_together(elastic: Elastic, world: World, on_wait: Callable[[int, int], None]) -> None:
+    """Wait until all replicas of a run that begins are ready; go on without those that don't come.
+
+    `on_wait(missing, seconds)` is told when that takes more than a moment.
+    """
     store = TCPStore(*elastic.store, is_master=False, wait_for_workers=False)
     if world.part == 0:
         store.add("ready", 1)
-    deadline = time.monotonic() + _START_TOGETHER_SECONDS
-    while store.add("ready", 0) < world.replicas and time.monotonic() < deadline:
+    began, told = time.monotonic(), False
+    while (missing := world.replicas - store.add("ready", 0)) > 0 and not store.check(["begun"]):
+        waited = time.monotonic() - began
+        if waited > _START_TOGETHER_SECONDS:
+            break
+        if waited > _PATIENT_SECONDS and not told:
+            on_wait(missing, round(_START_TOGETHER_SECONDS - waited))
+            told = True
         time.sleep(0.02)
+    store.set("begun", "yes")

@@ -92,11 +92,11 @@ def make_server_policy(
     optimizers: Optimizers,
     *,
     address: ServerAddress,
-    attempt: int,
+    incarnation: int,
     nominal_targets: int,
 ) -> ParameterServer:
-    """The policy `server` for this rank. `attempt`: how often its replica was started before; `nominal_targets`: what
-    the accumulator divides losses by."""
+    """The policy `server` for this rank. `incarnation`: how often its replica was started before;
+    `nominal_targets`: what the accumulator divides losses by."""
     sync = config.sync
     codec = make_codec(sync)
     assert not isinstance(codec, PowerSGD), "refused before a worker starts"
@@ -104,13 +104,13 @@ def make_server_policy(
         Place(world.replica, world.replicas, world.part, world.parts),
         state.ledger,
         config.train.batch,
-        link=Link(address, world.replica, attempt, world.part),
+        link=Link(address, world.replica, incarnation, world.part),
         kept=KeptOptimizer(split.objective, optimizers, config.train),
         inside=StaticTransport(world.inside),
         codec=codec,
         feedback_decay=sync.feedback_decay,
         squeeze=sync.then == "zstd",
-        returned=attempt > 0,
+        returned=incarnation > 0,
     )
     policy.attach(split.objective)
     # FSDP averages over its ranks, and the accumulator divides by a constant; the server wants sums.

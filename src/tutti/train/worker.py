@@ -174,6 +174,7 @@ def _train(rank: Rank) -> None:
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
     nominal_targets = settings.batch * job.tokens_per_sample
+    incarnation = attempt + (elastic.incarnation if elastic is not None else 0)
     if elastic is not None and elastic.server is not None:
         policy: Policy = make_server_policy(
             config,
@@ -182,7 +183,7 @@ def _train(rank: Rank) -> None:
             split,
             optimizers,
             address=elastic.server,
-            attempt=attempt,
+            incarnation=incarnation,
             nominal_targets=nominal_targets,
         )
     else:
@@ -191,7 +192,7 @@ def _train(rank: Rank) -> None:
             world,
             state,
             elastic,
-            attempt,
+            incarnation,
             give=lambda: keeper.give(state),
             take=lambda given: keeper.take(given, state),
             say=lambda message: events.write("warning", message=message),
@@ -229,7 +230,10 @@ def _train(rank: Rank) -> None:
     feed = Feed(job.train_data, settings.seed, world.device, rotation)
 
     live.set(phase="resuming")
-    resumed = keeper.resume(state) if assignment.resume or attempt > 0 else None
+    guest = (
+        elastic is not None and elastic.guest
+    )  # what it may have saved is of a time that others left behind
+    resumed = keeper.resume(state) if (assignment.resume or attempt > 0) and not guest else None
     _write_started(events, config, world, job, settings, attempt, state.step if resumed else None)
     if resumed is not None and world.rank == 0:
         events.write("resumed", step=state.step, path=str(resumed))
@@ -246,7 +250,10 @@ def _train(rank: Rank) -> None:
         )
     if elastic is not None and attempt == 0:
         policy.transport.announce()
-        start_together(elastic, world)
+        with live.phase("waiting for the other replicas"):
+            start_together(
+                elastic, world, lambda missing, most: events.write("waiting", missing=missing, seconds=most)
+            )
     cooperation = start_cooperation(config, assignment.neighbours, split.objective, world, events)
     if cooperation is not None and assignment.neighbours is not None and attempt == 0:
         with live.phase("waiting for the other groups"):
@@ -264,7 +271,7 @@ def _train(rank: Rank) -> None:
         state=state,
         events=events,
         live=live,
-        stop_requested=lambda: stop.asked,
+        stop_requested=lambda: stop.asked and not guest,  # who leaves does not stop the others
         cooperation=cooperation,
     )
     stop.training = True

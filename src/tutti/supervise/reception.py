@@ -1,0 +1,182 @@
+"""A run that others join: what `--listen` asks for, the key that lets them in, and what they are offered."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutti import __version__
+from tutti.config import Config, count_groups, dump_config
+from tutti.core.errors import ConfigError, RunError
+from tutti.core.rundir import RunDirectory, unwritable
+from tutti.launch.meeting import Meeting, bracketed, meeting_here
+from tutti.supervise.door import Door, Offer
+from tutti.sync.channel import SECRET_BYTES
+from tutti.sync.server import ServerAddress
+
+
+@dataclass(frozen=True)
+class Reception:
+    """`here`: how many replicas start on this machine; the others are seats for those who come. `key`: a file with the
+    run's key; None: one is made, as `join.key` in the run's directory."""
+
+    host: str
+    port: int
+    here: int
+    key: Path | None
+
+    @classmethod
+    def of(cls, listen: str, here: int | None, key: Path | None) -> Reception:
+        """As the command line has it. Raises ConfigError for what cannot be."""
+        host, port = split_address(listen)
+        if here is None:
+            raise ConfigError(
+                "--listen needs --here: how many of the replicas start on this machine",
+                "for example replicas=4 --listen 10.0.0.1:29400 --here 2: two others come by `tutti join`",
+            )
+        return cls(host, port, here, key)
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as `tutti join` takes it."""
+        return f"{bracketed(self.host)}:{self.port}"
+
+    def check_before(self, config: Config) -> None:
+        """Raises ConfigError for what a configuration may not leave open, or ask for, where others are to join."""
+        if count_groups(config) > 1:
+            raise ConfigError("groups train on one machine", "leave --listen out")
+        if config.replicas == "auto":
+            raise ConfigError(
+                "--listen needs a number of replicas: `auto` looks at this machine alone",
+                "count those of all machines, for example replicas=4",
+            )
+        if config.sync.undecided:
+            raise ConfigError(
+                "sync: auto measures before the run, when nobody has joined it yet",
+                "say what to take: sync=allreduce sync.codec=bf16 for office Ethernet, sync=diloco for the internet",
+            )
+
+    def invitation(self, run: RunDirectory, config: Config) -> str:
+        """What the user has to do next."""
+        assert isinstance(config.replicas, int)
+        free = config.replicas - self.here
+        return (
+            f"{self.here} of {config.replicas} replicas start here, {free} may come from other machines at any time:\n"
+            f"    tutti join {self.address} --key join.key        (copy {self.key_file(run)} there first)"
+        )
+
+    def check(self, config: Config) -> None:
+        """Raises ConfigError where nobody could come into a run of `config`, in which nothing is `auto`."""
+        assert isinstance(config.replicas, int)
+        if not 1 <= self.here < config.replicas:
+            raise ConfigError(
+                f"--here {self.here} leaves no place for others: the run has replicas = {config.replicas}",
+                "`replicas` counts those of all machines; give --here at least 1 and fewer than that",
+            )
+        if config.sync.policy != "server" and config.sync.membership != "elastic":
+            raise ConfigError(
+                "--listen needs members that may come and go, and those of this run are fixed",
+                "see sync.membership; torchrun starts fixed members on several machines (docs/how-to/several-hosts.md)",
+            )
+
+    @contextmanager
+    def meeting(
+        self,
+        run: RunDirectory,
+        config: Config,
+        secret: bytes,
+        *,
+        prepared: Path,
+        server: ServerAddress | None,
+        choices: Sequence[str],
+        note: Callable[..., None],
+    ) -> Iterator[Meeting]:
+        """Where replicas meet, with the door open for those of other machines."""
+        assert isinstance(config.replicas, int)
+        with meeting_here(
+            self.host, lighthouse=server is None, min_replicas=config.sync.min_replicas
+        ) as meeting:
+            facts = {
+                "name": run.name,
+                "config": dump_config(config),
+                "secret": secret.hex(),
+                "lighthouse": meeting.lighthouse,
+                "store": meeting.store,
+                "server": [server.address, server.secret.hex()] if server is not None else None,
+                "choices": list(choices),
+                "prepared": prepared.name,
+            }
+            files = {
+                str(path.relative_to(prepared)): path
+                for path in sorted(prepared.rglob("*"))
+                if path.is_file()
+            }
+            seats = range(self.here, config.replicas)
+            offer = Offer(facts, files, software())
+            with closing(Door(self.host, self.port, self._key(run), seats, offer, note)):
+                yield meeting
+
+    def key_file(self, run: RunDirectory) -> Path:
+        """Where the key is, or will be."""
+        return self.key if self.key is not None else run.path / "join.key"
+
+    def _key(self, run: RunDirectory) -> bytes:
+        path = self.key_file(run)
+        if self.key is None and not path.exists():
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                os.write(descriptor, secrets.token_hex(SECRET_BYTES).encode() + b"\n")
+                os.close(descriptor)
+            except OSError as error:
+                raise unwritable(path, error) from error
+        return read_key(path)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT. Raises ConfigError where it is none."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            f"{address} is no address with a port", "write it as HOST:PORT, for example 10.0.0.1:29400"
+        )
+    return host, int(port)
+
+
+def read_key(path: Path) -> bytes:
+    """The key in `path`. Raises RunError where there is none."""
+    try:
+        key = bytes.fromhex(path.read_text(encoding="ascii"))
+    except OSError as error:
+        raise RunError(
+            f"the key {path} cannot be read: {error.strerror or error}",
+            "copy join.key from the run's directory on its first machine",
+        ) from error
+    except ValueError:
+        key = b""
+    if len(key) != SECRET_BYTES:
+        raise RunError(
+            f"{path} is no key: it should hold {2 * SECRET_BYTES} hexadecimal digits",
+            "copy join.key from the run's directory on its first machine, or make one: openssl rand -hex 32",
+        )
+    return key
+
+
+def software() -> str:
+    """What all machines of a run have to agree on."""
+    return f"torch {torch.__version__}, tutti {__version__}"
+
+
+def fields_of(answer: dict[str, Any]) -> tuple[Meeting, ServerAddress | None]:
+    """Where a guest meets the others, from what it was offered."""
+    host, port = answer["store"]
+    served = answer["server"]
+    server = ServerAddress(served[0], bytes.fromhex(served[1])) if served else None
+    return Meeting(answer["lighthouse"], (host, int(port))), server
