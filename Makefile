@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,9 @@ bench-memory: .venv/installed
 # Hours, as root; what was interrupted goes on. MINUTES: stop after so many and report what there is.
 bench-network: .venv/installed
 	$(BIN)/python -m benchmarks.network.run $(if $(MINUTES),--minutes $(MINUTES))
+
+bench-faults: .venv/installed
+	$(BIN)/python -m benchmarks.faults.run
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run
