@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults
+.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -58,6 +58,12 @@ bench-network: .venv/installed
 
 bench-faults: .venv/installed
 	$(BIN)/python -m benchmarks.faults.run
+
+bench-unequal: .venv/installed
+	$(BIN)/python -m benchmarks.unequal.run
+
+bench-levels: .venv/installed
+	$(BIN)/python -m benchmarks.levels.run
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run

@@ -57,19 +57,23 @@ def server_pid(run: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("staleness", "layout"),
+    ("staleness", "layout", "codec"),
     [
-        pytest.param(2, 1),
-        pytest.param(0, 1, marks=pytest.mark.slow),
-        pytest.param(0, 2, marks=pytest.mark.slow),
-        pytest.param("unbounded", 2, marks=pytest.mark.slow),
+        pytest.param(2, 1, "fp32"),
+        pytest.param(0, 1, "fp32", marks=pytest.mark.slow),
+        pytest.param(0, 2, "fp32", marks=pytest.mark.slow),
+        pytest.param("unbounded", 2, "fp32", marks=pytest.mark.slow),
+        *(
+            pytest.param(2, 2, codec, marks=pytest.mark.slow)
+            for codec in ("fp16", "bf16", "int8", "int4", "topk")
+        ),
     ],
 )
 def test_a_replica_and_the_server_are_killed_and_the_accounts_balance(
-    staleness: int | str, layout: int, tmp_path: Path
+    staleness: int | str, layout: int, codec: str, tmp_path: Path
 ) -> None:
     run, steps = tmp_path / "run", 150
-    sync = {"policy": "server", "staleness": staleness}
+    sync = {"policy": "server", "staleness": staleness, "codec": codec, "density": 0.25}
     running = Running(run, model=net(0.05), workers=2, layout=layout, steps=steps, sync=sync, **arguments())
     running.until_step(12, rank=layout, seconds=150)
     running.kill(rank=2 * layout - 1)  # of replica 1

@@ -156,6 +156,7 @@ class StateKeeper:
         return {
             "policy": self.policy.give(),
             "optimizer": {name: local_part(value) for name, value in optimizer.items()},
+            "buffers": dict(self.split.objective.named_buffers()),
             "best": (state.best_loss, state.best_step),
         }
 
@@ -166,6 +167,8 @@ class StateKeeper:
         for name, value in self._flat(gathered["optimizer"]).items():
             local_part(value).copy_(given["optimizer"][name])
         apply_state(self.split.objective, self.optimizers, gathered)
+        for name, buffer in self.split.objective.named_buffers():  # each replica goes on with statistics of its own
+            buffer.copy_(given["buffers"][name])
         state.best_loss, state.best_step = given["best"]
 
     # Parts ---------------------------------------------------------------------------------------------------
