@@ -37,7 +37,7 @@ SETTINGS = (
     *("data.source=python-stdlib", "data.sequence=128", "model=800K", f"replicas={REPLICAS}"),
     *("train.batch=16", "train.precision=fp32", "evaluate.prompts=[]"),
 )
-TRIAL_STEPS = 150
+TRIAL_STEPS = 400
 STALL_SECONDS, GOODPUT, LOSS = 1.0, 0.9, 0.005
 
 
