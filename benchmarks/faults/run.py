@@ -2,42 +2,42 @@
 
     make bench-faults                      (or: python -m benchmarks.faults.run --help)
 
-One configuration with default settings but for its size, four replicas, three trainings by `tutti train` and
-`tutti chaos` as anybody types them:
+One configuration with default settings but for its size, four replicas, three trainings by `tutti.train` and
+`tutti.chaos`:
 
-- *undisturbed*: about so many minutes as asked for, by the speed of a short trial;
+- *undisturbed*: about so many minutes as asked for;
 - *every minute*: the same steps, while a replica is killed every 60 s;
 - *many kills*: fewer steps, while a replica is killed every 15 s, until 30 have been.
 
 Figures are those of `chaos.json` (docs/reference/chaos.md): stalls of survivors over all kills of both disturbed runs;
-goodput (tokens that are in the model ÷ seconds) and validation loss of *every minute* against *undisturbed*. Replicas
-share the machine's cores, so while one is dead the others get faster, and its restart (imports, a rehearsal) takes
-processor time from them: on machines of their own neither happens.
+goodput (tokens that are in the model ÷ seconds) and validation loss of *every minute* against *undisturbed*. There are
+more replicas than cores, so computing takes a stated time a sample (`benchmarks/paced.py`): nobody gets faster while
+another one is dead, and the busy moments of a shared machine do not stand in the result. Restarts, exchanges and
+everything else take what they take on the real cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import tutti
 from benchmarks.common import describe_machine, machine_line, table, write_result
+from benchmarks.paced import paced
 
 HERE = Path(__file__).resolve().parent
-REPLICAS = 4
+REPLICAS, BATCH, SAMPLE_SECONDS = 4, 48, 0.03
 SETTINGS = (
-    *("data.source=python-stdlib", "data.sequence=128", "model=800K", f"replicas={REPLICAS}"),
-    *("train.batch=16", "train.precision=fp32", "evaluate.prompts=[]"),
+    *("data.source=python-stdlib", "data.sequence=64", "model=200K", f"replicas={REPLICAS}"),
+    *(f"train.batch={BATCH}", "train.precision=fp32", "evaluate.prompts=[]"),
 )
-TRIAL_STEPS = 400
+STEP_SECONDS = BATCH / REPLICAS * SAMPLE_SECONDS
 STALL_SECONDS, GOODPUT, LOSS = 1.0, 0.9, 0.005
 
 
@@ -62,48 +62,36 @@ def main() -> None:
 
 def measure(work: Path, options: argparse.Namespace, machine: dict[str, Any]) -> Path:
     """The trainings, one after the other."""
-    trial = tutti(work, "train", options, "trial", TRIAL_STEPS)
-    tokens_per_step = trial["tokens"] / TRIAL_STEPS
-    rate = trial["tokens_per_second"] / tokens_per_step
-    print(f"{rate:.1f} steps a second", flush=True)
-    steps = round(60 * options.minutes * rate)
-    undisturbed = tutti(work, "train", options, "undisturbed", steps)
+    steps = round(60 * options.minutes / STEP_SECONDS)
+    undisturbed = train(work, options, "undisturbed", steps)
     print(f"undisturbed: {undisturbed['tokens_per_second']:,.0f} tokens/s", flush=True)
-    kills = [f"--kill={60 * minute}s" for minute in range(1, round(options.minutes))]
-    minutely = tutti(
-        work, "chaos", options, "minutely", steps, *kills, "--against", str(work / "runs/undisturbed")
-    )
+    kills = [f"{60 * minute}s" for minute in range(1, round(options.minutes))]
+    minutely = train(work, options, "minutely", steps, kills, work / "runs" / "undisturbed")
     print(f"every minute: {minutely['undisturbed']['goodput_ratio']:.3f} of it", flush=True)
-    kills = [f"--kill={10 + 15 * number}s" for number in range(options.kills)]
-    many = tutti(work, "chaos", options, "many", round((20 + 15 * options.kills) * rate), *kills)
+    kills = [f"{10 + 15 * number}s" for number in range(options.kills)]
+    many = train(work, options, "many", round((20 + 15 * options.kills) / STEP_SECONDS), kills)
     return report(options, machine, steps, undisturbed, minutely, many)
 
 
-def tutti(
-    work: Path, verb: str, options: argparse.Namespace, name: str, steps: int, *more: str
+def train(
+    work: Path,
+    options: argparse.Namespace,
+    name: str,
+    steps: int,
+    kills: Sequence[str] = (),
+    against: Path | None = None,
 ) -> dict[str, Any]:
-    """What the command answers with --json."""
+    """The report of one training; with `kills`, that of `tutti.chaos`."""
     every = max(1, steps // 10)
     words = [
-        *(
-            sys.executable,
-            "-m",
-            "tutti",
-            verb,
-            "nothing.yaml",
-            *SETTINGS,
-            f"name={name}",
-            f"sync={options.sync}",
-        ),
-        *(f"train.steps={steps}", f"evaluate.every={every}", f"checkpoint.every={every}", "--json", *more),
+        *(*SETTINGS, f"name={name}", f"sync={options.sync}", f"train.steps={steps}", f"runs={work / 'runs'}"),
+        *(f"evaluate.every={every}", f"checkpoint.every={every}"),
     ]
-    (work / "nothing.yaml").write_text("{}\n")
-    env = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    done = subprocess.run(words, cwd=work, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    config = tutti.load_config(None, words)
+    with paced((SAMPLE_SECONDS,) * REPLICAS):
+        if not kills:
+            return tutti.train(config, console=False)
+        return tutti.chaos(config, {"kill": kills}, against=against, console=False)
 
 
 def stalls_of(runs: list[dict[str, Any]]) -> list[float]:
@@ -165,7 +153,8 @@ def report(
     ]
     text = (
         f"# Kills under `{options.sync}`\n\n{machine_line(machine)}\n\n"
-        f"{REPLICAS} replicas of 800K parameters, {steps:,} steps undisturbed and with {len(minutely['disturbances'])} "
+        f"{REPLICAS} replicas of 200K parameters, {BATCH} samples a step at {SAMPLE_SECONDS} s each, "
+        f"{steps:,} steps undisturbed and with {len(minutely['disturbances'])} "
         f"kills in {minutely['seconds']:.0f} s, {len(many['disturbances'])} kills in {many['seconds']:.0f} s; "
         f"{len(stalls)} stalls of survivors. Settings: `{' '.join(SETTINGS)}`.\n\n"
         + table(["", "measured", "target"], rows)

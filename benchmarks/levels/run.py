@@ -11,29 +11,25 @@ replicas, k a host; seconds are the median step's.
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import joined
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
-from benchmarks.network.hosts import DEVICE, Hosts, address, why_not
-from tutti.core import read_events
+from benchmarks.network.hosts import DEVICE, Hosts, why_not
 
 HERE = Path(__file__).resolve().parent
-EACH, HOSTS, PORT = 2, 2, 29400
+EACH, HOSTS = 2, 2
 STEPS, WARMUP = 40, 5
 CODECS = ("fp32", "bf16", "int8", "topk")
 TOPOLOGIES = ("auto", "flat")
 SETTINGS = (
-    *("data.source=python-stdlib", "data.sequence=64", "model=800K", f"replicas={EACH * HOSTS}"),
-    *("train.batch=16", "train.precision=fp32", f"train.steps={STEPS}", "evaluate.prompts=[]", "name=r"),
+    *("data.source=python-stdlib", "data.sequence=64", "model=800K"),
+    *("train.batch=16", "train.precision=fp32", f"train.steps={STEPS}", "evaluate.prompts=[]"),
     *(f"evaluate.every={STEPS}", f"checkpoint.every={STEPS}"),
 )
 
@@ -70,36 +66,13 @@ def main() -> None:
 
 def train(work: Path, hosts: Hosts, codec: str, topology: str) -> dict[str, float]:
     """One training: bytes a step that left the first host, and seconds of a step."""
-    for name in ("first", "other"):
-        shutil.rmtree(work / name, ignore_errors=True)
-        (work / name).mkdir()
-    (work / "first" / "c.yaml").write_text("{}\n")
-    (work / "key").write_text(secrets.token_hex(32))
-    listen, tutti = f"{address(0)}:{PORT}", (sys.executable, "-m", "tutti")
-    sync = (f"sync.codec={codec}", f"sync.topology={topology}", "data.cache=../cache-first")
-    train_words = [*tutti, "train", "c.yaml", *SETTINGS, *sync, "--listen", listen, "--here", str(EACH)]
-    join_words = [*tutti, "join", listen, "--replicas", str(EACH), "--cache", "../cache-other"]
     before = sent(hosts)
-    first = begin(hosts, 0, work / "first", [*train_words, "--key", "../key"])
-    other = begin(hosts, 1, work / "other", [*join_words, "--key", "../key"])
-    for process, place in ((first, "first"), (other, "other")):
-        if process.wait(timeout=600):
-            other.kill()
-            sys.exit(f"{place} ended with {process.returncode}:\n{(work / place / 'said').read_text()}")
-    steps = sorted(
-        (e["time"], e["step"]) for e in read_events(work / "first/runs/r", "step") if e["rank"] == 0
-    )
-    times = [time for time, step in steps if WARMUP <= step < STEPS]
+    words = [*SETTINGS, f"sync.codec={codec}", f"sync.topology={topology}"]
+    run = joined.train(work, hosts, EACH, words)
     return {
         "bytes": (sent(hosts) - before) / STEPS,
-        "seconds": median(later - earlier for earlier, later in pairwise(times)),
+        "seconds": joined.step_seconds(run, WARMUP, STEPS - 1),
     }
-
-
-def begin(hosts: Hosts, host: int, place: Path, words: list[str]) -> subprocess.Popen[bytes]:
-    with (place / "said").open("wb") as said:
-        inside = ["ip", "netns", "exec", hosts.space(host), *words]
-        return subprocess.Popen(inside, cwd=place, stdout=said, stderr=said, env=dict(os.environ))
 
 
 def sent(hosts: Hosts) -> int:

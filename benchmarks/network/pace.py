@@ -17,7 +17,7 @@ class Pace:
     """Holds up forward and backward of a Hugging Face model between `begin` and `end`."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._began: float | None = None
 
     def slow_down(self, model: nn.Module) -> None:
@@ -51,7 +51,7 @@ class Pace:
 
     def _wait(self, share: float) -> None:
         if self._began is not None:
-            wait_until(self._began + share * self._seconds)
+            wait_until(self._began + share * self.seconds)
 
 
 def wait_until(moment: float) -> None:

@@ -2,33 +2,30 @@
 
     make bench-unequal                      (or: python -m benchmarks.unequal.run --help)
 
-Speeds are real: `tutti chaos --slow` lets a replica's process run only so much of the time, in turns, so that on two
-cores no more than two ever run at once (1 + 1/2 + 1/4 < 2). Every round measures each speed alone (`replicas=1`) and
-all three together under each policy, by the same command; a figure is samples a second of the second half of a run,
-when shares have settled. The target: together at least 0.9 of the sum of the three alone.
+Computing takes a stated time a sample, by replica (`benchmarks/paced.py`): three replicas have two cores. Every round
+measures each speed alone (`replicas=1`) and all three together under each policy; a figure is samples a second of
+the second half of a run, when shares have settled. The target: together at least 0.9 of the sum of the three alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import tutti
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
+from benchmarks.paced import paced
 from tutti.core import read_events
-from tutti.disturb.disturber import SLOW_PERIOD_SECONDS
 
 HERE = Path(__file__).resolve().parent
 SPEEDS = (1.0, 0.5, 0.25)
-BATCH = 28
+BATCH, SAMPLE_SECONDS = 28, 0.02
 SETTINGS = (
-    *("data.source=python-stdlib", "data.sequence=128", "model=3M", "train.precision=fp32"),
+    *("data.source=python-stdlib", "data.sequence=64", "model=200K", "train.precision=fp32"),
     *("evaluate.prompts=[]", "evaluate.every=100000", "checkpoint.every=100000", f"train.batch={BATCH}"),
 )
 TOGETHER = {
@@ -86,19 +83,10 @@ def alone(speed: float) -> str:
 def train(work: Path, name: str, steps: int) -> tuple[float, list[int]]:
     """Samples a second of the second half, and how many each replica made of them."""
     shutil.rmtree(work / "runs", ignore_errors=True)
-    together = name in TOGETHER
-    speeds = SPEEDS if together else tuple(speed for speed in SPEEDS if alone(speed) == name)
-    slow, begin = [], 0.0
-    for replica, speed in enumerate(speeds):
-        if speed < 1:
-            slow.append(f"--slow={round(1000 * begin)}ms+3600s:{100 * speed:g}%@{replica}")
-            begin += speed * SLOW_PERIOD_SECONDS
-    words = [sys.executable, "-m", "tutti", *(("chaos", "c.yaml", *slow) if slow else ("train", "c.yaml"))]
-    words += [*SETTINGS, f"replicas={len(speeds)}", f"train.steps={steps}", "name=r", *TOGETHER.get(name, ())]
-    (work / "c.yaml").write_text("{}\n")
-    done = subprocess.run(words, cwd=work, env=dict(os.environ), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    speeds = SPEEDS if name in TOGETHER else tuple(speed for speed in SPEEDS if alone(speed) == name)
+    words = [*SETTINGS, f"replicas={len(speeds)}", f"train.steps={steps}", "name=r", f"runs={work / 'runs'}"]
+    with paced(tuple(SAMPLE_SECONDS / speed for speed in speeds)):
+        tutti.train(tutti.load_config(None, [*words, *TOGETHER.get(name, ())]), console=False)
     return rate_of(work / "runs" / "r", len(speeds))
 
 
@@ -138,7 +126,8 @@ def report(
     head = ["", "samples/s", "÷ the sum of those alone", "made by each replica", f"target ≥ {TARGET}"]
     page = (
         f"# Unequal machines, 1 : 1/2 : 1/4\n\n{machine_line(machine)}\n\n"
-        f"A Llama of 3M parameters, {BATCH} samples of 128 tokens a step over all replicas, one thread each, "
+        f"A Llama of 200K parameters, {BATCH} samples a step over all replicas; a sample takes "
+        f"{SAMPLE_SECONDS:g} s at speed 1; "
         f"{len(sums)} rounds, about {options.seconds:.0f} s a run. In brackets the smallest and the largest.\n\n"
         + table(head, rows)
     )

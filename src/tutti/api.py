@@ -35,6 +35,7 @@ from tutti.supervise import (
     Reception,
     Supervision,
     Visit,
+    candidate,
     in_started_world,
     read_key,
     run_in_started_world,
@@ -101,7 +102,7 @@ def train(
     say = printer(console)
     resolved, prepared = start(check_run(run, config, resume), say)
     if reception is not None:
-        reception.check(resolved.config)
+        reception.check(resolved.config, candidate(resolved))
     if not resume:
         run.create()
     if reception is not None:

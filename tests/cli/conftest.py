@@ -85,6 +85,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     answers = {
         "prepare": prepared,
         "train": {"state": "finished", "steps": 3, "train_loss": float("nan")},
+        "join": {"run": "a", "state": "finished", "replicas": [1], "step": 3},
         "chaos": figures,
         "chaos_report": figures,
         "evaluate": {"loss": 1.5, "bits_per_byte": 2.0, "targets": 10, "seconds": 0.1, "step": 3},

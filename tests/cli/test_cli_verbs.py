@@ -17,6 +17,7 @@ VERBS = [
     ["doctor"],
     ["prepare"],
     ["train"],
+    ["join"],
     ["chaos"],
     ["evaluate"],
     ["generate"],
@@ -111,14 +112,36 @@ def test_train(command: Command, config: str, api: SimpleNamespace) -> None:
     assert command("train", config, "train.steps=7", "--resume").code == 0
     answer = command("train", config, "train.steps=7", "--json")
     assert answer.json == {"state": "finished", "steps": 3, "train_loss": "nan"}
+    alone = {"listen": None, "here": None, "key": None}
     assert api.calls == [
-        ("train", (resolved,), {"resume": True, "console": True}),
-        ("train", (resolved,), {"resume": False, "console": False}),
+        ("train", (resolved,), {"resume": True, "console": True, **alone}),
+        ("train", (resolved,), {"resume": False, "console": False, **alone}),
     ]
+    assert command("train", config, "--listen", "h:1", "--here", "2", "--key", "k").code == 0
+    assert api.calls[-1][2] == {
+        "resume": False,
+        "console": True,
+        "listen": "h:1",
+        "here": 2,
+        "key": Path("k"),
+    }
     api.answers["train"] = {"state": "interrupted"}
     assert command("train", config).code == 130
     answer = command("train", config, "--json")
     assert (answer.code, answer.json) == (130, {"state": "interrupted"})
+
+
+def test_join(command: Command, api: SimpleNamespace) -> None:
+    answer = command("join", "h:1")
+    assert answer.code == 0 and "run a has ended" in answer.out
+    named = {"replicas": None, "runs": Path("runs"), "cache": None, "console": True}
+    assert api.calls == [("join", ("h:1", Path("join.key")), named)]
+    api.answers["join"] = {"run": "a", "state": "left", "replicas": [1], "step": 3}
+    answer = command("join", "h:1", "--key", "k", "--replicas", "2", "--runs", "r", "--cache", "c", "--json")
+    assert (answer.code, answer.json["state"]) == (130, "left")
+    named = {"replicas": 2, "runs": Path("r"), "cache": Path("c"), "console": False}
+    assert api.calls[-1] == ("join", ("h:1", Path("k")), named)
+    assert "the others go on" in command("join", "h:1").out
 
 
 def test_chaos(command: Command, config: str, api: SimpleNamespace, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "doctor",
         "prepare",
         "train",
+        "join",
         "evaluate",
         "generate",
         "export",

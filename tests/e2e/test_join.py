@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from commands import Command, Here, events_of, is_alive, refused, started, worker_pid, write_config
 
 from tutti.core import read_events
@@ -82,13 +83,28 @@ def test_a_machine_joins_leaves_and_joins_again(tmp_path: Path) -> None:
     assert "model and report are on the machine that started it" in answers[1].out
     assert events_of(first.run, "finished")[0]["step"] == STEPS
     came = [event["kind"] for event in events_of(first.run, "joined") + events_of(first.run, "left")]
-    assert Counter(came) == {"joined": 2, "left": 2}
+    assert Counter(came) == {"joined": 2, "left": 1}
     assert events_of(other.run, "healed")
     # No sample is lost or trained twice; who is killed may have had no time to write its last step down.
     counted = samples_of(first.run, other.run)
     assert max(counted.values()) == 1
     assert (STEPS - 1) * BATCH <= len(counted) <= STEPS * BATCH
     assert not list(other.run.glob("checkpoints/step-*"))  # who leads saves, on its own disk
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_machines_measure_together_before_a_run_with_sync_auto(tmp_path: Path) -> None:
+    machines = Machines(tmp_path)
+    words = (*machines.train, "sync=auto", "train.steps=40")
+    with started(machines.first, *words) as first, started(machines.other, *machines.join) as other:
+        answers = first.end(200), other.end()
+    assert [(a.code, a.err) for a in answers] == [(0, ""), (0, "")], answers
+    assert "chosen: sync = " in answers[0].out and "measuring" in answers[1].out
+    chosen = yaml.safe_load((first.run / "config.yaml").read_text())["sync"]
+    assert chosen == yaml.safe_load((other.run / "config.yaml").read_text())["sync"]
+    assert chosen["policy"] in ("allreduce", "diloco") and chosen["codec"] != "auto"
+    assert [e["replica"] for e in events_of(first.run, "sync_measured")] == [0, 1]
 
 
 @pytest.mark.slow
@@ -118,9 +134,9 @@ def test_guests_end_when_the_first_machine_is_gone_and_join_when_it_is_back(tmp_
         (("--here", "1"), ["belong to --listen"]),
         (("--listen", "127.0.0.1", "--here", "1"), ["127.0.0.1 is no address with a port"]),
         (("--listen", "127.0.0.1:1"), ["--listen needs --here"]),
+        (("--listen", "0.0.0.0:1", "--here", "1"), ["is not how others find this machine"]),
         (("--listen", "127.0.0.1:1", "--here", "2"), ["--here 2 leaves no place", "replicas = 2"]),
         (("--listen", "127.0.0.1:1", "--here", "1", "replicas=auto"), ["needs a number of replicas"]),
-        (("--listen", "127.0.0.1:1", "--here", "1", "sync=auto"), ["sync: auto", "nobody has joined"]),
         (("--listen", "127.0.0.1:1", "--here", "1", "sync.membership=fixed"), ["fixed"]),
         (("--listen", "10.99.99.99:29400", "--here", "1"), ["10.99.99.99", "an address of this machine"]),
         (("--listen", "127.0.0.1:29400", "--here", "1", "--key", "text.txt"), ["text.txt is no key"]),

@@ -30,7 +30,7 @@ from tutti.observe.tail import Tail, when
 
 #: How finely time is cut for the schedule, and for a slowed replica: a fifth of a second in hundredths.
 _TICK_SECONDS = 0.05
-_SLOW_TICK_SECONDS, SLOW_PERIOD_SECONDS = 0.005, 0.2
+_SLOW_TICK_SECONDS, _SLOW_PERIOD_SECONDS = 0.005, 0.2
 
 Processes = Callable[[int], list[psutil.Process]]
 
@@ -85,7 +85,7 @@ class _Slow(_Action):
         self._stop: _Stop | None = None
 
     def tick(self, elapsed: float) -> None:
-        stands = elapsed % SLOW_PERIOD_SECONDS >= self._speed * SLOW_PERIOD_SECONDS
+        stands = elapsed % _SLOW_PERIOD_SECONDS >= self._speed * _SLOW_PERIOD_SECONDS
         if stands and self._stop is None:
             self._stop = _Stop(self._processes(), self._guard)
         elif not stands:

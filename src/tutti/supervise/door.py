@@ -1,12 +1,15 @@
 """The door of a run: replicas on other machines come in, if they know its key.
 
-    join   {count, machine, software}   →   {guest, numbers, …offer} or {refused, hint}
-    file   {name, offset}               →   {}, bytes
-    alive  {guest}                      →   {known}
-    leave  {guest}                      →   {}
+    join      {count or null, cores, machine, software}   →   {guest, numbers, incarnation, files} or {refused, hint}
+    file      {guest, name, offset}                       →   {}, bytes
+    work      {guest, after}                              →   {stage, …}: what is to be done; or {wait}
+    measured  {guest, events}                             →   {}
+    alive     {guest}                                     →   {known}
+    leave     {guest}                                     →   {}
 
 A run has as many seats as replicas; those that do not start on the first machine are free. A guest that falls silent
-loses its seats: others may have them.
+loses its seats: others may have them. What is to be done has a number, `stage`: a guest asks for what comes `after` the
+one that it has ended.
 """
 
 from __future__ import annotations
@@ -41,30 +44,38 @@ class _Guest:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a guest gets: `facts` (JSON), and `files` by the name under which they are asked for. `software`: what it
-    has to run."""
+class House:
+    """What a guest finds: `files` by the name under which they are asked for. `software`: what it has to run itself.
+    `parts`: workers of a replica."""
 
-    facts: Mapping[str, Any]
     files: Mapping[str, Path]
     software: str
+    parts: int
 
 
 class Door:
     """Serves in a thread of its own. `seats`: numbers of replicas that may come in. `note(kind, **fields)`: told of who
-    comes and goes.
+    comes and goes; `receive(events)`: of what guests measured.
 
     Raises:
         LaunchError: `host` is not this machine, or somebody else listens at `port`.
     """
 
     def __init__(
-        self, host: str, port: int, key: bytes, seats: Sequence[int], offer: Offer, note: Callable[..., None]
+        self,
+        host: str,
+        port: int,
+        key: bytes,
+        seats: Sequence[int],
+        house: House,
+        note: Callable[..., None],
+        receive: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         self._free = sorted(seats)
         self._guests: dict[int, _Guest] = {}
         self._came = 0
-        self._offer, self._note = offer, note
+        self._house, self._note, self._receive = house, note, receive
+        self._stages: list[Mapping[str, Any]] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = listener(self._context, zmq.REP, key)
         try:
@@ -79,6 +90,10 @@ class Door:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="door", daemon=True)
         self._thread.start()
+
+    def give(self, work: Mapping[str, Any]) -> None:
+        """From now on this (JSON) is what guests are to do."""
+        self._stages.append(work)
 
     def close(self) -> None:
         """Nobody comes in any more."""
@@ -101,27 +116,35 @@ class Door:
 
     def _answer(self, asked: dict[str, Any]) -> list[bytes]:
         verb = asked["verb"]
+        guest = self._guests.get(int(asked.get("guest", 0)))
+        if guest is not None:
+            guest.heard = time.monotonic()
         if verb == "file":
-            with self._offer.files[asked["name"]].open("rb") as file:
+            with self._house.files[asked["name"]].open("rb") as file:
                 file.seek(int(asked["offset"]))
                 return [b"{}", file.read(CHUNK_BYTES)]
-        guest = self._guests.get(int(asked.get("guest", 0)))
         if verb == "join":
-            found = self._join(int(asked["count"]), str(asked["machine"]), str(asked["software"]))
+            found = self._join(
+                asked["count"], int(asked["cores"]), str(asked["machine"]), str(asked["software"])
+            )
+        elif verb == "work":
+            stage = len(self._stages)
+            found = {"stage": stage, **self._stages[-1]} if stage > int(asked["after"]) else {"wait": True}
+        elif verb == "measured":
+            self._receive(list(asked["events"]))
+            found = {}
         elif verb == "leave":
             if guest is not None:
                 self._let_go(int(asked["guest"]), "left")
             found = {}
         else:
-            if guest is not None:
-                guest.heard = time.monotonic()
             found = {"known": guest is not None}
         return [json.dumps(found).encode()]
 
-    def _join(self, count: int, machine: str, software: str) -> dict[str, Any]:
-        if software != self._offer.software:
+    def _join(self, wanted: int | None, cores: int, machine: str, software: str) -> dict[str, Any]:
+        if software != self._house.software:
             return {
-                "refused": f"the run goes on with {self._offer.software}, this machine has {software}",
+                "refused": f"the run goes on with {self._house.software}, this machine has {software}",
                 "hint": "install the same versions on all machines",
             }
         if not self._free:
@@ -129,6 +152,7 @@ class Door:
                 "refused": "all replicas of the run have their place",
                 "hint": "wait until one leaves, or start the run with more `replicas`",
             }
+        count = int(wanted) if wanted is not None else max(1, cores // self._house.parts)
         numbers, self._free = self._free[:count], self._free[count:]
         self._came += 1
         self._guests[self._came] = _Guest(numbers, machine, time.monotonic())
@@ -137,8 +161,7 @@ class Door:
             "guest": self._came,
             "numbers": numbers,
             "incarnation": self._came * _INCARNATIONS,
-            **self._offer.facts,
-            "files": {name: path.stat().st_size for name, path in self._offer.files.items()},
+            "files": {name: path.stat().st_size for name, path in self._house.files.items()},
         }
 
     def _forget_silent(self) -> None:

@@ -28,9 +28,10 @@ from tutti.launch.meeting import Meeting, bracketed
 from tutti.observe import summarise_errors
 from tutti.supervise.beside import Show, stall_check
 from tutti.supervise.door import CHUNK_BYTES
-from tutti.supervise.reception import fields_of, software
+from tutti.supervise.reception import meeting_of, software
 from tutti.sync.asking import Line
 from tutti.sync.channel import proof
+from tutti.train.measure import main as measure_main
 from tutti.train.replicas import Elastic
 from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
@@ -38,7 +39,9 @@ from tutti.train.worker import main as worker_main
 #: How long the first machine may take to answer at first (it cannot say that the key is wrong), and later.
 _FIRST_ANSWER_SECONDS = 20.0
 _ANSWER_SECONDS = 15.0
+_FAREWELL_SECONDS = 2.0
 _PING_SECONDS = 2.0
+_WAIT_SECONDS = 0.5
 #: In a run's directory on a guest: of which run it is, without giving the key away.
 _MARK = "guest-of"
 Say = Callable[[str], None]
@@ -71,30 +74,83 @@ class Visit:
         try:
             offered = self._ask(
                 "join",
-                patience=_FIRST_ANSWER_SECONDS,
-                count=self.count or usable_cores(),
+                patience=lambda: _FIRST_ANSWER_SECONDS,
+                count=self.count,
+                cores=usable_cores(),
                 machine=socket.gethostname(),
                 software=software(),
             )
             if "refused" in offered:
                 raise LaunchError(f"{self._address} refuses: {offered['refused']}", offered["hint"])
             self._guest = int(offered["guest"])
+            self._numbers = [int(number) for number in offered["numbers"]]
+            self._incarnation = int(offered["incarnation"])
+            self._files: dict[str, int] = offered["files"]
             try:
-                return self._stay(offered)
-            finally:
-                with suppress(LaunchError):
-                    self._ask("leave", guest=self._guest, patience=2.0)
+                result = self._stay()
+            except BaseException:
+                self._leave()
+                raise
+            if result["state"] == "left":
+                self._leave()
+            return result
         finally:
             self._line.close()
 
-    def _stay(self, offered: dict[str, Any]) -> dict[str, Any]:
-        config = parse_config(offered["config"], f"of the run at {self._address}")
-        numbers = [int(number) for number in offered["numbers"]]
-        self._say(f"run {config.name} at {self._address}: this machine has replicas {_listed(numbers)}")
-        prepared = self._fetch_text(config, offered)
-        run = self._make_directory(config, offered["config"])
-        meeting, server = fields_of(offered)
-        secret, here = bytes.fromhex(offered["secret"]), self._own_address()
+    def _stay(self) -> dict[str, Any]:
+        """Do what there is to do: measure, if that is asked for, then train."""
+        self._say(
+            f"{self._address}: this machine has replicas {', '.join(map(str, self._numbers))} of its run"
+        )
+        stage = 0
+        while True:
+            work = self._next_work(stage)
+            stage = int(work["stage"])
+            config = parse_config(work["config"], f"of the run at {self._address}")
+            prepared = self._fetch_text(config, Path(work["prepared"]).name)
+            run = self._make_directory(config, work["config"])
+            if work["measure"]:
+                self._say("sync: auto: measuring steps, links and codecs before the run")
+            began = time.time()
+            launch = self._launch(config, run, prepared, work)
+            events = EventWriter(run.events, LAUNCHER_RANK)
+            events.write("launched", resume=False)
+            look = stall_check(run, config, events, launch.kill)
+            with Show(run, self.console, began), self._in_touch(launch):
+                outcome = launch.execute(look)
+            events.close()
+            if self._gone:
+                raise LaunchError(
+                    f"{self._gone}; this machine's replicas have ended",
+                    "once the run goes on there (with --resume), join it again",
+                )
+            if not outcome.succeeded and not outcome.stopped:
+                problem = summarise_errors(run.path, began) or outcome.reason
+                raise LaunchError(problem, f"what the workers printed stands in {run.logs}")
+            if work["measure"] and not outcome.stopped:
+                found = [e for e in read_events(run.path, "sync_measured") if e["time"] >= began]
+                self._ask("measured", lambda: _ANSWER_SECONDS, guest=self._guest, events=found)
+                continue
+            steps = [e["step"] for e in read_events(run.path, "step") if e["time"] >= began]
+            state = "left" if outcome.stopped else "finished"
+            return {
+                "run": run.name,
+                "state": state,
+                "replicas": self._numbers,
+                "step": max(steps, default=None),
+            }
+
+    def _next_work(self, after: int) -> dict[str, Any]:
+        while True:
+            work = self._ask("work", lambda: _ANSWER_SECONDS, guest=self._guest, after=after)
+            if "wait" not in work:
+                return work
+            time.sleep(_WAIT_SECONDS)
+
+    def _launch(self, config: Config, run: RunDirectory, prepared: Path, work: dict[str, Any]) -> LocalLaunch:
+        meeting, server = meeting_of(work)
+        secret, here = bytes.fromhex(work["secret"]), self._own_address()
+        threads = max(1, usable_cores() // (len(self._numbers) * config.layout.ranks))
 
         def assignment(replica: int | None, _: Meeting | None) -> Assignment:
             assert replica is not None
@@ -106,43 +162,24 @@ class Visit:
                 host=here,
                 server=server,
                 guest=True,
-                incarnation=int(offered["incarnation"]),
+                incarnation=self._incarnation,
             )
-            threads = max(1, usable_cores() // (len(numbers) * config.layout.ranks))
             return Assignment(
                 run.path.absolute(), prepared, threads, elastic=elastic, launcher_pid=os.getpid()
             )
 
-        launch = LocalLaunch(
+        return LocalLaunch(
             run=run.path,
-            replicas=max(numbers) + 1,
-            here=numbers,
+            replicas=max(self._numbers) + 1,
+            here=self._numbers,
             parts=config.layout.ranks,
             meeting=nullcontext(meeting),
-            max_restarts=config.watch.max_restarts,
+            max_restarts=0 if work["measure"] else config.watch.max_restarts,
             min_replicas=1,
-            entry=worker_main,
+            entry=measure_main if work["measure"] else worker_main,
             assignment=assignment,
             guest=True,
         )
-        began = time.time()
-        events = EventWriter(run.events, LAUNCHER_RANK)
-        events.write("launched", resume=False)
-        look = stall_check(run, config, events, launch.kill)
-        with Show(run, self.console, began), self._in_touch(launch):
-            outcome = launch.execute(look)
-        events.close()
-        if self._gone:
-            raise LaunchError(
-                f"{self._gone}; this machine's replicas have ended",
-                "once the run goes on there (with --resume), join it again",
-            )
-        if not outcome.succeeded and not outcome.stopped:
-            problem = summarise_errors(run.path, began) or outcome.reason
-            raise LaunchError(problem, f"what the workers printed stands in {run.logs}")
-        steps = [e["step"] for e in read_events(run.path, "step") if e["time"] >= began]
-        state = "left" if outcome.stopped else "finished"
-        return {"run": run.name, "state": state, "replicas": numbers, "step": max(steps, default=None)}
 
     # The first machine -------------------------------------------------------------------------------------------
 
@@ -150,8 +187,8 @@ class Visit:
     def _address(self) -> str:
         return f"{bracketed(self.host)}:{self.port}"
 
-    def _exchange(self, patience: float, verb: str, **fields: Any) -> list[bytes]:
-        answer = self._line.ask([json.dumps({"verb": verb, **fields}).encode()], lambda: patience)
+    def _exchange(self, verb: str, patience: Callable[[], float], **fields: Any) -> list[bytes]:
+        answer = self._line.ask([json.dumps({"verb": verb, **fields}).encode()], patience)
         if answer is None:
             raise LaunchError(
                 f"nobody at {self._address} answers to this key",
@@ -159,19 +196,26 @@ class Visit:
             )
         return answer
 
-    def _ask(self, verb: str, *, patience: float = _ANSWER_SECONDS, **fields: Any) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._exchange(patience, verb, **fields)[0])
+    def _ask(self, verb: str, patience: Callable[[], float], **fields: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._exchange(verb, patience, **fields)[0])
         return found
+
+    def _leave(self) -> None:
+        with suppress(LaunchError):
+            self._ask("leave", lambda: _FAREWELL_SECONDS, guest=self._guest)
 
     @contextmanager
     def _in_touch(self, launch: LocalLaunch) -> Iterator[None]:
         """Tell the first machine now and then that this one is there; leave when it has gone, or has given us up."""
         over = threading.Event()
 
+        def patience() -> float:
+            return 0.0 if over.is_set() else _ANSWER_SECONDS
+
         def ping() -> None:
             while not over.wait(_PING_SECONDS):
                 try:
-                    if self._ask("alive", guest=self._guest)["known"]:
+                    if self._ask("alive", patience, guest=self._guest)["known"]:
                         continue
                     self._gone = (
                         f"{self._address} has given the places of this machine to others: it was cut off"
@@ -226,16 +270,15 @@ class Visit:
             raise unwritable(run.path, error) from error
         return run
 
-    def _fetch_text(self, config: Config, offered: dict[str, Any]) -> Path:
-        """The prepared text: this machine's own, if it has it, or the first machine's, file by file."""
+    def _fetch_text(self, config: Config, name: str) -> Path:
+        """The prepared text `name`: this machine's own, if it has it, or the first machine's, file by file."""
         cache = (self.cache or Path(config.data.cache)).expanduser()
-        name = Path(offered["prepared"]).name  # whatever another machine says, nothing is written elsewhere
         directory = cache / "prepared" / name
         with locked(cache / "locks" / f"{name}.lock", self._say):
             try:
                 open_prepared(directory)
             except DataError:
-                files: dict[str, int] = offered["files"]
+                files = self._files
                 self._say(f"fetching the prepared text: {sum(files.values()) / 1e6:,.1f} MB")
                 try:
                     # The manifest says that a directory is whole.
@@ -252,7 +295,9 @@ class Visit:
         part = path.with_name(f"{path.name}.part")
         with part.open("wb") as file:
             while file.tell() < size:
-                _, data = self._exchange(_ANSWER_SECONDS, "file", name=name, offset=file.tell())
+                _, data = self._exchange(
+                    "file", lambda: _ANSWER_SECONDS, guest=self._guest, name=name, offset=file.tell()
+                )
                 if not data or len(data) > CHUNK_BYTES:
                     raise LaunchError(f"{self._address} sent no more of {name}", "try again")
                 file.write(data)
@@ -261,7 +306,3 @@ class Visit:
     def _say(self, message: str) -> None:
         if self.console:
             print(message, flush=True)
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,8 @@ from tutti.launch.meeting import Meeting, bracketed, meeting_here
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
-from tutti.supervise.measured import decide, measuring
+from tutti.supervise.door import Door
+from tutti.supervise.measured import candidate, decide, measuring
 from tutti.supervise.reception import Reception
 from tutti.sync.channel import new_secret
 from tutti.sync.server import ServerAddress
@@ -116,54 +117,66 @@ class Supervision:
 
     def _launch(self, events: EventWriter, began: float) -> Outcome:
         """Measure first, where that decides how replicas agree; then train."""
-        if self.resolved.config.sync.undecided:
-            if self.console:
-                print("sync: auto: measuring steps, links and codecs before the run", flush=True)
-            outcome = self._see_through(measuring(self.run, self.resolved, self._assignment), events)
-            if outcome.stopped or not decide(self.run, self.resolved, began):
-                return replace(outcome, succeeded=False)
-            clear_signs(self.run.live)
+        with self._open_door(events) as door:
+            if self.resolved.config.sync.undecided:
+                if self.console:
+                    print("sync: auto: measuring steps, links and codecs before the run", flush=True)
+                elastic = candidate(self.resolved).membership == "elastic"
+                meeting = self._meeting(door, measure=True) if elastic else None
+                measure = measuring(
+                    self.run, self.resolved, self._assignment, meeting=meeting, here=self._here
+                )
+                outcome = self._see_through(measure, events)
+                if outcome.stopped or not decide(self.run, self.resolved, began, elsewhere=door is not None):
+                    return replace(outcome, succeeded=False)
+                clear_signs(self.run.live)
+            launch = self._training(door)
+            with self.trouble.around(launch, began, events) if self.trouble else nullcontext():
+                return self._see_through(launch, events)
+
+    def _training(self, door: Door | None) -> LocalLaunch:
         config = self.resolved.config
         served = config.sync.policy == "server"
         host = self.reception.host if self.reception is not None else "127.0.0.1"
         if served:
             self._server = ServerAddress(f"tcp://{bracketed(host)}:{free_port(host)}", new_secret())
         elastic = served or (config.sync.membership == "elastic" and _number(config.replicas) > 1)
-        launch = LocalLaunch(
+        return LocalLaunch(
             run=self.run.path,
             replicas=_number(config.replicas),
-            here=range(self.reception.here) if self.reception is not None else None,
+            here=self._here,
             parts=config.layout.ranks,
-            meeting=self._meeting(events) if elastic else None,
+            meeting=self._meeting(door) if elastic else None,
             max_restarts=config.watch.max_restarts,
             min_replicas=config.sync.min_replicas,
             entry=worker_main,
             assignment=self._assignment,
             server=(server_main, self._server_assignment(self._server)) if self._server else None,
         )
-        with self.trouble.around(launch, began, events) if self.trouble else nullcontext():
-            return self._see_through(launch, events)
 
     def _see_through(self, launch: LocalLaunch, events: EventWriter) -> Outcome:
         self._launched = launch
         look = stall_check(self.run, self.resolved.config, events, launch.kill)
         return launch.execute(_at_most_every(1.0, look))
 
-    def _meeting(self, events: EventWriter) -> AbstractContextManager[Meeting]:
-        config = self.resolved.config
+    @property
+    def _here(self) -> Sequence[int] | None:
+        return range(self.reception.here) if self.reception is not None else None
+
+    def _open_door(self, events: EventWriter) -> AbstractContextManager[Door | None]:
         if self.reception is None:
-            return meeting_here(
-                "localhost", lighthouse=self._server is None, min_replicas=config.sync.min_replicas
-            )
+            return nullcontext()
         assert self.prepared is not None, "tutti.fit has no reception"
+        return self.reception.door(self.run, self.resolved.config, self.prepared, events.write)
+
+    def _meeting(self, door: Door | None, *, measure: bool = False) -> AbstractContextManager[Meeting]:
+        config = self.resolved.config
+        if self.reception is None or door is None or self.prepared is None:
+            # Who measures must not wait for the dead, but say that somebody is missing.
+            fewest = 1 if measure else config.sync.min_replicas
+            return meeting_here("localhost", lighthouse=self._server is None, min_replicas=fewest)
         return self.reception.meeting(
-            self.run,
-            config,
-            self._secret,
-            prepared=self.prepared,
-            server=self._server,
-            choices=self.resolved.choices,
-            note=events.write,
+            door, config, self._secret, prepared=self.prepared, server=self._server, measure=measure
         )
 
     def _assignment(self, replica: int | None, meeting: Meeting | None) -> Assignment:

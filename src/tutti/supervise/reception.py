@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 
 from tutti import __version__
 from tutti.config import Config, count_groups, dump_config
+from tutti.config.agreement import SyncConfig
 from tutti.core.errors import ConfigError, RunError
+from tutti.core.events import EventWriter
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.launch.meeting import Meeting, bracketed, meeting_here
-from tutti.supervise.door import Door, Offer
+from tutti.supervise.door import Door, House
 from tutti.sync.channel import SECRET_BYTES
 from tutti.sync.server import ServerAddress
 
@@ -36,6 +38,11 @@ class Reception:
     def of(cls, listen: str, here: int | None, key: Path | None) -> Reception:
         """As the command line has it. Raises ConfigError for what cannot be."""
         host, port = split_address(listen)
+        if host in ("0.0.0.0", "::", "*"):
+            raise ConfigError(
+                f"--listen {listen} is not how others find this machine",
+                "give its address in the network, or its name",
+            )
         if here is None:
             raise ConfigError(
                 "--listen needs --here: how many of the replicas start on this machine",
@@ -57,11 +64,6 @@ class Reception:
                 "--listen needs a number of replicas: `auto` looks at this machine alone",
                 "count those of all machines, for example replicas=4",
             )
-        if config.sync.undecided:
-            raise ConfigError(
-                "sync: auto measures before the run, when nobody has joined it yet",
-                "say what to take: sync=allreduce sync.codec=bf16 for office Ethernet, sync=diloco for the internet",
-            )
 
     def invitation(self, run: RunDirectory, config: Config) -> str:
         """What the user has to do next."""
@@ -72,56 +74,70 @@ class Reception:
             f"    tutti join {self.address} --key join.key        (copy {self.key_file(run)} there first)"
         )
 
-    def check(self, config: Config) -> None:
-        """Raises ConfigError where nobody could come into a run of `config`, in which nothing is `auto`."""
+    def check(self, config: Config, sync: SyncConfig) -> None:
+        """Raises ConfigError where nobody could come into a run of `config` by `sync`, in which nothing is `auto`."""
         assert isinstance(config.replicas, int)
         if not 1 <= self.here < config.replicas:
             raise ConfigError(
                 f"--here {self.here} leaves no place for others: the run has replicas = {config.replicas}",
                 "`replicas` counts those of all machines; give --here at least 1 and fewer than that",
             )
-        if config.sync.policy != "server" and config.sync.membership != "elastic":
+        if sync.policy != "server" and sync.membership != "elastic":
             raise ConfigError(
                 "--listen needs members that may come and go, and those of this run are fixed",
                 "see sync.membership; torchrun starts fixed members on several machines (docs/how-to/several-hosts.md)",
             )
+        if self.key is not None:
+            read_key(self.key)
+
+    @contextmanager
+    def door(
+        self, run: RunDirectory, config: Config, prepared: Path, note: Callable[..., None]
+    ) -> Iterator[Door]:
+        """The door, open for those who have the key, as long as it lasts."""
+        assert isinstance(config.replicas, int)
+
+        def receive(events: list[dict[str, Any]]) -> None:
+            for event in events:
+                writer = EventWriter(run.events, int(event.pop("rank")), replica=int(event.pop("replica")))
+                with closing(writer):
+                    writer.write(str(event.pop("kind")), **event)
+
+        paths = [path for path in sorted(prepared.rglob("*")) if path.is_file()]
+        house = House(
+            {str(path.relative_to(prepared)): path for path in paths}, software(), config.layout.ranks
+        )
+        seats = range(self.here, config.replicas)
+        with closing(Door(self.host, self.port, self._key(run), seats, house, note, receive)) as door:
+            yield door
 
     @contextmanager
     def meeting(
         self,
-        run: RunDirectory,
+        door: Door,
         config: Config,
         secret: bytes,
         *,
         prepared: Path,
         server: ServerAddress | None,
-        choices: Sequence[str],
-        note: Callable[..., None],
+        measure: bool = False,
     ) -> Iterator[Meeting]:
-        """Where replicas meet, with the door open for those of other machines."""
-        assert isinstance(config.replicas, int)
+        """Where replicas meet, which guests are told. `measure`: to find out how `config` had best be run."""
         with meeting_here(
             self.host, lighthouse=server is None, min_replicas=config.sync.min_replicas
         ) as meeting:
-            facts = {
-                "name": run.name,
-                "config": dump_config(config),
-                "secret": secret.hex(),
-                "lighthouse": meeting.lighthouse,
-                "store": meeting.store,
-                "server": [server.address, server.secret.hex()] if server is not None else None,
-                "choices": list(choices),
-                "prepared": prepared.name,
-            }
-            files = {
-                str(path.relative_to(prepared)): path
-                for path in sorted(prepared.rglob("*"))
-                if path.is_file()
-            }
-            seats = range(self.here, config.replicas)
-            offer = Offer(facts, files, software())
-            with closing(Door(self.host, self.port, self._key(run), seats, offer, note)):
-                yield meeting
+            door.give(
+                {
+                    "measure": measure,
+                    "config": dump_config(config),
+                    "secret": secret.hex(),
+                    "lighthouse": meeting.lighthouse,
+                    "store": meeting.store,
+                    "server": [server.address, server.secret.hex()] if server is not None else None,
+                    "prepared": prepared.name,
+                }
+            )
+            yield meeting
 
     def key_file(self, run: RunDirectory) -> Path:
         """Where the key is, or will be."""
@@ -174,8 +190,8 @@ def software() -> str:
     return f"torch {torch.__version__}, tutti {__version__}"
 
 
-def fields_of(answer: dict[str, Any]) -> tuple[Meeting, ServerAddress | None]:
-    """Where a guest meets the others, from what it was offered."""
+def meeting_of(answer: dict[str, Any]) -> tuple[Meeting, ServerAddress | None]:
+    """Where a guest meets the others, from the work that it was given."""
     host, port = answer["store"]
     served = answer["server"]
     server = ServerAddress(served[0], bytes.fromhex(served[1])) if served else None

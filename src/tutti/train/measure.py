@@ -25,8 +25,9 @@ def main(assignment: Assignment) -> None:
 def _measure(rank: Rank) -> None:
     trainee, elastic = build(rank), rank.assignment.elastic
     world, settings, sync = trainee.world, trainee.settings, trainee.config.sync
+    incarnation = rank.attempt + (elastic.incarnation if elastic is not None else 0)
     transport = make_transport(
-        world, elastic, rank.attempt, lambda message: rank.events.write("warning", message=message)
+        world, elastic, incarnation, lambda message: rank.events.write("warning", message=message)
     )
     pacing = Pacing(trainee.job, trainee.split, trainee.optimizers, settings, sync, transport)
     transport.announce()

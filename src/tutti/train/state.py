@@ -167,7 +167,10 @@ class StateKeeper:
         for name, value in self._flat(gathered["optimizer"]).items():
             local_part(value).copy_(given["optimizer"][name])
         apply_state(self.split.objective, self.optimizers, gathered)
-        for name, buffer in self.split.objective.named_buffers():  # each replica goes on with statistics of its own
+        for (
+            name,
+            buffer,
+        ) in self.split.objective.named_buffers():  # each replica goes on with statistics of its own
             buffer.copy_(given["buffers"][name])
         state.best_loss, state.best_step = given["best"]
 
