@@ -3,7 +3,7 @@
     make bench-levels                      (as root, with iproute2; or: python -m benchmarks.levels.run --help)
 
 Two hosts (network namespaces, links of a stated rate) with two replicas each: `tutti train --listen` on one, `tutti
-join` on the other. Every round trains with `topology: auto` (two levels) and `flat` by each codec. Bytes are what the
+join` on the other. Every round trains with `topology: hierarchical` and `flat` by each codec. Bytes are what the
 first host's link sent, all of it, and are held against 2 (H − 1)/H payloads for H hosts and 2 (n − 1)/n · k … for n
 replicas, k a host; seconds are the median step's.
 """
@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 EACH, HOSTS = 2, 2
 STEPS, WARMUP = 40, 5
 CODECS = ("fp32", "bf16", "int8", "topk")
-TOPOLOGIES = ("auto", "flat")
+TOPOLOGIES = ("hierarchical", "flat")
 SETTINGS = (
     *("data.source=python-stdlib", "data.sequence=64", "model=800K"),
     *("train.batch=16", "train.precision=fp32", f"train.steps={STEPS}", "evaluate.prompts=[]"),

@@ -53,6 +53,8 @@ ARMS = (
     Arm("diloco 30 int4", _rounds("diloco", 30, "int4")),
     Arm("diloco 15 topk 2 bits", _rounds("diloco", 15, "topk", **_SPARSE)),
     Arm("diloco 30 topk 2 bits", _rounds("diloco", 30, "topk", **_SPARSE)),
+    Arm("diloco 30 streaming int4", _rounds("diloco", 30, "int4", fragments=3, overlap=4)),
+    Arm("gossip 20 int8", _rounds("gossip", 20, "int8")),
     Arm("torch DDP bf16", peer="ddp_bf16"),
     Arm("torch DDP PowerSGD 4", {"matrix_rank": 4}, peer="ddp_powersgd"),
     Arm("torchft DiLoCo 10", {"every": 10}, peer="torchft_diloco"),

@@ -43,10 +43,10 @@ class SyncConfig(Section):
         default="auto",
         description="How `allreduce` is carried out: Tutti's overlapped buckets or torch's DDP.",
     )
-    topology: Literal["auto", "flat"] = Field(
-        default="auto",
-        description="`auto`: where several replicas share a machine and there are several machines, sums are made "
-        "inside each machine first, and only the results cross the network; `flat`: among all alike.",
+    topology: Literal["hierarchical", "flat"] = Field(
+        default="hierarchical",
+        description="`hierarchical`: where several replicas share a machine and there are several machines, sums are "
+        "made inside each machine first, and only the results cross the network; `flat`: among all alike.",
     )
     bucket_mb: Annotated[float, Field(gt=0)] = Field(
         default=8.0, description="Size of a gradient bucket in MB (10^6 bytes)."

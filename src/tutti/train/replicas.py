@@ -73,7 +73,7 @@ def make_policy(
     """
     sync = config.sync
     place = Place(world.replica, world.replicas, world.part, world.parts)
-    machine = this_machine() if sync.topology == "auto" else None
+    machine = this_machine() if sync.topology == "hierarchical" else None
     transport = make_transport(world, elastic, incarnation, say, machine=machine)
     inside = StaticTransport(world.inside)
     shared = (transport, place, state.ledger, config.train.batch)
