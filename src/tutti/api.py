@@ -103,6 +103,7 @@ def train(
     resolved, prepared = start(check_run(run, config, resume), say)
     if reception is not None:
         reception.check(resolved.config, candidate(resolved))
+        resolved.threads = max(1, hardware.usable_cores() // (reception.here * config.layout.ranks))
     if not resume:
         run.create()
     if reception is not None:

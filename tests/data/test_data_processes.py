@@ -167,6 +167,7 @@ def test_two_at_once_work_once(corpus: Path, configure: Configure) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(configure: Configure, tmp_path: Path) -> None:
     grown = []
     for megabytes in (6, 60):

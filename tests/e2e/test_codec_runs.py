@@ -11,6 +11,7 @@ pytestmark = pytest.mark.distributed
 RUN = Path("runs") / "r"
 
 
+@pytest.mark.slow
 def test_a_coded_run_sends_less_and_goes_on_from_what_it_owed(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path)
     # Even shares: the two runs are compared to the bit.

@@ -178,7 +178,7 @@ def test_a_port_that_is_taken_is_named(tutti_here: Here, tmp_path: Path) -> None
 
 
 def test_nobody_there_is_said(tutti_here: Here, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tutti.supervise.guest._FIRST_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("tutti.supervise.first_machine._FIRST_ANSWER_SECONDS", 0.5)
     (tmp_path / "join.key").write_text(secrets.token_hex(32))
     refused(tutti_here("join", f"127.0.0.1:{free_port()}"), "nobody at 127.0.0.1:")
     refused(tutti_here("join", "127.0.0.1:1", "--key", "other"), "other", "copy join.key")

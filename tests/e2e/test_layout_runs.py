@@ -61,7 +61,8 @@ def assert_same_curve(run: Path, reference: Path, steps: Sequence[int] = range(1
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_from_layout_to_layout_the_curve_goes_on(family: str, here: Here, place: Path) -> None:
     """Shard 4 for ten steps, tensor 2 × pipeline 2 for ten more, and one process to the end."""
     run = place / "runs" / f"{family}-chain"

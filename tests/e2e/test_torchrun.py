@@ -85,6 +85,7 @@ def test_one_error_of_many_ranks_is_said_once(tmp_path: Path) -> None:
     assert not command.run.exists()
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_world_goes_on(tutti_here: Here, tmp_path: Path) -> None:
     """torchrun passes SIGTERM on to its ranks; afterwards a plain `tutti train` continues what it saved."""
     write_config(tmp_path)
@@ -100,6 +101,7 @@ def test_sigterm_saves_and_the_next_world_goes_on(tutti_here: Here, tmp_path: Pa
     assert sorted(losses_of(command.run)) == list(range(1, saved + 6))
 
 
+@pytest.mark.slow
 def test_an_error_inside_the_workers_is_said_once(tutti_here: Here, tmp_path: Path) -> None:
     """Both ranks find that no checkpoint can be used; the terminal hears it once, in words."""
     write_config(tmp_path)

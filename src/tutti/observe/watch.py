@@ -114,7 +114,7 @@ class StallDetector:
         if any(returned):  # all waited for it, and may now take their time again
             for seen in self._seen.values():
                 seen.moved = self._clock
-        working = {rank: seen for rank, seen in self._seen.items() if seen.sign.get("phase") != FINISHED}
+        working = {rank: seen for rank, seen in self._seen.items() if not _is_idle(seen.sign)}
         silent = {r: s for r, s in working.items() if self._clock - s.heard > self._stall_seconds}
         if silent:
             return [self._stall(rank, "silent", seen.heard) for rank, seen in sorted(silent.items())]
@@ -176,6 +176,12 @@ class StallDetector:
 def _step(sign: Mapping[str, Any]) -> int:
     step = sign.get("step")
     return step if isinstance(step, int) else 0
+
+
+def _is_idle(sign: Mapping[str, Any]) -> bool:
+    """Done, or waiting for others who may never come: nobody waits for it."""
+    phase = str(sign.get("phase", ""))
+    return phase == FINISHED or phase.startswith("waiting for the other")
 
 
 def _is_slow(sign: Mapping[str, Any]) -> bool:

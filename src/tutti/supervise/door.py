@@ -18,6 +18,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tutti.core.errors import LaunchError
 from tutti.launch.meeting import bracketed
 from tutti.sync.channel import listener
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 256 << 10
 #: A guest that was not heard of for so long has left.
 SILENCE_SECONDS = 60.0
 _LOOK_MS = 200
@@ -102,7 +103,8 @@ class Door:
 
     def _serve(self) -> None:
         while not self._ending.is_set():
-            self._forget_silent()
+            with suppress(OSError):  # a full disk, of which the workers will tell
+                self._forget_silent()
             if not self._socket.poll(_LOOK_MS):
                 continue
             frames = self._socket.recv_multipart()

@@ -86,6 +86,9 @@ class Supervision:
                 outcome = self._launch(events, began)
             except TuttiError:
                 self._leave_nothing()
+                if former is not None and not _begun(run, began):
+                    write_text_atomically(run.config, former)
+                events.close()
                 raise
             if outcome.stopped and not _ended(run, began):
                 # Asked to stop before the workers trained: they had nothing to save and said nothing.

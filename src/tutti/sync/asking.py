@@ -29,14 +29,17 @@ class Line:
         if self._socket is None:
             self._socket = caller(self._context, zmq.REQ, self._secret)
             self._socket.connect(self._address)
-        began = time.monotonic()
-        self._socket.send_multipart(list(frames))
-        while time.monotonic() - began < patience():
-            if self._socket.poll(_LOOK_MS):
-                return self._socket.recv_multipart()
-        self._socket.close()
-        self._socket = None
-        return None
+        began, answer = time.monotonic(), None
+        try:
+            self._socket.send_multipart(list(frames))
+            while answer is None and time.monotonic() - began < patience():
+                if self._socket.poll(_LOOK_MS):
+                    answer = self._socket.recv_multipart()
+        finally:
+            if answer is None:
+                self._socket.close()
+                self._socket = None
+        return answer
 
     def close(self) -> None:
         """Hang up."""

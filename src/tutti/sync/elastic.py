@@ -261,8 +261,9 @@ class ElasticTransport(Transport):
         wait = attempt(begin)
         return lambda: attempt(wait)
 
-    def _attempt(self, exchange: Callable[[], Any]) -> Any:
-        if self._broken:
+    def _attempt(self, exchange: Callable[[], Any], begun: bool) -> Any:
+        """Do `exchange`; one that has `begun` is waited for however it ends: it holds memory."""
+        if self._broken and not begun:
             self._failed = True
             raise PeerLost("the group of this round is broken")
         try:

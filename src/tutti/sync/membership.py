@@ -14,7 +14,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 from torchft.coordination import ManagerClient, ManagerServer
 
+from tutti.core.errors import LaunchError
 from tutti.sync.channel import proof, proves
 
 _HEARTBEAT = timedelta(milliseconds=100)
@@ -100,7 +101,12 @@ class Membership:
         finally:
             answered.set()
         self._answered_knocks = self._knocks
-        members = tuple(name for name in result.replica_ids if self._knows(name))
+        members = _newest(name for name in result.replica_ids if self._knows(name))
+        if self._name not in members:
+            raise LaunchError(
+                "another process has this replica's place: this one was silent for too long",
+                "join the run again",
+            )
         return Quorum(result.quorum_id, members, members.index(self._name))
 
     @property
@@ -160,3 +166,15 @@ class Membership:
             self._strangers.add(name)
             self._say(f"a replica that does not know this run's secret was refused: {claim or name}")
         return False
+
+
+def _newest(names: Iterable[str]) -> tuple[str, ...]:
+    """Of several names with one replica's number, that of the highest incarnation; in the order of replicas.
+
+    A machine that slept while its place was given to another wakes up as a member, until it is told.
+    """
+    newest: dict[int, tuple[int, str]] = {}
+    for name in names:
+        replica, incarnation = map(int, name.partition(":")[0].split("."))
+        newest[replica] = max(newest.get(replica, (-1, "")), (incarnation, name))
+    return tuple(name for _, (_, name) in sorted(newest.items()))

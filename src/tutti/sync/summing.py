@@ -73,6 +73,8 @@ class Summing:
         if self.transport.size == 1:
             return lambda: None
         levels = self.transport.levels
+        if levels is not self._levels:
+            self._new_levels(levels)
         if isinstance(self.codec, Floats) and levels is None:
             return self._start_floats(self.transport, buffer, self.codec)
         if self._courier is None:
@@ -127,24 +129,28 @@ class Summing:
 
         return wait
 
+    def _new_levels(self, levels: Levels | None) -> None:
+        self._levels = levels  # the former's groups are let go of
+        if isinstance(self.codec, PowerSGD):
+            self.codec.right.clear()  # others may have a lane now, and no warm start
+
     @torch.no_grad()
     def _exchange_in_two(self, levels: Levels, buffer: Buffer) -> None:
-        if isinstance(self.codec, PowerSGD) and levels is not self._levels:
-            self.codec.right.clear()  # others may have a lane now, and no warm start
-        self._levels = levels
-        bounds = lane_bounds(buffer, levels.lanes, whole_parts=isinstance(self.codec, PowerSGD))
-        levels.collect(buffer.flat, bounds)
+        codec, flat = self.codec, buffer.flat
+        bounds = lane_bounds(buffer, levels.lanes, whole_parts=isinstance(codec, PowerSGD))
+        debts = None if isinstance(codec, Floats) else (self.feedback or ErrorFeedback()).of(buffer.name)
+        if debts is not None:
+            flat.copy_(debts.correct(flat))  # inside a machine nothing is lost: there all debts are paid
+            debts.owe(torch.zeros_like(flat))
+        levels.collect(flat, bounds)
         if levels.across is not None:
             start, stop = bounds[levels.inside.rank]
             piece = buffer.piece(start, stop)
-            if not piece.parts:
-                pass  # more lanes than parameters
-            elif isinstance(self.codec, Floats):
-                self._start_floats(levels.across, piece, self.codec)()
-            else:
-                feedback = self.feedback or ErrorFeedback()
-                self._exchange(levels.across, piece, feedback.of(buffer.name, start, len(buffer.flat)))
-        levels.spread(buffer.flat, bounds)
+            if isinstance(codec, Floats):
+                self._start_floats(levels.across, piece, codec)()
+            elif piece.parts and debts is not None:  # there may be more lanes than parameters
+                self._exchange(levels.across, piece, debts.of_piece(start, stop))
+        levels.spread(flat, bounds)
 
     @torch.no_grad()
     def _exchange(self, transport: Transport, buffer: Buffer, debts: Debts) -> None:

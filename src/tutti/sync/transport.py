@@ -153,7 +153,8 @@ class StaticTransport(Transport):
     """Fixed members: one torch process group (None: this member is alone)."""
 
     def __init__(self, group: dist.ProcessGroup | None, *, machine: str | None = None) -> None:
-        """`machine`: this member's, where sums are to be made in two levels (all members give it, or none)."""
+        """`machine`: this member's, where sums are to be made in two levels (all members give it, or none); empty where
+        this member's back end has better ways to sum."""
         super().__init__()
         self._group = group
         if machine is not None and group is not None:
@@ -175,19 +176,20 @@ class StaticTransport(Transport):
     def _form_levels(self, group: dist.ProcessGroup, machine: str) -> Levels | None:
         machines: list[str] = [""] * group.size()
         dist.all_gather_object(machines, machine, group=group)
-        place = arrange(machines, group.rank())
+        place = arrange(machines, group.rank()) if all(machines) else None
         if place is None:
             return None
 
+        # Each makes two, if of itself alone: torch names a group by how many its members have made.
         def among(members: Sequence[int]) -> StaticTransport:
             made = StaticTransport(None)
             made.meter = self.meter
-            if len(members) > 1:
-                ranks = [dist.get_global_rank(group, member) for member in members]
-                made._group = dist.new_group(ranks, use_local_synchronization=True)
+            ranks = [dist.get_global_rank(group, member) for member in members]
+            made._group = dist.new_group(ranks, use_local_synchronization=True)
             return made
 
-        return Levels(among(place.inside), among(place.lane) if place.lane else None, place.lanes)
+        inside, lane = among(place.inside), among(place.lane or (group.rank(),))
+        return Levels(inside, lane if place.lane else None, place.lanes)
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
         if self._group is None:

@@ -12,9 +12,11 @@ from tutti.sync.transport import ByteMeter, Transport, Wait
 
 
 class Within(Transport):
-    """The members of `group`. `attempt`: runs an exchange, and raises PeerLost for what befalls it."""
+    """The members of `group`. `attempt(exchange, begun)`: runs it, and raises PeerLost for what befalls it."""
 
-    def __init__(self, group: Group, attempt: Callable[[Callable[[], Any]], Any], meter: ByteMeter) -> None:
+    def __init__(
+        self, group: Group, attempt: Callable[[Callable[[], Any], bool], Any], meter: ByteMeter
+    ) -> None:
         super().__init__()
         self._group = group
         self._attempt = attempt
@@ -30,15 +32,15 @@ class Within(Transport):
 
     def start_all_reduce(self, tensor: Tensor) -> Wait:
         self.meter.all_reduce(tensor.nbytes, self.size)
-        wait = self._attempt(lambda: self._group.all_reduce(tensor))
-        return lambda: self._attempt(wait)
+        wait = self._attempt(lambda: self._group.all_reduce(tensor), False)
+        return lambda: self._attempt(wait, True)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         self.meter.all_gather(tensor.nbytes, self.size)
-        parts: list[Tensor] = self._attempt(lambda: self._group.all_gather(tensor))
+        parts: list[Tensor] = self._attempt(lambda: self._group.all_gather(tensor), False)
         return parts
 
     def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
         self.meter.all_to_all(outgoing)
-        arrived: list[Tensor] = self._attempt(lambda: self._group.all_to_all(outgoing, incoming))
+        arrived: list[Tensor] = self._attempt(lambda: self._group.all_to_all(outgoing, incoming), False)
         return arrived

@@ -16,6 +16,9 @@ from tutti.train.pace import Pacing
 from tutti.train.replicas import make_transport, start_together
 from tutti.train.worker import Assignment, Rank, be_a_rank, build
 
+#: How long all replicas are waited for: without one there is nothing to choose by.
+_PATIENCE_SECONDS = 1800
+
 
 def main(assignment: Assignment) -> None:
     """Measure as one rank of a run whose `sync` is undecided."""
@@ -32,7 +35,13 @@ def _measure(rank: Rank) -> None:
     pacing = Pacing(trainee.job, trainee.split, trainee.optimizers, settings, sync, transport)
     transport.announce()
     if elastic is not None:
-        start_together(elastic, world, lambda missing, seconds: None)
+        with rank.live.phase("waiting for the other replicas"):
+            start_together(
+                elastic,
+                world,
+                lambda missing, most: rank.events.write("waiting", missing=missing, seconds=most),
+                patience=_PATIENCE_SECONDS,
+            )
     meet_all(transport, world.replicas)
     rank.live.set(phase="rehearsal: steps")
     pace = pacing.measure()

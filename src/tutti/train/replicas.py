@@ -73,7 +73,10 @@ def make_policy(
     """
     sync = config.sync
     place = Place(world.replica, world.replicas, world.part, world.parts)
-    machine = this_machine() if sync.topology == "hierarchical" else None
+    machine = None
+    if sync.topology == "hierarchical" and sync.implementation != "ddp":
+        # NCCL and its like know the machines, and better links inside them than through the host.
+        machine = this_machine() if world.device.type == "cpu" else ""
     transport = make_transport(world, elastic, incarnation, say, machine=machine)
     inside = StaticTransport(world.inside)
     shared = (transport, place, state.ledger, config.train.batch)
@@ -155,21 +158,27 @@ def make_transport(
     )
 
 
-def start_together(elastic: Elastic, world: World, on_wait: Callable[[int, int], None]) -> None:
-    """Wait until all replicas of a run that begins are ready; go on without those that don't come.
+def start_together(
+    elastic: Elastic,
+    world: World,
+    on_wait: Callable[[int, int], None],
+    patience: float = _START_TOGETHER_SECONDS,
+) -> None:
+    """Wait until all replicas of a run that begins are ready; after `patience` go on without those that don't come.
 
-    `on_wait(missing, seconds)` is told when that takes more than a moment.
+    A guest waits until somebody has begun who has what a resumed run begins with. `on_wait(missing, seconds)` is told
+    when it takes more than a moment.
     """
     store = TCPStore(*elastic.store, is_master=False, wait_for_workers=False)
     if world.part == 0:
         store.add("ready", 1)
     began, told = time.monotonic(), False
-    while (missing := world.replicas - store.add("ready", 0)) > 0 and not store.check(["begun"]):
-        waited = time.monotonic() - began
-        if waited > _START_TOGETHER_SECONDS:
+    while not store.check(["begun"]):
+        missing, waited = world.replicas - store.add("ready", 0), time.monotonic() - began
+        if not elastic.guest and (missing <= 0 or waited > patience):
+            store.set("begun", "yes")
             break
-        if waited > _PATIENT_SECONDS and not told:
-            on_wait(missing, round(_START_TOGETHER_SECONDS - waited))
+        if missing > 0 and waited > _PATIENT_SECONDS and not told:
+            on_wait(missing, max(0, round(patience - waited)))
             told = True
         time.sleep(0.02)
-    store.set("begun", "yes")

@@ -93,10 +93,11 @@ def make_server_policy(
     *,
     address: ServerAddress,
     incarnation: int,
+    gives: bool = True,
     nominal_targets: int,
 ) -> ParameterServer:
     """The policy `server` for this rank. `incarnation`: how often its replica was started before;
-    `nominal_targets`: what the accumulator divides losses by."""
+    `gives`: the run may begin with what it has; `nominal_targets`: what the accumulator divides losses by."""
     sync = config.sync
     codec = make_codec(sync)
     assert not isinstance(codec, PowerSGD), "refused before a worker starts"
@@ -111,6 +112,7 @@ def make_server_policy(
         feedback_decay=sync.feedback_decay,
         squeeze=sync.then == "zstd",
         returned=incarnation > 0,
+        gives=gives,
     )
     policy.attach(split.objective)
     # FSDP averages over its ranks, and the accumulator divides by a constant; the server wants sums.

@@ -174,6 +174,8 @@ def _train(rank: Rank) -> None:
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
     nominal_targets = settings.batch * job.tokens_per_sample
+    # What a guest may have saved is of a time that others left behind.
+    guest = elastic is not None and elastic.guest
     incarnation = attempt + (elastic.incarnation if elastic is not None else 0)
     if elastic is not None and elastic.server is not None:
         policy: Policy = make_server_policy(
@@ -184,6 +186,7 @@ def _train(rank: Rank) -> None:
             optimizers,
             address=elastic.server,
             incarnation=incarnation,
+            gives=not guest,
             nominal_targets=nominal_targets,
         )
     else:
@@ -230,9 +233,6 @@ def _train(rank: Rank) -> None:
     feed = Feed(job.train_data, settings.seed, world.device, rotation)
 
     live.set(phase="resuming")
-    guest = (
-        elastic is not None and elastic.guest
-    )  # what it may have saved is of a time that others left behind
     resumed = keeper.resume(state) if (assignment.resume or attempt > 0) and not guest else None
     _write_started(events, config, world, job, settings, attempt, state.step if resumed else None)
     if resumed is not None and world.rank == 0:

@@ -5,7 +5,8 @@
 Seide et al. 2014 (1-bit SGD), Karimireddy et al. 2019 (arXiv 1901.09847); β < 1 forgets (SparseLoCo: 0.95). An
 exchange that did not count has taken nothing off the error: it is settled with `keep`, or forgotten with `drop`.
 
-A member may send a piece only of what has a name: `start` is where the piece begins, in a vector of `whole` numbers.
+Where only a piece of what has a name is sent on with losses, all of it is paid before, and the piece adds new debts
+(`Debts.of_piece`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class ErrorFeedback:
         """What is owed of `name`, a vector as long as `like`: the tensor itself, which a checkpoint may fill."""
         return self.errors.setdefault(name, torch.zeros_like(like))
 
-    def of(self, name: str, start: int = 0, whole: int | None = None) -> Debts:
-        """What is about to be owed of `name`; of the piece that begins at `start`, if that is all that is sent."""
-        return Debts(self, name, start, whole)
+    def of(self, name: str) -> Debts:
+        """What is owed of `name`, and is about to be."""
+        return Debts(self, name)
 
     def keep(self) -> None:
         """The exchanges counted."""
@@ -48,33 +49,35 @@ class ErrorFeedback:
 class Debts:
     """Of one exchange: what is owed from before, and what this one adds."""
 
-    def __init__(self, feedback: ErrorFeedback, name: str, start: int, whole: int | None) -> None:
+    def __init__(self, feedback: ErrorFeedback, name: str) -> None:
         self._feedback = feedback
         self._name = name
-        self._start = start
-        self._whole = whole
         self._error = torch.empty(0)
+        self._is_paid = False
 
     def correct(self, values: Tensor) -> Tensor:
         """`values` fp32 [count] with what is owed of them; a new tensor."""
-        owed = self._feedback.errors.get(self._name)
-        if owed is None:
-            return values.clone()
-        return values.add(owed[self._start : self._start + len(values)], alpha=self._feedback.decay)
+        owed = None if self._is_paid else self._feedback.errors.get(self._name)
+        return values.clone() if owed is None else values.add(owed, alpha=self._feedback.decay)
 
     def owe(self, error: Tensor) -> None:
         """From now on `error` [count] is owed instead, if the exchange counts."""
+        if self._is_paid:
+            self._error.copy_(error)
+            return
         self._error = error
         self._feedback.note(self)
 
     def owe_more(self, start: int, error: Tensor) -> None:
-        """Likewise, on top of it: `error` from place `start` of the piece on."""
+        """Likewise, on top of it: `error` from place `start` on."""
         self._error[start : start + len(error)] += error
+
+    def of_piece(self, start: int, stop: int) -> Debts:
+        """Those of numbers `start` to `stop`, after `owe`: a part of what is owed then, and nothing from before."""
+        piece = Debts(self._feedback, self._name)
+        piece._error, piece._is_paid = self._error[start:stop], True
+        return piece
 
     def settle(self) -> None:
         """The exchange counted."""
-        if self._whole is None or self._whole == len(self._error):
-            self._feedback.errors[self._name] = self._error
-            return
-        owed = self._feedback.error(self._name, self._error.new_empty(self._whole))
-        owed[self._start : self._start + len(self._error)] = self._error
+        self._feedback.errors[self._name] = self._error

@@ -232,7 +232,7 @@ class Host:
             client.joined = True
             self.register.join(client.replica, client.incarnation)
             self._note_members()
-        elif self._giver not in self._clients:
+        elif self._giver not in self._clients and client.said[0].fields.get("gives", True):
             self._giver = client.name
             for part, route in client.routes.items():
                 self._send(route, "give", serial=client.said[part].fields["serial"])

@@ -93,8 +93,9 @@ class ParameterServer(Policy):
         feedback_decay: float,
         squeeze: bool,
         returned: bool,
+        gives: bool = True,
     ) -> None:
-        """`returned`: this replica has been there before, and died."""
+        """`returned`: this replica has been there before, and died. `gives`: the run may begin with what it has."""
         self._members = Members(place.replica)
         super().__init__(self._members, place, ledger, batch)
         self._link = link
@@ -103,6 +104,7 @@ class ParameterServer(Policy):
         self._codec = codec
         self._squeeze = squeeze
         self._returned = returned
+        self._gives = gives
         self._feedback = ErrorFeedback(feedback_decay) if has_debts(codec) else None
         self._lease, self._ranges = 0, list[Range]()
         self._meeting: Meeting | None = None
@@ -210,7 +212,7 @@ class ParameterServer(Policy):
         pending: dict[str, Any] = {} if lease is None else {"lease": lease}
         while True:
             try:
-                reply = self._link.ask("join", spec=self._spec.json(), **pending)
+                reply = self._link.ask("join", spec=self._spec.json(), gives=self._gives, **pending)
                 if reply.kind == "give":
                     reply = self._link.answer(
                         "state", self._own_state(), step=self._step, ledger=self.ledger.state()
