@@ -141,6 +141,7 @@ def test_the_quick_commands_work_as_typed(place: Path, capfd: pytest.CaptureFixt
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_fit_of_the_readme_works_as_a_script(place: Path) -> None:
     text = next(block.text for block in README if block.language == "python" and "tutti.fit" in block.text)
     (place / "script.py").write_text(text)

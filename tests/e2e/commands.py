@@ -172,18 +172,13 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for_step(
-    run: Path,
-    step: int,
-    since: float,
-    goes_on: Callable[[], bool] = lambda: True,
-    seconds: float = 120,
-    rank: int = 0,
+    run: Path, step: int, since: float, goes_on: Callable[[], bool] = lambda: True, seconds: float = 120
 ) -> None:
-    """Until `rank` has finished `step` after Unix time `since`."""
+    """Until rank 0 has finished `step` after Unix time `since`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for event in read_events(run, "step") if (run / "events").is_dir() else ():
-            if event["time"] >= since and event["rank"] == rank and event["step"] >= step:
+            if event["time"] >= since and event["rank"] == 0 and event["step"] >= step:
                 return
         assert goes_on(), f"the run ended before step {step}"
         time.sleep(0.05)

@@ -88,6 +88,7 @@ def test_a_stop_before_the_first_step_can_be_resumed(tutti_here: Here, tmp_path:
     assert (done.code, done.json["steps"]) == (0, 20), done.said
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_killed_leaves_no_workers_and_can_be_resumed(
     tutti_here: Here, tmp_path: Path
 ) -> None:

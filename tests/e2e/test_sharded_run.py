@@ -80,6 +80,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_the_export_is_the_trained_model(here: Here, place: Path, tmp_path: Path) -> None:
     """Plain transformers, in a process that has never heard of Tutti, computes what the trained weights compute."""
     from tutti.api import _load_trained

@@ -74,6 +74,7 @@ def test_a_frozen_rank_is_named_and_ended_and_torchrun_starts_both_again(
     assert sorted(losses_of(command.run)) == list(range(1, 61))
 
 
+@pytest.mark.slow
 def test_one_error_of_many_ranks_is_said_once(tmp_path: Path) -> None:
     write_config(tmp_path)
     (tmp_path / "text.txt").write_bytes(b"")

@@ -72,7 +72,7 @@ PAIRS = [
 def test_a_replica_dies_in_mid_round_and_comes_back(policy: str, codec: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     sync = diloco() | {"policy": policy, "codec": codec, "density": 0.25, "matrix_rank": 1}
-    running = Running(run, model=SlowToReturn(0.04), workers=2, layout=2, steps=STEPS, sync=sync, **ARGUMENTS)
+    running = Running(run, model=SlowToReturn(0.05), workers=2, layout=2, steps=STEPS, sync=sync, **ARGUMENTS)
     running.until_step(2 * EVERY + 2, rank=2)
     running.kill(rank=3)  # half of replica 1; its other half cannot go on alone
     report = running.end(180)
@@ -96,7 +96,7 @@ def test_a_replica_dies_in_mid_round_and_comes_back(policy: str, codec: str, tmp
 def test_a_replica_dies_while_fragments_are_on_their_way(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sync = diloco() | {"every": 6, "fragments": 2, "overlap": 1}
-    running = Running(run, model=SlowToReturn(0.04), workers=2, layout=2, steps=STEPS, sync=sync, **ARGUMENTS)
+    running = Running(run, model=SlowToReturn(0.1), workers=2, layout=2, steps=STEPS, sync=sync, **ARGUMENTS)
     running.until_step(14, rank=2)
     running.kill(rank=3)
     report = running.end(180)
@@ -212,3 +212,15 @@ def test_those_who_gossip_go_on_alone_until_the_next_meeting_when_one_dies(tmp_p
         assert all(moved[step] < 1e-5 for step in range(round_ + 15, 2 * round_)), moved
     assert list(read_events(run, "membership"))[-1]["replicas"] == [0, 1, 2]
     check_accounts(run)
+
+
+@pytest.mark.distributed
+def test_who_comes_back_after_the_end_changes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = Running(run, model=SlowToReturn(0.04), workers=2, steps=STEPS, sync=diloco(), **ARGUMENTS)
+    running.until_step(STEPS - 2 * EVERY, rank=0)
+    running.kill(rank=1)
+    report = running.end(120)
+    assert (report["state"], report["steps"], report["restarts"]) == ("finished", STEPS, 1)
+    assert [e["rank"] for e in read_events(run, "finished")] == [0]
+    assert not any(e["attempt"] for e in read_events(run, "run_started"))

@@ -14,7 +14,7 @@ from torch import nn
 
 from tutti.config import Config, load_config
 from tutti.core.errors import TuttiError
-from tutti.core.events import EventWriter
+from tutti.core.events import EventWriter, read_events
 from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
 from tutti.hardware import measure_matmul
@@ -133,6 +133,12 @@ def be_a_rank(
                 os._exit(1)
 
 
+def has_ended(run: RunDirectory) -> bool:
+    """Whether the run has come to its end since it was last launched."""
+    launched = max((event["time"] for event in read_events(run.path, "launched")), default=0.0)
+    return any(event["time"] > launched for event in read_events(run.path, "finished"))
+
+
 def build(rank: Rank) -> Trainee:
     """Enter the world and build this rank's part of the model."""
     assignment, elastic, replica = rank.assignment, rank.assignment.elastic, rank.events.replica
@@ -234,6 +240,10 @@ def _train(rank: Rank) -> None:
 
     live.set(phase="resuming")
     resumed = keeper.resume(state) if (assignment.resume or attempt > 0) and not guest else None
+    if attempt > 0 and elastic is not None and has_ended(run):
+        policy.close()  # the others made the last step while this replica was being started again
+        leave_world()
+        return
     _write_started(events, config, world, job, settings, attempt, state.step if resumed else None)
     if resumed is not None and world.rank == 0:
         events.write("resumed", step=state.step, path=str(resumed))
