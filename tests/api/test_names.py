@@ -8,7 +8,16 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("first", ["tutti.fit", "tutti.train", "tutti.evaluate", "tutti.load_config"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "tutti.train",
+        *(
+            pytest.param(f"tutti.{name}", marks=pytest.mark.slow)
+            for name in ("fit", "evaluate", "load_config")
+        ),
+    ],
+)
 def test_functions_stay_functions_whatever_was_imported(first: str) -> None:
     """`train` and `evaluate` are rooms as well; asked for twice, the functions must not have become these."""
     code = (

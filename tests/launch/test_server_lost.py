@@ -23,6 +23,7 @@ def kill_server() -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_server_dies_in_mid_run(tmp_path: Path) -> None:
     running = Running(

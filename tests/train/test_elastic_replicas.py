@@ -92,6 +92,7 @@ def test_a_replica_dies_in_mid_round_and_comes_back(policy: str, codec: str, tmp
     check_resume(run)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_replica_dies_while_fragments_are_on_their_way(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -102,6 +102,7 @@ def disturbed_run(run: Path) -> None:
     assert report["restarts"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_samples_of_a_disturbed_run_are_those_of_the_list(tmp_path: Path) -> None:
     disturbed_run(tmp_path / "run")
