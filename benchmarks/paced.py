@@ -23,6 +23,7 @@ class PacedWorker:
 
     def __init__(self, seconds: tuple[float, ...]) -> None:
         self._seconds = seconds
+        self.__qualname__ = type(self).__qualname__  # torch elastic wants to name what it starts
 
     def __call__(self, assignment: Assignment) -> None:
         replica = assignment.elastic.replica if assignment.elastic is not None else 0

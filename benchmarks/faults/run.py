@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-import tutti
 from benchmarks.common import describe_machine, machine_line, table, write_result
 from benchmarks.paced import paced
+from tutti import api
+from tutti.config import load_config
 
 HERE = Path(__file__).resolve().parent
 REPLICAS, BATCH, SAMPLE_SECONDS = 4, 48, 0.03
@@ -87,11 +88,11 @@ def train(
         *(*SETTINGS, f"name={name}", f"sync={options.sync}", f"train.steps={steps}", f"runs={work / 'runs'}"),
         *(f"evaluate.every={every}", f"checkpoint.every={every}"),
     ]
-    config = tutti.load_config(None, words)
+    config = load_config(None, words)
     with paced((SAMPLE_SECONDS,) * REPLICAS):
         if not kills:
-            return tutti.train(config, console=False)
-        return tutti.chaos(config, {"kill": kills}, against=against, console=False)
+            return api.train(config, console=False)
+        return api.chaos(config, {"kill": kills}, against=against, console=False)
 
 
 def stalls_of(runs: list[dict[str, Any]]) -> list[float]:

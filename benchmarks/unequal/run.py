@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import tutti
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
 from benchmarks.paced import paced
+from tutti import api
+from tutti.config import load_config
 from tutti.core import read_events
 
 HERE = Path(__file__).resolve().parent
@@ -86,7 +87,7 @@ def train(work: Path, name: str, steps: int) -> tuple[float, list[int]]:
     speeds = SPEEDS if name in TOGETHER else tuple(speed for speed in SPEEDS if alone(speed) == name)
     words = [*SETTINGS, f"replicas={len(speeds)}", f"train.steps={steps}", "name=r", f"runs={work / 'runs'}"]
     with paced(tuple(SAMPLE_SECONDS / speed for speed in speeds)):
-        tutti.train(tutti.load_config(None, [*words, *TOGETHER.get(name, ())]), console=False)
+        api.train(load_config(None, [*words, *TOGETHER.get(name, ())]), console=False)
     return rate_of(work / "runs" / "r", len(speeds))
 
 
