@@ -8,12 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
-
 import tutti.supervise.local
-from benchmarks.network.pace import Pace
-from tutti.sync import Policy, Totals
-from tutti.sync.ledger import Range
+from benchmarks.network.pace import at_pace
 from tutti.train import worker
 from tutti.train.worker import Assignment
 
@@ -28,7 +24,11 @@ class PacedWorker:
     def __call__(self, assignment: Assignment) -> None:
         replica = assignment.elastic.replica if assignment.elastic is not None else 0
         make_policy = worker.make_policy
-        worker.make_policy = lambda *a, **k: at_pace(make_policy(*a, **k), self._seconds[replica])  # type: ignore[attr-defined]
+
+        def pace(samples: int) -> float:
+            return samples * self._seconds[replica]
+
+        worker.make_policy = lambda *a, **k: at_pace(make_policy(*a, **k), pace)  # type: ignore[attr-defined]
         worker.main(assignment)
 
 
@@ -41,31 +41,3 @@ def paced(seconds: tuple[float, ...]) -> Iterator[None]:
         yield
     finally:
         tutti.supervise.local.worker_main = real  # type: ignore[attr-defined]
-
-
-def at_pace(policy: Policy, seconds: float) -> Policy:
-    """`policy`, under which the objective takes `seconds` for each sample that this replica has in a step."""
-    pace = Pace(0.0)
-    attach, samples = policy.attach, policy.samples
-    zero_gradients, before_step = policy.zero_gradients, policy.before_step
-
-    def attached(objective: nn.Module) -> nn.Module:
-        pace.slow_down(objective)
-        return attach(objective)
-
-    def taken(step: int) -> list[Range]:
-        ranges = samples(step)
-        pace.seconds = seconds * sum(stop - start for start, stop in ranges)
-        return ranges
-
-    def begin(objective: nn.Module) -> None:
-        zero_gradients(objective)
-        pace.begin()
-
-    def end(totals: Totals) -> Totals:
-        pace.end()
-        return before_step(totals)
-
-    policy.attach, policy.samples = attached, taken  # type: ignore[method-assign]
-    policy.zero_gradients, policy.before_step = begin, end  # type: ignore[method-assign]
-    return policy

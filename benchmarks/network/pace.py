@@ -8,9 +8,13 @@ slots for every block of the model and its head. Nothing of a layer's gradient i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+
+from tutti.sync import Policy, Totals
+from tutti.sync.ledger import Range
 
 
 class Pace:
@@ -52,6 +56,35 @@ class Pace:
     def _wait(self, share: float) -> None:
         if self._began is not None:
             wait_until(self._began + share * self.seconds)
+
+
+def at_pace(policy: Policy, seconds: Callable[[int], float]) -> Policy:
+    """`policy`, between whose `zero_gradients` and `before_step` the objective takes `seconds` of the samples that
+    this replica has in the step."""
+    pace = Pace(0.0)
+    attach, samples = policy.attach, policy.samples
+    zero_gradients, before_step = policy.zero_gradients, policy.before_step
+
+    def attached(objective: nn.Module) -> nn.Module:
+        pace.slow_down(objective)
+        return attach(objective)
+
+    def taken(step: int) -> list[Range]:
+        ranges = samples(step)
+        pace.seconds = seconds(sum(stop - start for start, stop in ranges))
+        return ranges
+
+    def begin(objective: nn.Module) -> None:
+        zero_gradients(objective)
+        pace.begin()
+
+    def end(totals: Totals) -> Totals:
+        pace.end()
+        return before_step(totals)
+
+    policy.attach, policy.samples = attached, taken  # type: ignore[method-assign]
+    policy.zero_gradients, policy.before_step = begin, end  # type: ignore[method-assign]
+    return policy
 
 
 def wait_until(moment: float) -> None:

@@ -10,11 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from benchmarks.network.counted import Counting
-from benchmarks.network.pace import Pace, wait_until
-from tutti.sync import Policy, Totals
+from benchmarks.network.pace import at_pace, wait_until
 from tutti.train import worker
 from tutti.train.loop import Loop
 from tutti.train.optimizer import Optimizers
@@ -26,7 +23,7 @@ def main(task: dict[str, Any]) -> None:
     count(link=task["link"])
     if task["compute_seconds"]:
         make_policy = worker.make_policy
-        worker.make_policy = lambda *a, **k: at_pace(make_policy(*a, **k), task["compute_seconds"])  # type: ignore[attr-defined]
+        worker.make_policy = lambda *a, **k: at_pace(make_policy(*a, **k), lambda _: task["compute_seconds"])  # type: ignore[attr-defined]
         pace_optimizer(task["optimizer_seconds"])
     elastic = None
     if (servers := task["servers"]) is not None:
@@ -61,27 +58,6 @@ def count(*, link: bool) -> None:
         counting[0].step(step, self.policy.sent_bytes())
 
     Loop._note_step = note  # type: ignore[method-assign]
-
-
-def at_pace(policy: Policy, seconds: float) -> Policy:
-    """`policy`, between whose `zero_gradients` and `before_step` the objective takes `seconds`."""
-    pace = Pace(seconds)
-    attach, zero_gradients, before_step = policy.attach, policy.zero_gradients, policy.before_step
-
-    def attached(objective: nn.Module) -> nn.Module:
-        pace.slow_down(objective)
-        return attach(objective)
-
-    def begin(objective: nn.Module) -> None:
-        zero_gradients(objective)
-        pace.begin()
-
-    def end(totals: Totals) -> Totals:
-        pace.end()
-        return before_step(totals)
-
-    policy.attach, policy.zero_gradients, policy.before_step = attached, begin, end  # type: ignore[method-assign]
-    return policy
 
 
 def pace_optimizer(seconds: float) -> None:

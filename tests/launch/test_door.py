@@ -109,6 +109,17 @@ def test_who_falls_silent_loses_the_seat(entrance: Entrance, monkeypatch: pytest
     assert entrance.heard[1] == ("left", {"of_replicas": [2, 3, 4], "machine": "m", "how": "fell silent"})
 
 
+def test_a_question_that_was_interrupted_does_not_spoil_the_next(entrance: Entrance) -> None:
+    def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    with closing(Line(entrance.address, entrance.key)) as line:
+        question = [json.dumps({"verb": "alive", "guest": 0}).encode()]
+        with pytest.raises(KeyboardInterrupt):
+            line.ask(question, interrupted)
+        assert line.ask(question, lambda: 10.0) == [b'{"known": false}']
+
+
 def test_another_key_hears_nothing(entrance: Entrance) -> None:
     with closing(Line(entrance.address, secrets.token_bytes(32))) as line:
         frames = [

@@ -209,3 +209,11 @@ def _on_machine(rank: int, place: Place, secret: bytes, pipe: Any) -> None:
             summing.drop()
     pipe.send(found)
     made.close()
+
+
+def test_of_two_with_one_number_the_newer_is_a_member() -> None:
+    """A machine slept, its place was given away, and now it is awake again."""
+    from tutti.sync.membership import _newest
+
+    names = ["00001.10000:old", "00000.3:first", "00001.20001:new"]
+    assert _newest(names) == ("00000.3:first", "00001.20001:new")

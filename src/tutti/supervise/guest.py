@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ from tutti.train.worker import main as worker_main
 
 #: In a run's directory on a guest: of which run it is, without giving the key away.
 _MARK = "guest-of"
-Say = Callable[[str], None]
 
 
 @dataclass
