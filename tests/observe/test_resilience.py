@@ -137,6 +137,25 @@ def test_elastic_allreduce_whose_survivors_go_on(tmp_path: Path) -> None:
     assert (found["samples_committed"], found["samples_lost"], found["samples_computed_again"]) == (216, 0, 0)
 
 
+def test_more_samples_are_no_standstill(tmp_path: Path) -> None:
+    """Replica 1 of three dies in step 11 and stays away. Step 11 takes 4 s. Then replica 0 makes 5 samples a step instead
+    of 3, in 2 s: 1.67 times as many, and 1.2 times as long as they take. Replica 2 waits for it with its 4, which is
+    1.5 times what these take, and no more."""
+    r = Recorder(tmp_path / "run")
+    r.started(0, policy="allreduce", replicas=3, world_size=3, transport="elastic")
+    for step in range(1, 11):
+        together(r, step, step)
+    disturb(r, 0, "kill", 1, 10.5)
+    r.at(10.6, "restart", -1, attempt=1, reason="replica 1: worker 0 was killed by SIGKILL", of_replica=1)
+    for step in range(11, 20):
+        first, now = 9 * (step - 1), 14 + 2 * (step - 11)
+        r.at(now, "step", 0, step=step, cursor=[[first, first + 5]], loss=1.0, tokens=90, seconds=2.0)
+        r.at(now, "step", 2, step=step, cursor=[[first + 5, first + 9]])
+    r.at(30, "finished", step=19, state="finished")
+    (hit,) = resilience_figures(tmp_path / "run")["disturbances"]
+    assert hit["stall_seconds"] == {"0": approx(4 - 5 / 3), "2": approx(4 - 4 / 3)}
+
+
 # Rounds ------------------------------------------------------------------------------------------------------
 
 Ranges = Mapping[str, Span]

@@ -82,6 +82,8 @@ class OverlappedBuckets:
         self._armed = False
         self._next = 0
         self._waits: list[Wait] = []
+        #: Called before anything is exchanged; may raise PeerLost.
+        self.gate: Callable[[], None] = open_gate
         self._hooks: list[RemovableHandle] = []
         self.buckets = [Bucket(group) for group in _group(list(named), bucket_bytes)]
         for bucket in self.buckets:
@@ -148,11 +150,16 @@ class OverlappedBuckets:
             bucket.collect(index)
         with torch.profiler.record_function("tutti::all_reduce_bucket"):
             try:
+                self.gate()
                 self._waits.append(self._summing.start(bucket.buffer))
             except PeerLost as error:
                 # Not from inside a backward pass: other parts of the replica wait for the rest of it.
                 self._waits.append(_raises(error))
         self._next += 1
+
+
+def open_gate() -> None:
+    """Nothing is waited for."""
 
 
 def _raises(error: PeerLost) -> Wait:

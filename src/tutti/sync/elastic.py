@@ -62,6 +62,7 @@ class ElasticTransport(Transport):
         self._name = ""
         self._quorum: int | None = None
         self._broken = False  # somebody was lost: no exchange can succeed any more
+        self._lost: set[int] = set()  # who, as far as that is known
         self._failed = False  # an exchange did fail
         self._fresh = False
         self._later = False  # the others are in a later phase than this member
@@ -101,6 +102,10 @@ class ElasticTransport(Transport):
     @property
     def broken(self) -> bool:
         return self._broken
+
+    @property
+    def lost(self) -> frozenset[int]:
+        return frozenset(self._lost)
 
     def announce(self) -> None:
         self._alive()
@@ -199,6 +204,7 @@ class ElasticTransport(Transport):
             return False
         self._group = group
         self._broken = False
+        self._lost = set()
         self._givers = [giver for _, giver, *_ in found]
         self._later = any(int(phase) > self.phase for _, _, phase, _ in found)
         self._name = name
@@ -279,8 +285,10 @@ class ElasticTransport(Transport):
         self._broken = True
         self._sever()
 
-    def _on_lost(self, group: str) -> None:
+    def _on_lost(self, group: str, member: int | None) -> None:
         if group == self._name:
+            if member is not None:
+                self._lost.add(member)
             with contextlib.suppress(OSError):
                 self._break()
 

@@ -1,4 +1,5 @@
-"""All-reduce whose members come and go: when one is lost in the middle of a step, the others make the step again.
+"""All-reduce whose members come and go: when one is lost in the middle of a step, the others make the step again, and
+begin with that while they meet (`headstart`).
 
 Between losses there is no word with the lighthouse: members learn from the sum that ends every step whether somebody
 wants to come in. That sum is started when all gradients have arrived, so whoever has it knows that all have them.
@@ -18,18 +19,22 @@ import torch
 from torch import Tensor
 
 from tutti.sync.allreduce import AllReduce
+from tutti.sync.buckets import open_gate
+from tutti.sync.headstart import HeadStart, WrongGuess
 from tutti.sync.joining import Joining, Standing
 from tutti.sync.ledger import Ledger, Range, cut
 from tutti.sync.policy import Meeting, Place, Totals, local_part
 from tutti.sync.rounds import Handover
 from tutti.sync.shares import Shares
 from tutti.sync.summing import Summing
-from tutti.sync.transport import PeerLost, StaticTransport, Transport
+from tutti.sync.transport import LaterPhase, PeerLost, StaticTransport, Transport
 
 T = TypeVar("T")
 
 #: What a member came for, when the roll is called.
 _STEP, _EVALUATION = 0, 1
+#: Whoever hears of a loss from others notices himself within this time who it is.
+_NOTICED_SECONDS = 0.05
 #: Numbers that an evaluation sums.
 EVALUATION_NUMBERS = 3
 
@@ -66,6 +71,11 @@ class ElasticAllReduce(AllReduce):
         self._told: tuple[list[int], list[int]] = ([], [])
         self._ledger_before = ledger.state()
         self._began = 0.0
+        #: Replicas of the group, by rank.
+        self._replicas: list[int] = []
+        #: While members meet: who is thought to be left, and has which share.
+        self._guess: list[int] = []
+        self._head_start: HeadStart | None = None
 
     @property
     def behind(self) -> bool:  # type: ignore[override]
@@ -84,15 +94,61 @@ class ElasticAllReduce(AllReduce):
 
     def make_step(self, step: int, work: Callable[[int], T]) -> tuple[int, T]:
         while True:
-            self._gather(_STEP)
+            self._begin_step()
             step = self._joining.version + 1
             try:
                 result = work(step)
+                self._end_head_start()
+            except (WrongGuess, LaterPhase) as error:
+                self._have_nothing()
+                self._end_head_start()
+                if isinstance(error, LaterPhase):
+                    raise
+                continue
             except PeerLost:
+                self._end_head_start()
                 self._forget()
                 continue
             if self._counts_for_all():
                 return step, result
+
+    def _begin_step(self) -> None:
+        """Have the members with whom the step is made, or an idea of who they are."""
+        self._guess = self._survivors() if self._must_meet else []
+        if not self._guess:
+            self._gather(_STEP)
+            return
+        self._head_start = HeadStart(lambda: self._gather(_STEP), self._guessed_right)
+        if self._buckets is not None:
+            self._buckets.gate = self._head_start.check
+
+    def _end_head_start(self) -> None:
+        if self._head_start is None:
+            return
+        head_start, self._head_start = self._head_start, None
+        if self._buckets is not None:
+            self._buckets.gate = open_gate
+        head_start.end()
+
+    def _survivors(self) -> list[int]:
+        """The replicas that will be left, where that can be known and is worth knowing; in order."""
+        # Parts of a replica go through a backward pass together: they would have to guess together.
+        if self.place.parts > 1 or not self._computes or not self.transport.broken:
+            return []
+        deadline = time.perf_counter() + _NOTICED_SECONDS
+        while not self.transport.lost and time.perf_counter() < deadline:
+            time.sleep(0.002)
+        gone = {self._replicas[rank] for rank in self.transport.lost}
+        left = [replica for replica in self._current if replica not in gone]
+        return left if gone and self.place.replica in left else []
+
+    def _guessed_right(self) -> bool:
+        guessed, self._guess = self._guess, []
+        return (
+            self._computes
+            and guessed == self._current
+            and self._counts == self._shares.counts(self.batch, self._current)
+        )
 
     def samples(self, step: int) -> list[Range]:
         self._began = time.perf_counter()
@@ -101,22 +157,31 @@ class ElasticAllReduce(AllReduce):
         if self._step_ranges[0] != step:
             self._ledger_before = self.ledger.state()
             self._step_ranges = (step, self.ledger.take(self.batch))
-        if not self._computes:
+        if self._guess:
+            members = self._guess
+            self._counts = self._shares.after_loss(self.batch, members)
+        elif self._computes:
+            members = self._current
+            self._counts = self._shares.counts(self.batch, members)
+        else:
             return []
-        self._counts = self._shares.counts(self.batch, self._current)
-        place = self._ranks.index(self.transport.rank)
+        place = members.index(self.place.replica)
         first = sum(self._counts[:place])
         return cut(self._step_ranges[1], first, first + self._counts[place])
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        if self.transport.broken and self.place.parts == 1:  # more parts go through a backward pass together
+        if (
+            self._head_start is None and self.transport.broken and self.place.parts == 1
+        ):  # more parts go through a backward pass together
             raise PeerLost("a member was lost: what this step computes will not count")
         with super().micro_batch(last=last):
             yield
 
     def before_step(self, totals: Totals) -> Totals:
         seconds = time.perf_counter() - self._began
+        if self._head_start is not None:
+            seconds -= self._head_start.waited_seconds
         assert self._buckets is not None
         self._buckets.start_rest()
         self._buckets.finish()
@@ -202,6 +267,7 @@ class ElasticAllReduce(AllReduce):
                 continue
             self._caught_up = self._must_meet = False
             self._ranks = self._joining.attend([Standing.of(row) for row in rows])
+            self._replicas = [row[3] for row in rows]
             self._current = [rows[rank][3] for rank in self._ranks]
             self._shares.begin({rows[rank][3]: rows[rank][5] / 1000 for rank in self._ranks})
             members = [row[3] for row in rows]
@@ -233,11 +299,15 @@ class ElasticAllReduce(AllReduce):
             self._must_meet = True
         return counts
 
-    def _forget(self) -> None:
-        """Have nothing of what was just tried."""
+    def _have_nothing(self) -> None:
+        """Of what was just tried."""
         if self._buckets is not None:
             self._buckets.abandon()
         self._summing.drop()
+
+    def _forget(self) -> None:
+        """Have nothing of what was just tried, nor a group."""
+        self._have_nothing()
         self.transport.commit(good=False)
         self._must_meet = True
 

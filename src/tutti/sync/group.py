@@ -95,7 +95,14 @@ class Group:
             ports = {address.port for address in (connection.laddr, connection.raddr) if address}
             if ports & self._ports:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as ours:
-                    ours.shutdown(socket.SHUT_RDWR)
+                    if self._is_between_members(ours):
+                        ours.shutdown(socket.SHUT_RDWR)
+
+    def _is_between_members(self, held: socket.socket) -> bool:
+        """Whether `held` is what it was a moment ago: its number may have gone to another socket since, such as the one
+        at which the next group listens, and gloo ends the process when that is shut down."""
+        listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return not listens and bool({held.getsockname()[1], held.getpeername()[1]} & self._ports)
 
     def _until_done(self, work: Work) -> Wait:
         def wait() -> None:

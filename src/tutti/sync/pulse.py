@@ -32,14 +32,14 @@ class _Watch:
 
     group: str = ""
     callers: list[zmq.Socket[bytes]] = field(default_factory=list)
-    monitors: list[zmq.Socket[bytes]] = field(default_factory=list)
+    monitors: dict[zmq.Socket[bytes], int] = field(default_factory=dict)
 
 
 class Pulse:
-    """This member's heartbeats. `on_lost(group)` is called in a thread of its own when a member of the group that is
-    watched is gone, or says that the group is."""
+    """This member's heartbeats. `on_lost(group, member)` is called in a thread of its own when that member of the group
+    that is watched is gone, or (None) one says that the group is."""
 
-    def __init__(self, secret: bytes, host: str, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, secret: bytes, host: str, on_lost: Callable[[str, int | None], None]) -> None:
         self._secret = secret
         self._on_lost = on_lost
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -80,24 +80,22 @@ class Pulse:
             for socket, _ in poller.poll(_POLL_MS):
                 if socket is self._listener:
                     _, group = socket.recv_multipart()
-                    lost = group.decode() == self._watch.group
+                    if group.decode() == self._watch.group:
+                        self._on_lost(self._watch.group, None)
                 else:
                     recv_monitor_message(socket)
-                    self._watch.monitors.remove(socket)
-                    lost = True
-                if lost:
-                    self._on_lost(self._watch.group)
+                    self._on_lost(self._watch.group, self._watch.monitors.pop(socket))
         self._end()
         self._listener.close()
 
     def _begin(self, group: str, addresses: Mapping[int, str]) -> None:
         self._end()
         self._watch = _Watch(group)
-        for address in addresses.values():
+        for member, address in addresses.items():
             socket = _beating(caller(self._context, zmq.DEALER, self._secret))
             socket.reconnect_ivl = -1  # whoever was lost comes back as a new member
             socket.handshake_ivl = SILENCE_MS
-            self._watch.monitors.append(socket.get_monitor_socket(_GONE))
+            self._watch.monitors[socket.get_monitor_socket(_GONE)] = member
             socket.connect(address)
             self._watch.callers.append(socket)
 

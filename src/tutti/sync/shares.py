@@ -36,6 +36,12 @@ class Shares:
                 self._held = wanted
         return [self._held[member] for member in members]
 
+    def after_loss(self, total: int, members: Sequence[int]) -> list[int]:
+        """What `counts` would give if `members` were all who are left of those whose rates are known, and had begun."""
+        left = Shares(measured=self._measured)
+        left.begin({member: round(1000 * self.rate(member)) / 1000 for member in members})
+        return left.counts(total, members)
+
     def begin(self, rates: dict[int, float]) -> None:
         """Forget everything but `rates` by member (0: not known), which all members were told."""
         self._rates = {member: rate for member, rate in rates.items() if rate > 0}

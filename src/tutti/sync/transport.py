@@ -114,6 +114,11 @@ class Transport(ABC):
         return False
 
     @property
+    def lost(self) -> frozenset[int]:
+        """Ranks of members of the present group that are gone or silent, as far as this one has noticed."""
+        return frozenset()
+
+    @property
     def broken(self) -> bool:
         """Whether a member was lost since the last meeting, so that no exchange can succeed any more."""
         return False

@@ -12,6 +12,10 @@ off. What is more than a normal step is stall, if it is more than half a normal 
     stall  =  Σ (duration − normal)      over the hit's steps with duration > 1.5 normal
     normal =  median of this replica's steps that no hit touched; of those with a meeting and of the others apart
 
+Who makes the samples of one that is gone beside his own is slower, but does not stand still: where a step's samples
+are shared out, what is normal grows with this replica's share of them. (What the others' help costs stands in the
+goodput.)
+
 A step belongs to the hit that was the last to begin before the step should have ended, among those that were not
 over when it began. Steps that a restart made void are not steps that count, so the time that went into them is in the
 stall. A hit is over when it has ended and its victim has recovered.
@@ -28,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tutti.core.ranges import merge
+from tutti.observe.resilience.spans import total
 from tutti.observe.resilience.trace import Step, Trace
 from tutti.observe.tail import Event, number, when
 
@@ -134,6 +139,8 @@ class _Duration:
     end: float
     seconds: float
     meeting: bool
+    #: That this replica made in it; 0 where steps are not shared out.
+    samples: int = 0
 
 
 def _share_out_stalls(hits: Sequence[Hit], trace: Trace) -> None:
@@ -141,11 +148,15 @@ def _share_out_stalls(hits: Sequence[Hit], trace: Trace) -> None:
     for replica in sorted({step.replica for step in trace.steps}):
         durations = _durations(trace, replica)
         usual = {kind: _normal(durations, kind, touched) for kind in (False, True)}
+        share = (
+            statistics.median(d.samples for d in _quiet(durations, touched) or durations) if durations else 0
+        )
         for hit in hits:
             if hit.victim != replica:
                 hit.stalls[replica] = 0.0
         for duration in durations:
-            normal = usual[duration.meeting]
+            more = duration.samples / share if share else 1.0
+            normal = usual[duration.meeting] * max(1.0, more)
             if duration.seconds > _TOLERANCE * normal:
                 hit_by = _blamed(duration, normal, hits)
                 if hit_by is not None and hit_by.victim != replica:
@@ -160,31 +171,38 @@ def _durations(trace: Trace, replica: int) -> list[_Duration]:
         for event in trace.of("validation")
         if not trace.rounds or event.get("replica") == replica  # all replicas together, or one alone
     ]
-    pairs: list[tuple[Step, float, bool]] = [
-        (before, step.time, step.meeting) for before, step in itertools.pairwise(steps)
+    pairs: list[tuple[Step, float, bool, int]] = [
+        (before, step.time, step.meeting, 0 if trace.rounds else total(step.spans))
+        for before, step in itertools.pairwise(steps)
     ]
     if steps and not any(when(event) >= steps[-1].time for event in trace.of("finished")):
-        pairs.append((steps[-1], trace.end, False))  # it never made another step
+        pairs.append((steps[-1], trace.end, False, 0))  # it never made another step
     durations = []
-    for before, end, meeting in pairs:
+    for before, end, meeting, samples in pairs:
         begin = before.time
         if any(begin < launch <= end for launch in launches):
             continue  # nobody was training between two commands
         known = sum(seconds for time, seconds in validations if begin < time <= end)
-        durations.append(_Duration(begin, end, max(0.0, end - begin - known), meeting))
+        durations.append(_Duration(begin, end, max(0.0, end - begin - known), meeting, samples))
     return durations
 
 
 def _normal(durations: Sequence[_Duration], meeting: bool, touched: Sequence[tuple[float, float]]) -> float:
     """Median of the undisturbed; of all where these are too few; of both kinds where there are none of this."""
     alike = [d for d in durations if d.meeting == meeting] or list(durations)
+    quiet = _quiet(alike, touched)
+    chosen = quiet if len(quiet) >= _FEWEST else alike
+    return statistics.median(d.seconds for d in chosen) if chosen else 0.0
+
+
+def _quiet(durations: Sequence[_Duration], touched: Sequence[tuple[float, float]]) -> list[_Duration]:
+    """Those that no hit touched."""
     quiet = []
-    for duration in alike:
+    for duration in durations:
         before = bisect.bisect_left(touched, (duration.end, 0.0))  # the spans that began before its end
         if before == 0 or touched[before - 1][1] <= duration.begin:
             quiet.append(duration)
-    chosen = quiet if len(quiet) >= _FEWEST else alike
-    return statistics.median(d.seconds for d in chosen) if chosen else 0.0
+    return quiet
 
 
 def _blamed(duration: _Duration, normal: float, hits: Sequence[Hit]) -> Hit | None:
