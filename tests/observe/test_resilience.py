@@ -138,9 +138,9 @@ def test_elastic_allreduce_whose_survivors_go_on(tmp_path: Path) -> None:
 
 
 def test_more_samples_are_no_standstill(tmp_path: Path) -> None:
-    """Replica 1 of three dies in step 11 and stays away. Step 11 takes 4 s. Then replica 0 makes 5 samples a step instead
-    of 3, in 2 s: 1.67 times as many, and 1.2 times as long as they take. Replica 2 waits for it with its 4, which is
-    1.5 times what these take, and no more."""
+    """Replica 1 of three dies in step 11 and stays away. Step 11 takes 4 s. Then replica 0 makes 5 samples a step
+    instead of 3, in 2 s: 1.67 times as many, and 1.2 times as long as they take. Replica 2 waits for it with its 4,
+    which is 1.5 times what these take, and no more."""
     r = Recorder(tmp_path / "run")
     r.started(0, policy="allreduce", replicas=3, world_size=3, transport="elastic")
     for step in range(1, 11):

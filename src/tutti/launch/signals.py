@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+#: `timeout` and some supervisors send a signal to a program and, with its group, once more: that is one request.
+_ONE_REQUEST_SECONDS = 0.5
 
 
 @contextlib.contextmanager
@@ -15,9 +19,14 @@ def stop_requests(action: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    last = -_ONE_REQUEST_SECONDS
 
     def on_signal(_number: int, _frame: Any) -> None:
-        action()
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _ONE_REQUEST_SECONDS:
+            last = now
+            action()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
