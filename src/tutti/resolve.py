@@ -14,6 +14,7 @@ from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
 from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate
+from tutti.train.recipe import choose_steps, tuning_rate
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
@@ -43,6 +44,11 @@ class Facts:
     parameters: int
     tokens_per_sample: int
     validation_samples: int
+    #: Samples in an epoch to train on; 0: nobody has counted.
+    samples: int = 0
+    #: Whether labelled examples are learned, and by a model that knows something already.
+    labelled: bool = False
+    pretrained: bool = False
     #: A world that was started already (torchrun) has so many processes.
     processes: int | None = None
     #: Runs that share this machine out among them.
@@ -78,15 +84,24 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         micro = max(1, share // (_MICRO_BATCHES_PER_STAGE * stages))
         reason = f"of the {share} samples of a step, so that {stages} stages wait little for each other"
     micro = choose("train.micro_batch", train.micro_batch, micro, reason)
-    rate, reason = auto_learning_rate(
-        facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer
-    )
+    if facts.labelled and facts.pretrained:
+        rate, reason = tuning_rate(facts.parameters, adapters=config.tune.method in ("lora", "ia3"))
+    else:
+        rate, reason = auto_learning_rate(
+            facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer
+        )
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)
-    warmup = min(_WARMUP_MOST, max(1, round(_WARMUP_SHARE * train.steps)))
+    if train.steps == "auto":
+        steps, reason = choose_steps(train.epochs, facts.samples, train.batch, labelled=facts.labelled)
+        steps = choose("train.steps", "auto", steps, reason)
+    else:
+        steps = train.steps
+    warmup = min(_WARMUP_MOST, max(1, round(_WARMUP_SHARE * steps)))
     warmup = choose("train.warmup", train.warmup, warmup, "5 % of the steps, at most 1000")
-    every = max(1, train.steps // _TIMES)
-    samples = min(_VALIDATION_SAMPLES, max(1, facts.validation_samples))
-    sync, said = _sync(config.sync, replicas, precision, train.steps, started=facts.processes is not None)
+    every = max(1, steps // _TIMES)
+    most = facts.validation_samples if facts.labelled else _VALIDATION_SAMPLES
+    samples = min(most, max(1, facts.validation_samples))
+    sync, said = _sync(config.sync, replicas, precision, steps, started=facts.processes is not None)
     choices += said
     memory = config.memory
     if memory.budget is None:  # with a budget, `api.py` chooses: it knows the model
@@ -97,7 +112,14 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         "memory": memory,
         "sync": sync,
         "train": train.model_copy(
-            update={"precision": precision, "micro_batch": micro, "learning_rate": rate, "warmup": warmup}
+            update={
+                "steps": steps,
+                "epochs": None,
+                "precision": precision,
+                "micro_batch": micro,
+                "learning_rate": rate,
+                "warmup": warmup,
+            }
         ),
         "evaluate": config.evaluate.model_copy(
             update={

@@ -12,14 +12,16 @@ from tutti.config import Config, load_config
 from tutti.core.errors import CheckpointError, ConfigError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
+from tutti.data.labelled import PreparedExamples, prepare_examples
 from tutti.hardware import usable_cores
-from tutti.parallel import check_layout, limits_of, pick_device
+from tutti.parallel import anything_else, check_layout, limits_of, pick_device
 from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.sync import check_sync
-from tutti.tasks import Manner, find_manner
+from tutti.tasks import Manner, find_manner, make_text_task
 from tutti.train.checkpoints.retention import entries
+from tutti.train.labelled import blueprint_of, reader_of
 from tutti.train.precision import DTYPES
 
 Say = Callable[[str], None]
@@ -29,13 +31,35 @@ def _silent(_: str) -> None:
     pass
 
 
-def prepare(config: Config, *, say: Say = _silent) -> Prepared:
-    """Read, clean, split, tokenize and store the text of `config`; found again by its content.
+def prepare(config: Config, *, say: Say = _silent) -> Prepared | PreparedExamples:
+    """Read, clean, split, tokenize and store the text, or the labelled examples, of `config`; found again by content.
 
     Raises:
         DataError: the text is missing, broken or too small.
     """
+    config = with_tokenizer(config)
+    return prepare_labelled(config, say) if config.task.labelled else prepare_text(config, say)
+
+
+def prepare_text(config: Config, say: Say = _silent) -> Prepared:
+    """The text of `config`, as `prepare` does it."""
     return data.prepare(config.data, workers=usable_cores(), say=say)
+
+
+def prepare_labelled(config: Config, say: Say = _silent) -> PreparedExamples:
+    """The labelled examples of `config`, as `prepare` does it."""
+    return prepare_examples(config.data, make_text_task(config.task), reader_of(config), say)
+
+
+def with_tokenizer(config: Config) -> Config:
+    """`config` with a tokenizer: `auto` is the one that its model was trained with."""
+    if config.data.tokenizer != "auto":
+        return config
+    directory, tokenizer = config.model.path, "bpe"
+    own = directory is not None and not config.model.from_scratch
+    if own and (Path(str(directory)).expanduser() / "tokenizer.json").is_file():
+        tokenizer = str(directory)
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
 def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
@@ -77,6 +101,8 @@ def continued(config: Config, former: Config) -> Config:
     merged["replicas"] = wanted["replicas"]
     merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
     merged["memory"] = wanted["memory"]
+    if wanted["train"]["steps"] == "auto":  # what `epochs` came to stays as it was
+        merged["train"]["epochs"] = None
     return Config.model_validate(merged)
 
 
@@ -87,15 +113,29 @@ def start_run(
     *,
     continues: RunDirectory | None = None,
     groups: int = 1,
-) -> tuple[Resolved, Prepared]:
+) -> tuple[Resolved, Prepared | PreparedExamples]:
     """Everything that can be known before a worker starts: the text, and a value for every `auto`.
 
     `continues`: the run whose text this must be; `groups`: runs that share this machine.
     """
-    prepared = prepare(config, say=say)
-    prepared.require(config.data.sequence)
+    config = with_tokenizer(config)
+    if config.task.asks:
+        return _start_labelled(config, say, processes, continues)
+    prepared: Prepared | PreparedExamples
+    if config.task.labelled:
+        prepared = prepare_labelled(config, say)
+        samples, validation = (prepared.rows(part) for part in ("train", "validation"))
+        fingerprint = f"{prepared.fingerprint} train"
+    else:
+        prepared = prepare_text(config, say)
+        prepared.require(config.data.sequence)
+        samples, validation = (
+            prepared.samples(part, config.data.sequence) for part in ("train", "validation")
+        )
+        train = data.TokenSource(prepared, "train", config.data.sequence, config.train.seed, shift=True)
+        fingerprint = train.fingerprint
     if continues is not None:
-        _refuse_other_text(continues, config, prepared)
+        _refuse_other_data(continues, fingerprint)
     # Laid out here once, so that a model that cannot be is refused before a worker starts.
     blueprint = models.draw_blueprint(
         config.model,
@@ -108,9 +148,19 @@ def start_run(
     blueprint.check_weights()
     manner = find_manner(blueprint.twin())
     parameters = models.count_parameters(model).total
-    validation = max(0, (prepared.splits["validation"].tokens - 1) // config.data.sequence)
-    config = config.model_copy(update={"data": prepared.resolved(config.data)})
-    resolved = resolve(config, Facts(parameters, config.data.sequence, validation, processes, groups))
+    if isinstance(prepared, Prepared):
+        config = config.model_copy(update={"data": prepared.resolved(config.data)})
+    facts = Facts(
+        parameters,
+        config.data.sequence,
+        validation,
+        samples=samples,
+        labelled=config.task.labelled,
+        pretrained=config.task.labelled and blueprint.directory is not None,
+        processes=processes,
+        groups=groups,
+    )
+    resolved = resolve(config, facts)
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     assert isinstance(resolved.config.replicas, int)
     check_sync(
@@ -119,15 +169,58 @@ def start_run(
         optimizer=config.train.optimizer,
         parts=config.layout.ranks,
     )
+    _refuse_server(config, processes)
+    samples = config.train.batch // resolved.config.replicas
+    check_layout(config.layout, limits_of(model, manner, samples))
+    _spare_memory(config, resolved, blueprint, manner, samples)
+    return resolved, prepared
+
+
+def _start_labelled(
+    config: Config, say: Say, processes: int | None, continues: RunDirectory | None
+) -> tuple[Resolved, PreparedExamples]:
+    """`start_run` for labelled examples."""
+    prepared = prepare_labelled(config, say)
+    if continues is not None:
+        _refuse_other_data(continues, f"{prepared.fingerprint} train")
+    blueprint = blueprint_of(config, prepared)
+    parameters = models.count_parameters(blueprint.lay_out()).total
+    train, validation = prepared.parts["train"], prepared.parts.get("validation")
+    facts = Facts(
+        parameters,
+        max(1, round(train.tokens / train.rows)),
+        validation.rows if validation is not None else 0,
+        samples=train.rows,
+        labelled=True,
+        pretrained=blueprint.directory is not None,
+        processes=processes,
+    )
+    if config.memory.budget is not None:
+        raise ConfigError(
+            "memory.budget is kept for language models only, so far",
+            "set memory.recompute, memory.offload or train.micro_batch instead",
+        )
+    check_offload(config.memory.offload, pick_device(), config.layout)
+    resolved = resolve(config, facts)
+    resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
+    assert isinstance(resolved.config.replicas, int)
+    check_sync(
+        resolved.config.sync,
+        resolved.config.train.precision,
+        optimizer=config.train.optimizer,
+        parts=config.layout.ranks,
+    )
+    _refuse_server(config, processes)
+    check_layout(config.layout, anything_else(config.train.batch // resolved.config.replicas))
+    return resolved, prepared
+
+
+def _refuse_server(config: Config, processes: int | None) -> None:
     if processes is not None and config.sync.policy == "server":
         raise ConfigError(
             "sync: policy server needs a process of its own, which torchrun does not start",
             "start the run with `tutti train` alone, or choose another policy",
         )
-    samples = config.train.batch // resolved.config.replicas
-    check_layout(config.layout, limits_of(model, manner, samples))
-    _spare_memory(config, resolved, blueprint, manner, samples)
-    return resolved, prepared
 
 
 def _spare_memory(
@@ -172,12 +265,10 @@ def _spare_memory(
     )
 
 
-def _refuse_other_text(run: RunDirectory, config: Config, prepared: Prepared) -> None:
-    """Said here, before a worker starts, and in words; the workers compare again, whatever the job."""
-    source = data.TokenSource(prepared, "train", config.data.sequence, config.train.seed, shift=True)
+def _refuse_other_data(run: RunDirectory, fingerprint: str) -> None:
     saved = (entry.manifest for entry in entries(run.checkpoints) if entry.manifest is not None)
     newest = next(saved, None)
-    if newest is not None and newest.meta["identity"]["data"] != source.fingerprint:
+    if newest is not None and newest.meta["identity"]["data"] != fingerprint:
         raise text_has_changed(run.path)
 
 

@@ -36,7 +36,7 @@ def test_a_number_of_groups_are_the_same_but_for_their_first_weights() -> None:
         ("", "{model: 1M}", {"model": {"size": "1M"}}),
         ("model: {path: x}", "{model: {size: 1M}}", {"model": {"size": "1M", "path": None}}),
         ("model: {size: 1M, dropout: 0.1}", "{model: {size: 2M}}", {"model": {"size": "2M", "dropout": 0.1}}),
-        ("model: {size: 1M, dropout: 0.1}", "{model: 2M}", {"model": {"size": "2M", "dropout": 0.0}}),
+        ("model: {size: 1M, dropout: 0.1}", "{model: 2M}", {"model": {"size": "2M", "dropout": None}}),
         ("train: {steps: 7}", "{train: {warmup: 3}}", {"train": {"steps": 7, "warmup": 3}}),
         ("sync: {every: 9}", "{sync: diloco}", {"sync": {"policy": "diloco", "every": 50}}),
         ("sync: {every: 9}", "{sync: {policy: diloco}}", {"sync": {"policy": "diloco", "every": 9}}),

@@ -98,7 +98,7 @@ model: {size: 5m, dropout: 2}
         "c.yaml:3:1: data: validation and test together",
         "c.yaml:4:3: data.soruce: unknown key; did you mean 'source'?",
         'c.yaml:5:12: data.source[0]: should be text; got the number 1; for text write "1"',
-        "c.yaml:9:10: train.steps: should be a whole number above 0; got the number 1000.0; did",
+        "c.yaml:9:10: train.steps: should be a whole number above 0 or `auto`; got the number 1000.0; did",
         "c.yaml:10:3: train.batch is 2: fewer samples than the 8 workers",
         "c.yaml:11:3: train.batch: given twice, first in line 10",
         "c.yaml:12:14: train.optimizer: should be `adamw` or `muon`; got text 'adamv'; did you mean 'adamw'?",
@@ -110,7 +110,7 @@ model: {size: 5m, dropout: 2}
         "c.yaml:19:10: evaluate: is empty",
         "c.yaml:20:15: model.size: should be a size such as 800K, 15M or 1B, or `null`; got text '5m'; "
         "did you mean '5M'?",
-        "c.yaml:20:28: model.dropout: should be a number of 0 or more, below 1; got the number 2",
+        "c.yaml:20:28: model.dropout: should be a number of 0 or more, below 1, or `null`; got the number 2",
         "override train.stepz=4: train.stepz: unknown key; did you mean 'train.steps'?",
         "override foo: an override is written key=value",
         "override sync.every=x: sync.every: should be a whole number above 0 or `auto`; got text",

@@ -72,6 +72,7 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "join",
         "evaluate",
         "generate",
+        "predict",
         "export",
         "chaos",
     )

@@ -21,6 +21,7 @@ from tutti.cli import (
     generate,
     init,
     join,
+    predict,
     prepare,
     runs,
     schema,
@@ -48,6 +49,7 @@ for verb in (
     chaos.chaos,
     evaluate.evaluate,
     generate.generate,
+    predict.predict,
     export.export,
 ):
     app.command()(verb)

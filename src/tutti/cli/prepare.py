@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from tutti.cli.output import Json, only_the_answer, print_json, print_records, say
@@ -9,18 +11,20 @@ from tutti.cli.validate import ConfigFile, Overrides
 
 
 def prepare(config: ConfigFile, overrides: Overrides = None, json_output: Json = False) -> None:
-    """Read, clean, tokenize and store the text of a configuration. Done once; found again by its content."""
+    """Read, clean, tokenize and store a configuration's text or examples. Done once; found again by its content."""
     from tutti.config import load_config
 
     resolved = load_config(config, overrides or ())
     with only_the_answer(json_output):
         from tutti import api
+        from tutti.data.labelled import PreparedExamples
 
         prepared = api.prepare(resolved, say=say)
-    splits = {
-        name: {key: getattr(split, key) for key in ("documents", "bytes", "tokens")}
-        for name, split in prepared.splits.items()
-    }
+    if isinstance(prepared, PreparedExamples):
+        units, parts = ("examples", "rows", "tokens"), dict[str, Any](prepared.parts)
+    else:
+        units, parts = ("documents", "bytes", "tokens"), dict[str, Any](prepared.splits)
+    splits = {name: {key: getattr(part, key) for key in units} for name, part in parts.items()}
     if json_output:
         print_json(
             {

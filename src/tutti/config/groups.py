@@ -148,6 +148,8 @@ def _why_not(group: Config, first: Config) -> str | None:
     """Why `group` cannot cooperate with the `first`; None: it can."""
     if group.model.python is not None:
         return "a module of your own predicts no tokens; groups are of language models"
+    if group.task.labelled:
+        return f"task {group.task.kind} predicts no tokens; groups are of language models"
     if group.memory.budget is not None:
         return (
             "memory.budget does not count what is kept of other groups; leave it out, and set memory.recompute and "

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tutti.config.agreement import CooperateConfig, SyncConfig, sync_section
 from tutti.config.fields import Auto, Fraction, NonNegative, Positive, Section
+from tutti.config.task import RegulariseConfig, TaskConfig, TuneConfig, task_section, tune_section
 
 
 class DataConfig(Section):
@@ -28,8 +29,14 @@ class DataConfig(Section):
         default=None,
         description="Text that is validation already; when given, nothing is split off `source`.",
     )
-    format: Literal["auto", "text", "jsonl"] = Field(
-        default="auto", description="`auto` goes by the file's ending; a text file is one document."
+    test_source: str | list[str] | None = Field(
+        default=None,
+        description="Labelled examples for the final test; when given, nothing is split off `source` for it.",
+    )
+    format: Literal["auto", "text", "jsonl", "csv", "tsv", "conll", "json", "parquet"] = Field(
+        default="auto",
+        description="`auto` goes by the file's ending; a text file is one document. All but `text` and `jsonl` are for "
+        "labelled examples (see `task`).",
     )
     text_field: str = Field(default="text", description="The field of a JSONL line that holds the text.")
     encoding: str = Field(
@@ -39,12 +46,18 @@ class DataConfig(Section):
         default="fail",
         description="What to do with a file that does not decode: stop, leave it out, or put U+FFFD.",
     )
+    on_empty: Literal["fail", "skip"] = Field(
+        default="fail", description="What to do with a labelled example without text: stop, or leave it out."
+    )
     deduplicate: bool = Field(
-        default=True, description="Leave out documents that are exactly equal to an earlier one."
+        default=True,
+        description="Leave out documents that are exactly equal to an earlier one, and training examples whose text is "
+        "kept for validation or test.",
     )
     tokenizer: str = Field(
-        default="bpe",
-        description="`bpe` (byte-level, trained on the text), `characters`, or a Hugging Face tokenizer directory.",
+        default="auto",
+        description="`bpe` (byte-level, trained on the text), `characters`, or a Hugging Face tokenizer directory; "
+        "`auto`: that of `model.path`, where weights are taken from there, else `bpe`.",
     )
     vocabulary: Positive | Auto = Field(
         default="auto",
@@ -95,8 +108,10 @@ class ModelConfig(Section):
     from_scratch: bool = Field(
         default=False, description="Take only the architecture from `path`, not its weights."
     )
-    dropout: Fraction = Field(
-        default=0.0, description="Dropout in attention and residuals, where the architecture has it."
+    dropout: Fraction | None = Field(
+        default=None,
+        description="Dropout in attention and residuals, where the architecture has it; `null`: none in a "
+        "language model, and what the architecture says where labelled examples are learned.",
     )
     seed: NonNegative | None = Field(
         default=None,
@@ -118,7 +133,18 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The optimizer, its schedule and the arithmetic."""
 
-    steps: Positive = Field(default=1000, description="Optimizer steps of the whole run.")
+    steps: Positive | Auto = Field(
+        default="auto",
+        description="Optimizer steps of the whole run; `auto`: as many as `epochs` take, else 1000 for a language "
+        "model, and by their number for labelled examples.",
+    )
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="How often the run goes through all training samples, instead of `steps`."
+    )
+    patience: Positive | None = Field(
+        default=None,
+        description="The run ends early when so many validations in a row were no better than one before them.",
+    )
     batch: Positive = Field(default=32, description="Samples of one step over all workers together.")
     micro_batch: Positive | Auto = Field(
         default="auto",
@@ -143,6 +169,11 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.1, description="On matrices and embeddings; never on norms and biases."
     )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="The learning rate of each block is this times that of the next one: what a trained model knows in "
+        "its first layers changes least. `1`: all learn alike.",
+    )
     betas: tuple[Fraction, Fraction] = Field(
         default=(0.9, 0.95), strict=False, description="AdamW's moments."
     )
@@ -157,6 +188,14 @@ class TrainConfig(Section):
     seed: NonNegative = Field(
         default=0, description="Everything random follows from it: weights, order, dropout."
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.layer_decay != 1 and self.optimizer != "adamw":
+            raise ValueError(f"layer_decay is for optimizer adamw, not for {self.optimizer}")
+        if self.epochs is not None and self.steps != "auto":
+            raise ValueError("steps and epochs both say how long the run is; give one of them")
+        return self
 
 
 class LayoutConfig(Section):
@@ -313,6 +352,13 @@ class Config(Section):
         default_factory=lambda: ModelConfig(size="5M"),
         description="A size such as `15M`, a directory, or a mapping.",
     )
+    task: Annotated[TaskConfig, BeforeValidator(task_section)] = Field(
+        default_factory=TaskConfig, description="What the model is for: a kind of task or a mapping."
+    )
+    tune: Annotated[TuneConfig, BeforeValidator(tune_section)] = Field(
+        default_factory=TuneConfig, description="How much of the model learns: a method or a mapping."
+    )
+    regularise: RegulariseConfig = Field(default_factory=RegulariseConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     replicas: Positive | Auto = Field(
         default="auto",
@@ -344,6 +390,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
+        if self.regularise != RegulariseConfig() and not self.task.asks:
+            raise ValueError("regularise is for models that are asked (see task.kind), so far")
+        own = self.regularise
+        if (own.word_drop or own.word_swap) and self.task.kind != "classify":
+            raise ValueError(
+                f"regularise.word_drop and regularise.word_swap are for task.kind classify: those of {self.task.kind} "
+                "are about the places of words"
+            )
+        if own.label_smoothing and self.task.kind == "answer":
+            raise ValueError(
+                "regularise.label_smoothing has no meaning for task.kind answer, whose labels are places"
+            )
+        if self.tune.method != "full" and not self.task.asks:
+            raise ValueError("tune.method is for models that are asked (see task.kind), so far")
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:
             raise ValueError(
                 "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "

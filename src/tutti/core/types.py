@@ -57,6 +57,8 @@ class Objective(nn.Module):
     """
 
     model: nn.Module
+    #: While this is a list, `forward` appends what the model answers: a tensor [B, any] for each batch.
+    answers: list[Tensor] | None = None
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -69,6 +71,11 @@ class Objective(nn.Module):
     def count_targets(self, batch: Batch) -> int:
         """Number of targets of `batch`, without running the model."""
         raise NotImplementedError
+
+    def answer(self, answers: Tensor) -> None:
+        """Note the `answers` [B, any] to the batch at hand, if somebody wants to know them."""
+        if self.answers is not None:
+            self.answers.append(answers.detach())
 
     def added(self) -> float:
         """What stood in the totals beside the loss itself since this was last asked (a term of the task)."""

@@ -19,12 +19,12 @@ import fsspec
 
 from tutti.config.schema import DataConfig
 from tutti.core.errors import DataError
-from tutti.data.settings import ENDINGS, JSONL_ENDINGS
+from tutti.data.settings import ENDINGS, FORMATS
 from tutti.data.stdlib import stdlib_files
 
 _fsspec: Any = fsspec  # it has no types
 
-Kind = Literal["text", "jsonl", "python"]
+Kind = Literal["text", "jsonl", "python", "csv", "tsv", "conll", "json", "parquet"]
 
 #: What file systems call the time or the version of a file.
 _STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created")
@@ -45,8 +45,10 @@ class SourceFile:
     explicit: bool
 
 
-def list_sources(config: DataConfig, source: str | Sequence[str]) -> list[SourceFile]:
-    """The files of `source`, each once.
+def list_sources(
+    config: DataConfig, source: str | Sequence[str], endings: Sequence[str] = ENDINGS
+) -> list[SourceFile]:
+    """The files of `source`, each once; of folders those that end in one of `endings`.
 
     Raises:
         DataError: a path that does not exist, a glob without a match, a folder without text.
@@ -56,7 +58,7 @@ def list_sources(config: DataConfig, source: str | Sequence[str]) -> list[Source
         raise DataError("data.source is an empty list", "name a file, a folder, a glob or `python-stdlib`")
     files: dict[str, SourceFile] = {}
     for entry in entries:
-        for file in sorted(_expand(config, entry), key=lambda file: file.name):
+        for file in sorted(_expand(config, entry, tuple(endings)), key=lambda file: file.name):
             files.setdefault(file.name, file)
     return list(files.values())
 
@@ -83,17 +85,17 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
-def _expand(config: DataConfig, entry: str) -> Iterator[SourceFile]:
+def _expand(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterator[SourceFile]:
     if entry == "python-stdlib":
         return (_local(path, "python", explicit=False) for path in stdlib_files())
     if is_url(entry):
-        return _remote(config, entry)
-    return _on_this_machine(config, entry)
+        return _remote(config, entry, endings)
+    return _on_this_machine(config, entry, endings)
 
 
 def _kind(config: DataConfig, name: str) -> Kind:
     if config.format == "auto":
-        return "jsonl" if name.lower().endswith(JSONL_ENDINGS) else "text"
+        return cast(Kind, FORMATS.get(Path(name).suffix.lower(), "text"))
     return config.format
 
 
@@ -105,15 +107,15 @@ def _local(path: Path, kind: Kind, *, explicit: bool) -> SourceFile:
     return SourceFile(str(path), kind, stat.st_size, str(stat.st_mtime_ns), explicit)
 
 
-def _on_this_machine(config: DataConfig, entry: str) -> Iterator[SourceFile]:
+def _on_this_machine(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterator[SourceFile]:
     path = Path(entry).expanduser()
     if path.is_file():
         yield _local(path.absolute(), _kind(config, entry), explicit=True)
     elif path.is_dir():
         names = _walk(path.absolute())
-        chosen = [name for name in names if name.lower().endswith(ENDINGS)]
+        chosen = [name for name in names if name.lower().endswith(endings)]
         if not chosen:
-            raise _nothing_in(entry, names)
+            raise _nothing_in(entry, names, endings)
         yield from (_local(Path(name), _kind(config, name), explicit=False) for name in chosen)
     elif glob.has_magic(entry):
         matches = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - `~` and `**`
@@ -136,7 +138,7 @@ def _walk(folder: Path) -> list[str]:
     return found
 
 
-def _remote(config: DataConfig, entry: str) -> Iterator[SourceFile]:
+def _remote(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterator[SourceFile]:
     try:
         filesystem, path = _fsspec.core.url_to_fs(entry)
         explicit = bool(filesystem.isfile(path))
@@ -144,9 +146,9 @@ def _remote(config: DataConfig, entry: str) -> Iterator[SourceFile]:
             found = {path: filesystem.info(path)}
         elif filesystem.isdir(path):
             everything = filesystem.find(path, detail=True)
-            found = {name: info for name, info in everything.items() if name.lower().endswith(ENDINGS)}
+            found = {name: info for name, info in everything.items() if name.lower().endswith(endings)}
             if not found:
-                raise _nothing_in(entry, everything)
+                raise _nothing_in(entry, everything, endings)
         else:
             matches = filesystem.glob(path, detail=True) if glob.has_magic(path) else {}
             found = {name: info for name, info in matches.items() if info.get("type") != "directory"}
@@ -171,13 +173,13 @@ def _stamp(info: dict[str, Any]) -> str | None:
     return next((f"{key}={info[key]}" for key in _STAMPS if info.get(key)), None)
 
 
-def _nothing_in(entry: str, names: Iterable[str]) -> DataError:
+def _nothing_in(entry: str, names: Iterable[str], known: Sequence[str]) -> DataError:
     endings = Counter(Path(name).suffix or "(no ending)" for name in names)
     if not endings:
         return DataError(f"the folder {entry} is empty", "name a folder that holds text")
     there = ", ".join(f"{count} × {ending}" for ending, count in endings.most_common(3))
     return DataError(
-        f"the folder {entry} has no file that ends in {', '.join(ENDINGS)} (it has {there})",
+        f"the folder {entry} has no file that ends in {', '.join(known)} (it has {there})",
         f"name the files by a glob, such as '{entry.rstrip('/')}/**/*{endings.most_common(1)[0][0]}'",
     )
 

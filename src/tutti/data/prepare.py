@@ -69,6 +69,8 @@ def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent) -> Prep
         RunError: the cache cannot be written.
     """
     check_encoding(config.encoding)
+    if config.tokenizer == "auto":
+        config = config.model_copy(update={"tokenizer": "bpe"})
     tokenizer = _name_tokenizer(config)
     sources = Sources.of(config)
     cache = Path(config.cache).expanduser()

@@ -98,6 +98,10 @@ class Prepared:
         array: NDArray[Any] = np.load(self.directory / name, mmap_mode="r")
         return array.view(np.ndarray)  # a plain view of the mapping: slicing it is three times as fast
 
+    def samples(self, part: str, sequence: int) -> int:
+        """How many samples of `sequence` tokens `part` has."""
+        return max(0, (self.splits[part].tokens - 1) // sequence)
+
     def require(self, sequence: int) -> None:
         """Raises DataError when a part that is not empty is shorter than one sample."""
         for name, split in self.splits.items():

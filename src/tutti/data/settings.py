@@ -29,7 +29,20 @@ BYTES_WORTH_PROCESSES = 16_000_000
 
 #: Folders are read for files with these endings.
 ENDINGS = (".txt", ".md", ".jsonl", ".py")
-JSONL_ENDINGS = (".jsonl", ".ndjson")
+
+#: Formats by how a name ends; any other file is text.
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".conll": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".bio": "conll",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 
 #: The parts of a corpus.
 PARTS = ("train", "validation", "test")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tutti.core.errors import DataError
 from tutti.data.pieces import pieces
@@ -23,6 +23,13 @@ _TRAINING_CHARACTERS = 1 << 14
 _ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 _SMALLEST_BPE = len(_ALPHABET) + 1
 _CONFIG = "tokenizer_config.json"
+#: What encoders have beside the end of text, by transformers' names.
+_SEPARATORS = {
+    "cls_token": "<|class|>",
+    "sep_token": "<|separator|>",
+    "pad_token": "<|pad|>",
+    "mask_token": "<|mask|>",
+}
 
 
 def choose_vocabulary(train_bytes: int) -> tuple[int, str]:
@@ -101,8 +108,35 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     }
     if tokenizer.token_to_id(UNKNOWN) is not None:
         config["unk_token"] = UNKNOWN
+    config |= {name: token for name, token in _SEPARATORS.items() if tokenizer.token_to_id(token) is not None}
     (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+
+
+def with_separators(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer`, trained here, that puts a class token before a text and a separator behind each of one or two.
+
+    So encoders are given texts. The new tokens, and one for padding and one for masking, come behind all others.
+    """
+    tokenizer.add_special_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in _SEPARATORS.values()]
+    )
+    first, end = _SEPARATORS["cls_token"], _SEPARATORS["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {end}",
+        pair=f"{first} $A {end} $B:1 {end}:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (first, end)],
+    )
+    return tokenizer
+
+
+def pad_token_of(directory: Path, tokenizer: Tokenizer) -> int:
+    """Number of the token that fills up what is shorter; the end token where there is none."""
+    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    token = config.get("pad_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    number = tokenizer.token_to_id(text) if text else None
+    return end_token_of(directory, tokenizer) if number is None else number
 
 
 def import_tokenizer(source: str, directory: Path) -> None:

@@ -1,5 +1,5 @@
 """What a model is worth: loss and bits per byte on any samples."""
 
-from tutti.evaluate.loss import Evaluation, spread, sum_losses
+from tutti.evaluate.loss import Answering, Evaluation, answers_in, evaluation_numbers, spread, sum_losses
 
-__all__ = ["Evaluation", "spread", "sum_losses"]
+__all__ = ["Answering", "Evaluation", "answers_in", "evaluation_numbers", "spread", "sum_losses"]

@@ -6,19 +6,23 @@ from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_token
 from tutti.models.generate import generate
+from tutti.models.heads import HeadedBlueprint, draw_headed_blueprint, find_body
 from tutti.models.presets import Preset, choose_preset, parse_size
 
 __all__ = [
     "Blueprint",
+    "HeadedBlueprint",
     "ParameterCount",
     "Preset",
     "build_model",
     "choose_preset",
     "count_parameters",
     "draw_blueprint",
+    "draw_headed_blueprint",
     "export_model",
     "fill",
     "find_blocks",
+    "find_body",
     "flops_per_token",
     "generate",
     "parse_size",

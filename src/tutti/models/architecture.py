@@ -12,7 +12,7 @@ import difflib
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,21 @@ _DROPOUTS = (
 )  # fmt: skip
 
 
-def config_from_mapping(given: dict[str, Any]) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Purpose:
+    """What a model is for: in words, the architectures of transformers that are, and some that a user may take."""
+
+    words: str
+    known: Mapping[str, Any]
+    examples: str
+
+
+CAUSAL = Purpose(
+    "causal language model", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "llama, qwen3, gpt2, mistral, gemma"
+)
+
+
+def config_from_mapping(given: dict[str, Any], purpose: Purpose = CAUSAL) -> Any:
     """The Hugging Face configuration that `model.config` describes.
 
     Raises:
@@ -48,11 +62,10 @@ def config_from_mapping(given: dict[str, Any]) -> Any:
     if "model_type" not in given:
         raise ModelError("model.config has no model_type", "add one, e.g. `model_type: llama`")
     kind = given["model_type"]
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING:
-        known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in purpose.known or kind not in CONFIG_MAPPING:
         raise ModelError(
-            f"model.config.model_type {kind!r} is no causal language model that transformers knows",
-            _meant(str(kind), known) or "e.g. llama, qwen3, gpt2, mistral, gemma",
+            f"model.config.model_type {kind!r} is no {purpose.words} that transformers knows",
+            _meant(str(kind), purpose.known) or f"e.g. {purpose.examples}",
         )
     kinds: Any = CONFIG_MAPPING[kind]
     settings = {key: value for key, value in given.items() if key != "model_type"}
@@ -71,7 +84,7 @@ def config_from_mapping(given: dict[str, Any]) -> Any:
         ) from error
 
 
-def config_from_directory(directory: Path) -> Any:
+def config_from_directory(directory: Path, purpose: Purpose = CAUSAL) -> Any:
     """The configuration in `directory`.
 
     Raises:
@@ -93,10 +106,10 @@ def config_from_directory(directory: Path) -> Any:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(f"{file} is no JSON: {error}", "fetch the file again") from error
     kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        meant = _meant(str(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if kind else ""
+    if kind not in purpose.known:
+        meant = _meant(str(kind), purpose.known) if kind else ""
         raise ModelError(
-            f"{file} describes no causal language model that transformers knows (model_type {kind!r})",
+            f"{file} describes no {purpose.words} that transformers knows (model_type {kind!r})",
             meant
             or "models that bring their own code are not run; choose an architecture of transformers itself",
         )

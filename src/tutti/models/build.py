@@ -49,7 +49,7 @@ def draw_blueprint(
         architecture = config_from_mapping(given)
         choices, written = [], set(given)
     choices += _fit(architecture, vocabulary, sequence, end_token)
-    choices += filter(None, [set_dropout(architecture, config.dropout, written)])
+    choices += filter(None, [set_dropout(architecture, config.dropout or 0.0, written)])
     return Blueprint(architecture, seed, end_token, preset=config.size is not None, choices=choices)
 
 
@@ -76,7 +76,7 @@ def _from_path(
             f"model: the architecture of {directory} with new weights",
             *_fit(architecture, vocabulary, sequence, end_token),
         ]
-        choices += filter(None, [set_dropout(architecture, config.dropout)])
+        choices += filter(None, [set_dropout(architecture, config.dropout or 0.0)])
         return Blueprint(architecture, seed, end_token, choices=choices)
     require_weights(directory)
     check_vocabulary(directory, architecture.get_text_config(decoder=True).vocab_size, vocabulary)
@@ -87,7 +87,7 @@ def _from_path(
             f"set data.sequence to {context} or less",
         )
     choices = [f"model: weights of {directory}"]
-    choices += filter(None, [set_dropout(architecture, config.dropout)])
+    choices += filter(None, [set_dropout(architecture, config.dropout or 0.0)])
     return Blueprint(architecture, seed, end_token, directory=directory, choices=choices)
 
 

@@ -16,17 +16,19 @@ from tutti.core import ModelError
 from tutti.models.architecture import one_line, without_chatter
 
 
-def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
-    """The model in `directory` as fp32.
+def load_weights(
+    directory: Path, architecture: Any, factory: Any = AutoModelForCausalLM, seed: int | None = None
+) -> PreTrainedModel:
+    """The model in `directory` as fp32, made by `factory`; with a `seed`, its head may be new, and is drawn from that.
 
     Raises:
         ModelError: no weights, weights only as pickle (which can run code), torn, or of another model.
     """
     require_weights(directory)
-    factory: Any = AutoModelForCausalLM
     try:
         # Missing parameters are drawn at random before they are noticed: that must not move the caller's dice.
         with without_chatter(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0 if seed is None else seed)
             model, report = factory.from_pretrained(
                 directory,
                 config=architecture,
@@ -38,7 +40,10 @@ def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
             )
     except Exception as error:
         raise _unreadable(directory, error) from error
-    wrong = [*report.get("missing_keys", ()), *(str(key) for key in report.get("mismatched_keys", ()))]
+    body = f"{model.base_model_prefix}."
+    missing = [key for key in report.get("missing_keys", ()) if seed is None or _of_body(key, body)]
+    mismatched = [key for key in report.get("mismatched_keys", ()) if seed is None or _of_body(key, body)]
+    wrong = [str(key) for key in (*missing, *mismatched)]
     if wrong:
         raise ModelError(
             f"the weights in {directory} do not fit its config.json: {len(wrong)} parameters are missing or of "
@@ -47,6 +52,12 @@ def load_weights(directory: Path, architecture: Any) -> PreTrainedModel:
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _of_body(key: Any, body: str) -> bool:
+    """Whether every model of its kind has this parameter. (A pooler belongs to heads; not all bodies have it.)"""
+    name = key if isinstance(key, str) else str(key[0])
+    return name.startswith(body) and ".pooler." not in name
 
 
 def stream_weights(

@@ -42,7 +42,12 @@ def compute_figures(run: Path, history: History) -> dict[str, Any]:
         "train_loss_basis": loss_basis,
         "validation_loss": finite(validation.get("loss")),
         "validation_bits_per_byte": finite(validation.get("bits_per_byte")),
+        "validation_metrics": validation.get("metrics"),
         "validation_step": validation.get("step"),
+        "best": _best(history),
+        "test": {key: history.of("test")[-1].get(key) for key in ("step", "loss", "metrics")}
+        if history.of("test")
+        else None,
         "best_validation_loss": min(bests, default=None),
         "tokens_per_second": tokens / seconds if seconds > 0 else None,
         "mfu": mfu,
@@ -76,6 +81,13 @@ def compute_figures(run: Path, history: History) -> dict[str, Any]:
         "started": history.first_time,
         "ended": history.last_time,
     }
+
+
+def _best(history: History) -> dict[str, Any] | None:
+    """Step and metrics of the checkpoint that was the best when it was saved; None where there are no metrics."""
+    steps = [event.get("step") for event in history.of("checkpoint") if event.get("best")]
+    found = [e for e in history.validations if e.get("metrics") and e.get("step") in steps[-1:]]
+    return {"step": found[-1]["step"], "metrics": found[-1]["metrics"]} if found else None
 
 
 def finite(value: Any) -> float | None:

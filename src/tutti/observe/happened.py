@@ -37,7 +37,23 @@ def _checkpoint(event: Event) -> str:
 def _validation(event: Event) -> str:
     bits = number(event.get("bits_per_byte"))
     per_byte = f", {bits:.4f} bits per byte" if bits is not None else ""
-    return f"{_step(event)}: validation loss {words.figure(number(event.get('loss')))}{per_byte}"
+    metrics = words.metrics(event.get("metrics"))
+    said = f"{_step(event)}: validation loss {words.figure(number(event.get('loss')))}{per_byte}"
+    return f"{said}, {metrics}" if metrics else said
+
+
+def _test(event: Event) -> str:
+    """The model is that of `step`."""
+    return (
+        f"final test of the model of {_step(event)}: loss {words.figure(number(event.get('loss')))}, "
+        f"{words.metrics(event.get('metrics'))}"
+    )
+
+
+def _enough(event: Event) -> str:
+    validations = words.plural(int(number(event.get("validations")) or 0), "validation")
+    best = int(number(event.get("best_step")) or 0)
+    return f"{_step(event)}: {validations} in a row were no better than that of step {best:,}; the run ends early"
 
 
 def _stalled(event: Event) -> str:
@@ -91,6 +107,8 @@ def _disturbance(event: Event) -> str:
 _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "checkpoint": _checkpoint,
     "validation": _validation,
+    "test": _test,
+    "enough": _enough,
     "stalled": _stalled,
     "error": _error,
     "membership": _membership,
@@ -122,7 +140,7 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
 #: What stands on the report's page: not the validations and checkpoints, which have tables or are many.
 _TOLD = (
     *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership", "serving"),
-    *("disturbance", "joined", "left", "interrupted", "finished"),
+    *("disturbance", "joined", "left", "enough", "interrupted", "test", "finished"),
 )
 
 

@@ -115,7 +115,8 @@ def _validations(events: list[Event]) -> str:
     losses = [number(event.get("loss")) or math.nan for event in events]
     best = min((loss for loss in losses if math.isfinite(loss)), default=None)
     is_text = any(event.get("bits_per_byte") is not None for event in events)
-    head = ("step", "loss", *(("bits per byte", "perplexity") if is_text else ()), "took")
+    names = list(events[-1].get("metrics") or {})
+    head = ("step", "loss", *(("bits per byte", "perplexity") if is_text else ()), *names, "took")
     rows = []
     for event, loss in zip(events, losses, strict=True):
         shown = words.figure(loss)
@@ -123,6 +124,8 @@ def _validations(events: list[Event]) -> str:
         if is_text:
             row.append(words.figure(number(event.get("bits_per_byte"))))
             row.append(words.figure(math.exp(loss), 2) if math.isfinite(loss) and loss < 50 else "–")
+        metrics = event.get("metrics") or {}
+        row += [words.figure(number(metrics.get(name))) for name in names]
         rows.append([*row, words.seconds(number(event.get("seconds")))])
     return markdown_table(head, rows, "r" * len(head))
 
@@ -166,7 +169,9 @@ def _go_on(run: Path, figures: dict[str, Any]) -> str:
     return f"In the directory where the run was started:\n\n```sh\n{lines}\n```"
 
 
-def first_prompt(config: dict[str, Any]) -> str:
-    """Something for the model to go on from: what the user asked for, if anything."""
+def first_prompt(config: dict[str, Any]) -> str | None:
+    """Something for the model to go on from: what the user asked for, if anything; None: it was not made to write."""
+    if (config.get("task") or {}).get("kind", "language_model") not in ("language_model", "chat"):
+        return None
     prompts = (config.get("evaluate") or {}).get("prompts") or ["Once upon a time"]
     return str(prompts[0])

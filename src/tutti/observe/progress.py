@@ -12,7 +12,18 @@ from tutti.observe.tail import Event, number, when
 #: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
 _SHOWN = (
     *("checkpoint", "validation", "restart", "resumed", "healed", "membership", "warning", "stalled"),
-    *("recovered", "serving", "disturbance", "joined", "left", "waiting", "interrupted", "finished"),
+    *(
+        "recovered",
+        "serving",
+        "disturbance",
+        "joined",
+        "left",
+        "waiting",
+        "enough",
+        "interrupted",
+        "test",
+        "finished",
+    ),
 )
 #: What every rank may say, and is news once.
 _SAID_ONCE = ("warning", "waiting", "interrupted")

@@ -38,6 +38,9 @@ def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
             ),
         ),
         ("Validation bits per byte", _if(get("validation_bits_per_byte"), words.figure)),
+        ("Validation", _if(get("validation_metrics"), words.metrics)),
+        ("Best", _if(get("best"), lambda v: f"{words.metrics(v['metrics'])} (step {v['step']:,}: exported)")),
+        ("Final test", _if(get("test"), lambda v: words.metrics(v["metrics"]))),
         ("Speed", _if(get("tokens_per_second"), lambda v: f"{words.rate(v)} tokens/s")),
         ("MFU", _if(get("mfu"), lambda v: f"{words.percent(v)} ({get('mfu_basis')})")),
         (
@@ -86,11 +89,12 @@ class Commands:
 
 
 def next_moves(
-    run: Path, figures: Mapping[str, Any], prompt: str, commands: Commands
+    run: Path, figures: Mapping[str, Any], prompt: str | None, commands: Commands
 ) -> list[tuple[str, str]]:
     """Commands that can be typed now, each with its purpose; the most useful one first.
 
-    A run of `tutti.fit` (whose model only the user's own program can make) has none.
+    `prompt`: for the model to go on from; None: it was made to predict. A run of `tutti.fit` (whose model only the
+    user's own program can make) has none.
     """
     place, program = shlex.quote(str(run)), commands.program
     state = figures.get("state")
@@ -98,10 +102,10 @@ def next_moves(
     if state != "finished":
         moves.append((commands.resume, "go on from the last checkpoint"))
     if state == "finished" or figures.get("checkpoints"):
-        moves += [
-            (f"{program} generate {place} {shlex.quote(prompt)}", "let the model continue a prompt"),
-            (f"{program} evaluate {place}", "measure it on text that was kept aside"),
-        ]
+        asked = (f"{program} predict {place} {shlex.quote('your text')}", "ask the model")
+        if prompt is not None:
+            asked = (f"{program} generate {place} {shlex.quote(prompt)}", "let the model continue a prompt")
+        moves += [asked, (f"{program} evaluate {place}", "measure it on what was kept aside")]
     if state == "finished":
         more = 2 * int(figures.get("steps_planned") or figures.get("steps") or 1)
         moves.append((commands.resume_to(more), "train on, to twice the steps"))

@@ -64,6 +64,12 @@ def figure(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def metrics(values: object) -> str:
+    """Metrics by name: `accuracy 0.9410, macro_f1 0.9395`."""
+    found = values.items() if isinstance(values, dict) else ()
+    return ", ".join(f"{name} {figure(value)}" for name, value in found if isinstance(value, int | float))
+
+
 def date(unix_seconds: float) -> str:
     """Local date and time of day."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))

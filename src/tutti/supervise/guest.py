@@ -17,6 +17,7 @@ from tutti.core.files import write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import open_prepared
+from tutti.data.labelled import open_examples
 from tutti.data.lock import locked
 from tutti.data.manifest import NAME as MANIFEST
 from tutti.hardware import usable_cores
@@ -178,12 +179,15 @@ class Visit:
         return run
 
     def _fetch_text(self, config: Config, name: str) -> Path:
-        """The prepared text `name`: this machine's own, if it has it, or the first machine's, file by file."""
+        """The prepared text (or examples) `name`: this machine's own, if it has it, or the first machine's, file by
+        file."""
         cache = (self.cache or Path(config.data.cache)).expanduser()
-        directory = cache / "prepared" / name
+        labelled = config.task.labelled
+        directory = cache / ("examples" if labelled else "prepared") / name
+        opened = open_examples if labelled else open_prepared
         with locked(cache / "locks" / f"{name}.lock", self._say):
             try:
-                open_prepared(directory)
+                opened(directory)
             except DataError:
                 files = self._files
                 self._say(f"fetching the prepared text: {sum(files.values()) / 1e6:,.1f} MB")
@@ -194,7 +198,7 @@ class Visit:
                             self._fetch(file, files[file], directory / file)
                 except OSError as error:
                     raise unwritable(directory, error) from error
-                open_prepared(directory)
+                opened(directory)
         return directory.absolute()
 
     def _fetch(self, name: str, size: int, path: Path) -> None:

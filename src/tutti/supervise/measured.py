@@ -82,7 +82,7 @@ def decide(run: RunDirectory, resolved: Resolved, since: float, *, elsewhere: bo
 def _settled(resolved: Resolved) -> dict[Rung, list[str]]:
     """The ladder with nothing left open, so that costs are of what would run; and what was chosen for each rung."""
     config = resolved.config
-    assert isinstance(config.replicas, int)
+    assert isinstance(config.replicas, int) and isinstance(config.train.steps, int)
     precision, found = config.train.precision, dict[Rung, list[str]]()
     for rung in rungs(config.sync, precision, config.train.steps):
         sync, said = settle(rung.sync, config.replicas, precision)

@@ -22,6 +22,7 @@ from tutti.core.files import write_text_atomically
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import Prepared
+from tutti.data.labelled import PreparedExamples
 from tutti.launch.local import LAUNCHER_RANK
 from tutti.observe import summarise_errors, write_report
 from tutti.parallel import started_store
@@ -34,7 +35,7 @@ _CONFIG_KEY = "tutti/run"
 #: The other ranks wait for rank 0 to prepare the text, however long that takes.
 _PREPARE_TIMEOUT = timedelta(hours=24)
 
-Start = Callable[[Config, Callable[[str], None], int | None], tuple[Resolved, Prepared]]
+Start = Callable[[Config, Callable[[str], None], int | None], tuple[Resolved, Prepared | PreparedExamples]]
 
 
 def in_started_world() -> bool:

@@ -35,8 +35,6 @@ T = TypeVar("T")
 _STEP, _EVALUATION = 0, 1
 #: Whoever hears of a loss from others notices himself within this time who it is.
 _NOTICED_SECONDS = 0.05
-#: Numbers that an evaluation sums.
-EVALUATION_NUMBERS = 3
 
 
 class ElasticAllReduce(AllReduce):
@@ -227,10 +225,10 @@ class ElasticAllReduce(AllReduce):
         while True:
             together = self._gather(_EVALUATION)
             if not self._computes:
-                sums = torch.zeros(EVALUATION_NUMBERS, dtype=torch.float64, device=self._device)
+                sums = torch.zeros(self.evaluation_numbers, dtype=torch.float64, device=self._device)
             else:
                 sums = measure(self._ranks.index(self.transport.rank), len(self._ranks))
-                assert sums.numel() == EVALUATION_NUMBERS
+                assert sums.numel() == self.evaluation_numbers
             self._inside.all_reduce(sums)
             if not together:
                 return sums
@@ -281,7 +279,7 @@ class ElasticAllReduce(AllReduce):
         return together
 
     def _help(self) -> None:
-        nothing = torch.zeros(EVALUATION_NUMBERS, dtype=torch.float64, device=self._device)
+        nothing = torch.zeros(self.evaluation_numbers, dtype=torch.float64, device=self._device)
         try:
             self.transport.all_reduce(nothing)
         except PeerLost:

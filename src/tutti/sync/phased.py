@@ -55,6 +55,14 @@ class SynchronousStart(Policy):
     def rounds(self, number: int) -> None:
         self._together.rounds = self._apart.rounds = number
 
+    @property
+    def evaluation_numbers(self) -> int:
+        return self._together.evaluation_numbers
+
+    @evaluation_numbers.setter
+    def evaluation_numbers(self, numbers: int) -> None:
+        self._together.evaluation_numbers = numbers
+
     def attach(self, objective: nn.Module) -> nn.Module:
         return self._apart.attach(self._together.attach(objective))
 

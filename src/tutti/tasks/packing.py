@@ -29,6 +29,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, sdpa_mask
 
+from tutti.tasks import dense
+
 #: Name of the attention under which models train.
 ATTENTION = "tutti"
 
@@ -165,6 +167,9 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: query, key, value [B, H, S, D] → [B, S, H, D]."""
+    if (places := dense.active()) is not None:
+        query, key, value = (places.unpack_heads(part) for part in (query, key, value))
+        return places.pack(_attend_here(module, query, key, value, attention_mask, **rest)[0]), None
     exchange: SequenceExchange | None = getattr(module, "sequence_exchange", None)
     if exchange is None:
         return _attend_here(module, query, key, value, attention_mask, **rest)

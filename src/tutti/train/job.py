@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutti.core.types import Objective, SampleSource
@@ -31,6 +35,10 @@ class Job(ABC):
     #: Bytes of text behind each target id [V]; None when targets are not text.
     target_bytes: Tensor | None = None
     choices: list[str] = field(default_factory=list)
+    #: Numbers in the model's answer to a sample, of which `score` makes metrics; 0: there is none but the loss.
+    answer_width: int = field(default=0, init=False)
+    #: The metric, more of which is better, that decides which model is the best (None: the loss does).
+    main_metric: str | None = field(default=None, init=False)
 
     @abstractmethod
     def whole_model(self) -> nn.Module:
@@ -39,6 +47,16 @@ class Job(ABC):
     @abstractmethod
     def export(self, model: nn.Module, destination: Path) -> None:
         """Write the trained `model` as something that others can open."""
+
+    def score(
+        self, source: SampleSource, numbers: NDArray[np.int64], answers: NDArray[np.float64]
+    ) -> dict[str, float]:
+        """Metrics of the `answers` [samples, width] to the samples `numbers` of `source`."""
+        return {}
+
+    def examine(self, model: nn.Module, context: AbstractContextManager[None]) -> dict[str, Any] | None:
+        """Loss and metrics of the whole `model` on the examples for the final test (None: there are none)."""
+        return None
 
     def write_samples(  # noqa: B027 - a job without text has nothing to show
         self, model: nn.Module, say: Callable[[str, str], None], new_tokens: int | None = None

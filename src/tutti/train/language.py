@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 from tutti.config.schema import Config
 from tutti.core.types import Objective
 from tutti.data import Prepared, TokenSource, open_prepared
+from tutti.data.labelled import ExampleSource, PreparedExamples, open_examples
 from tutti.models import Blueprint, count_parameters, draw_blueprint, export_model, flops_per_token, generate
 from tutti.parallel import Arithmetic, Split, World, apply_language_layout
-from tutti.tasks import CausalLanguageModelling, find_manner
+from tutti.tasks import CausalLanguageModelling, find_manner, make_text_task
+from tutti.tasks.chat import render
 from tutti.train.job import Job
 
 
@@ -24,7 +26,7 @@ class LanguageModelJob(Job):
     """Next-token prediction with any causal Hugging Face architecture."""
 
     config: Config
-    prepared: Prepared
+    prepared: Prepared | PreparedExamples
 
     def whole_model(self) -> nn.Module:
         return _blueprint(self.config, self.prepared).build()
@@ -44,17 +46,24 @@ class LanguageModelJob(Job):
         texts = generate(
             model,
             tokenizer,
-            prompts,
+            self.asked(prompts),
             new_tokens or self.config.evaluate.new_tokens,
             seed=self.config.train.seed,
         )
         for prompt, text in zip(prompts, texts, strict=True):
             say(prompt, text)
 
+    def asked(self, prompts: Sequence[str]) -> list[str]:
+        """What the model is given for `prompts`: of an assistant the beginning of its turn."""
+        if self.config.task.kind != "chat":
+            return list(prompts)
+        fill = render(self.prepared.tokenizer_directory)
+        return [fill([{"role": "user", "content": prompt}], True) for prompt in prompts]
+
 
 def language_model_job(config: Config, prepared_directory: Path) -> LanguageModelJob:
     """The job of a run with `config` on the text prepared in `prepared_directory`, its model whole on the CPU."""
-    prepared = open_prepared(prepared_directory)
+    prepared = _open(config, prepared_directory)
     model = _blueprint(config, prepared).build()
     return _job(config, prepared, CausalLanguageModelling(model), model)
 
@@ -63,7 +72,7 @@ def split_language_model_job(
     config: Config, prepared_directory: Path, world: World, arithmetic: Arithmetic
 ) -> tuple[LanguageModelJob, Split]:
     """The same, with the model split over the ranks of `world` from the start: no rank ever holds the whole."""
-    prepared = open_prepared(prepared_directory)
+    prepared = _open(config, prepared_directory)
     blueprint = _blueprint(config, prepared)
     manner = find_manner(blueprint.twin())
     assert not isinstance(config.train.micro_batch, str), "api.py resolves every auto before a worker starts"
@@ -80,23 +89,26 @@ def split_language_model_job(
     return job, split
 
 
+def _open(config: Config, directory: Path) -> Prepared | PreparedExamples:
+    return open_examples(directory) if config.task.labelled else open_prepared(directory)
+
+
 def _job(
-    config: Config, prepared: Prepared, objective: Objective, model: PreTrainedModel
+    config: Config, prepared: Prepared | PreparedExamples, objective: Objective, model: PreTrainedModel
 ) -> LanguageModelJob:
     """`model`: in memory or not, the whole that is counted."""
-    sequence, seed = config.data.sequence, config.train.seed
-    has_validation = prepared.splits["validation"].tokens > 0
-    train_data = TokenSource(prepared, "train", sequence, seed, shift=True)
+    sequence = config.data.sequence
     notice = getattr(objective, "notice", "")
+    train_data = source_of(config, prepared, "train")
+    assert train_data is not None, "refused before a worker starts"
+    token_bytes = train_data.token_bytes if isinstance(train_data, TokenSource) else None
     return LanguageModelJob(
         objective=objective,
         train_data=train_data,
-        validation_data=TokenSource(prepared, "validation", sequence, seed, shift=False)
-        if has_validation
-        else None,
+        validation_data=source_of(config, prepared, "validation"),
         tokens_per_sample=sequence,
         flops_per_sample=flops_per_token(model, sequence) * sequence,
-        target_bytes=torch.from_numpy(train_data.token_bytes.astype("int64")),
+        target_bytes=None if token_bytes is None else torch.from_numpy(token_bytes.astype("int64")),
         choices=[notice] if notice else [],
         parameters=count_parameters(model).total,
         config=config,
@@ -104,7 +116,23 @@ def _job(
     )
 
 
-def _blueprint(config: Config, prepared: Prepared) -> Blueprint:
+def source_of(
+    config: Config, prepared: Prepared | PreparedExamples, part: str, *, shift: bool = True
+) -> TokenSource | ExampleSource | None:
+    """The samples of `part`; None: it has none. `shift`: those to train on begin elsewhere in every epoch."""
+    sequence, seed = config.data.sequence, config.train.seed
+    if isinstance(prepared, PreparedExamples):
+        if not prepared.rows(part):
+            return None
+        task = make_text_task(config.task)
+        task.fixed = sequence  # as running text has it, whatever the layout
+        return ExampleSource(prepared, part, task)
+    if part not in prepared.splits or not prepared.splits[part].tokens:
+        return None
+    return TokenSource(prepared, part, sequence, seed, shift=shift and part == "train")
+
+
+def _blueprint(config: Config, prepared: Prepared | PreparedExamples) -> Blueprint:
     return draw_blueprint(
         config.model,
         vocabulary=prepared.vocabulary,

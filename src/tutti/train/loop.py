@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.core.types import SampleSource
-from tutti.evaluate import Evaluation, sum_losses
+from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
 from tutti.parallel import Split, World
 from tutti.sync import Meeting, Policy, share
 from tutti.train.cooperate import Cooperation
@@ -64,7 +64,7 @@ class Loop:
     def run(self) -> str:
         """Train from `state.step` to `settings.steps`."""
         self._guard = LossGuard()
-        self._due_validation = self._due_checkpoint = False
+        self._due_validation = self._due_checkpoint = self._enough = False
         self._missed: list[Missed] = []
         first = self.policy.start(self.state.step, self.settings.steps)
         self._note_meeting(first)
@@ -75,10 +75,19 @@ class Loop:
                 if self.keeper.saved_step != self.state.step:
                     self.save(wait=True)
                 self.policy.transport.part()
+                if self._ends_early():
+                    return "finished"
                 self.events.write("interrupted", step=self.state.step)
                 return "interrupted"
         self.policy.transport.part()
         return "finished"
+
+    def _ends_early(self) -> bool:
+        """Whether it is patience that has come to its end. Of replicas that drift, the one that leads knows; the others
+        are told to stop, and were not asked to by the user."""
+        if self.settings.patience is None:
+            return False
+        return self._enough if self.leads or not self.policy.drifts else not self.stop_requested()
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -129,7 +138,8 @@ class Loop:
         key = portion.ids[0][1][0] if portion.ids else 0
         samples = sum(len(numbers) for _, numbers in portion.ids)
         tokens = samples * self.job.tokens_per_sample if self.world.speaks else 0
-        gradient = self.accumulator.run(portion.micro_batches, tokens, key, self.stop_requested())
+        stop = self.stop_requested() or self._enough
+        gradient = self.accumulator.run(portion.micro_batches, tokens, key, stop)
         return gradient, portion, loaded - began
 
     def _catch_up(self, step: int) -> None:
@@ -214,11 +224,19 @@ class Loop:
         began = time.perf_counter()
         with self.live.phase("evaluating"):
             self._settle()
-            result = Evaluation.of(self.policy.sum_evaluation(partial(self._sum_losses, source)))
-        best = self.state.best_loss is None or result.loss < self.state.best_loss
-        if best:
-            self.state.best_loss = result.loss
+            sums = self.policy.sum_evaluation(partial(self._sum_losses, source))
+            result = Evaluation.of(sums)
+            metrics = self._metrics(source, sums)
+        value = result.loss if self.job.main_metric is None else -metrics[self.job.main_metric]
+        if self.state.best_value is None or value < self.state.best_value:
+            self.state.best_value = value
             self.state.best_step = self.state.step
+            self._due_checkpoint |= self.job.main_metric is not None  # it is what will be handed on
+        patience, best = self.settings.patience, self.state.best_step or 0
+        if patience is not None and self.state.step - best >= patience * self.settings.validate_every:
+            if not self._enough and self.leads:
+                self.events.write("enough", step=self.state.step, best_step=best, validations=patience)
+            self._enough = True
         if self.leads:
             self.events.write(
                 "validation",
@@ -227,8 +245,15 @@ class Loop:
                 bits_per_byte=result.bits_per_byte,
                 targets=result.targets,
                 seconds=time.perf_counter() - began,
+                **({"metrics": metrics} if metrics else {}),
             )
             self.note_memory()
+
+    def _metrics(self, source: SampleSource, sums: Tensor) -> dict[str, float]:
+        if not self.job.answer_width:
+            return {}
+        numbers = spread(self.settings.validation_samples, source.samples_in_epoch(0))
+        return self.job.score(source, numbers, answers_in(sums, len(numbers)))
 
     def _sum_losses(self, source: SampleSource, part: int, parts: int) -> Tensor:
         """Replica `part` of `parts` measures its share, over its own ranks."""
@@ -243,6 +268,9 @@ class Loop:
             device=world.device,
             target_bytes=self.job.target_bytes,
             speaks=world.speaks,
+            answering=Answering(self.split.objective, self.job.answer_width)
+            if self.job.answer_width
+            else None,
         )
 
     def save(self, *, wait: bool) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tutti.config.schema import TrainConfig
+from tutti.models import find_blocks
 from tutti.train.muon import Muon
 
 #: Calibrated by sweeps (docs/explanation/recipes.md) at 1M parameters and 4096 tokens a step.
@@ -50,11 +51,12 @@ class Optimizers:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that one kind of optimizer (`adamw`, `muon`) treats alike."""
+    """Parameters that one kind of optimizer (`adamw`, `muon`) treats alike, at `scale` times the learning rate."""
 
     kind: str
     weight_decay: float
     parameters: list[nn.Parameter]
+    scale: float = 1.0
 
 
 def build_optimizers(model: nn.Module, train: TrainConfig, learning_rate: float) -> Optimizers:
@@ -70,15 +72,33 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[Group]:
     hidden = hidden_matrices(model) if train.optimizer == "muon" else []
     theirs = {id(parameter) for parameter in hidden}
     groups = [Group("muon", train.weight_decay, hidden)] if hidden else []
+    scales = depth_scales(model, train.layer_decay)
     # One kernel updates many parameters only if all are placed alike.
     alike: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
         if id(parameter) not in theirs:
             mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-            alike.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
-    for (is_matrix, _), group in alike.items():
-        groups.append(Group("adamw", train.weight_decay if is_matrix else 0.0, group))
+            scale = scales.get(id(parameter), 1.0)
+            alike.setdefault((parameter.ndim >= 2, mesh, scale), []).append(parameter)
+    for (is_matrix, _, scale), group in alike.items():
+        groups.append(Group("adamw", train.weight_decay if is_matrix else 0.0, group, scale))
     return groups
+
+
+def depth_scales(model: nn.Module, decay: float) -> dict[int, float]:
+    """Share of the learning rate of each parameter of `model`, by id: of L blocks number i (from 0) takes
+    decay^(L − i), what comes before them decay^(L + 1), and everything behind them all of it (Howard and Ruder 2018,
+    arXiv 1801.06146)."""
+    blocks = find_blocks(model)
+    if decay == 1.0 or not blocks:
+        return {}
+    depth = {id(p): len(blocks) - number for number, block in enumerate(blocks) for p in block.parameters()}
+    scales, before = {}, True
+    for parameter in model.parameters():
+        if id(parameter) in depth:
+            before = False
+        scales[id(parameter)] = decay ** depth.get(id(parameter), len(blocks) + 1 if before else 0)
+    return scales
 
 
 def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: float) -> Optimizers:
@@ -96,7 +116,13 @@ def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: 
                 )
             )
         else:
-            elementwise.append({"params": group.parameters, "weight_decay": group.weight_decay})
+            elementwise.append(
+                {
+                    "params": group.parameters,
+                    "weight_decay": group.weight_decay,
+                    "lr": learning_rate * group.scale,
+                }
+            )
     if elementwise:
         optimizers.append(_adamw(elementwise, train, learning_rate))
     return Optimizers(optimizers)

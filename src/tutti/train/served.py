@@ -33,6 +33,7 @@ class KeptOptimizer:
             {
                 "kind": group.kind,
                 "weight_decay": group.weight_decay,
+                "scale": group.scale,
                 "names": [self._names[id(parameter)] for parameter in group.parameters],
             }
             for group in parameter_groups(model, train)
@@ -76,7 +77,12 @@ def server_optimizer(
 
     def make(groups: list[dict[str, Any]], parameters: Mapping[str, nn.Parameter]) -> ServerOptimizer:
         found = [
-            Group(group["kind"], group["weight_decay"], [parameters[name] for name in group["names"]])
+            Group(
+                group["kind"],
+                group["weight_decay"],
+                [parameters[name] for name in group["names"]],
+                group["scale"],
+            )
             for group in groups
         ]
         return ServerOptimizer(make_optimizers(found, train, learning_rate), parameters)

@@ -19,6 +19,7 @@ class Settings:
     """What the loop needs of a `Config` in which every `auto` has been replaced."""
 
     steps: int
+    patience: int | None
     batch: int
     micro_batch: int
     learning_rate: float
@@ -39,7 +40,8 @@ def settings_of(config: Config, device: torch.device) -> Settings:
     """Settings of a resolved `config` on `device`."""
     train = config.train
     return Settings(
-        steps=train.steps,
+        steps=_resolved(train.steps),
+        patience=train.patience,
         batch=train.batch,
         micro_batch=_resolved(train.micro_batch),
         learning_rate=_resolved(train.learning_rate),

@@ -33,12 +33,12 @@ _OF_POLICY = frozenset({"policy", "owed"})
 
 @dataclass
 class RunState:
-    """Where the run is. `rounds`: meetings of the replicas so far."""
+    """Where the run is. `rounds`: meetings of the replicas so far. `best_value`: of the best step, less is better."""
 
     step: int = 0
     rounds: int = 0
     ledger: Ledger = field(default_factory=Ledger)
-    best_loss: float | None = None
+    best_value: float | None = None
     best_step: int | None = None
 
 
@@ -120,7 +120,7 @@ class StateKeeper:
             )
         self._say_what_is_owed(meta.get("owed"), taken="owed" in of_policy)
         state.step, state.rounds = meta["step"], meta["rounds"]
-        state.best_loss, state.best_step = meta["best_loss"], meta["best_step"]
+        state.best_value, state.best_step = meta["best_value"], meta["best_step"]
         state.ledger.load_state(meta["ledger"])
         if not self.policy.drifts:
             state.ledger.return_loans()  # with leases, the coming meeting settles them: borrowers may be alive
@@ -157,7 +157,7 @@ class StateKeeper:
             "policy": self.policy.give(),
             "optimizer": {name: local_part(value) for name, value in optimizer.items()},
             "buffers": dict(self.split.objective.named_buffers()),
-            "best": (state.best_loss, state.best_step),
+            "best": (state.best_value, state.best_step),
         }
 
     def take(self, given: dict[str, Any], state: RunState) -> None:
@@ -172,7 +172,7 @@ class StateKeeper:
             buffer,
         ) in self.split.objective.named_buffers():  # each replica goes on with statistics of its own
             buffer.copy_(given["buffers"][name])
-        state.best_loss, state.best_step = given["best"]
+        state.best_value, state.best_step = given["best"]
 
     # Parts ---------------------------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class StateKeeper:
             "step": state.step,
             "rounds": state.rounds,
             "ledger": state.ledger.state(),
-            "best_loss": state.best_loss,
+            "best_value": state.best_value,
             "best_step": state.best_step,
             "policy": self.policy_name,
             "owed": self.codec_name if self.policy.owed() else None,

@@ -17,6 +17,7 @@ from tutti.core.errors import TuttiError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
+from tutti.evaluate import evaluation_numbers
 from tutti.hardware import measure_matmul
 from tutti.parallel import (
     Arithmetic,
@@ -35,6 +36,7 @@ from tutti.train.cooperate import Neighbours, rotation_of, start_cooperation
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
 from tutti.train.job import Job
+from tutti.train.labelled import labelled_job
 from tutti.train.language import split_language_model_job
 from tutti.train.loop import Loop
 from tutti.train.optimizer import Optimizers, build_optimizers
@@ -248,6 +250,9 @@ def _train(rank: Rank) -> None:
     if resumed is not None and world.rank == 0:
         events.write("resumed", step=state.step, path=str(resumed))
     policy.rounds = state.rounds
+    policy.evaluation_numbers = evaluation_numbers(
+        job.validation_data, settings.validation_samples, job.answer_width
+    )
     if attempt == 0 and not assignment.resume:
         Rehearsal(job, world, settings, events, live).run(
             accumulator=accumulator,
@@ -301,8 +306,10 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
         loop.keeper.finish()
         loop.keeper.note_saves(loop.events)
         if outcome == "finished" and loop.leads:
-            model = _whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
+            model = _final_model(loop, run)
             loop.job.export(model, run.export)
+            if (found := loop.job.examine(model, loop.settings.context)) is not None:
+                loop.events.write("test", step=loop.state.best_step, **found)
             loop.job.write_samples(
                 model,
                 lambda prompt, text: loop.events.write(
@@ -315,6 +322,17 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
             loop.events.write("finished", step=loop.state.step, state=outcome)
         loop.policy.close()
         leave_world()
+
+
+def _final_model(loop: Loop, run: RunDirectory) -> nn.Module:
+    """The whole model that is handed on: the last, or where a metric says which is better, the best."""
+    if loop.job.main_metric is None or loop.state.best_step in (None, loop.state.step):
+        return _whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
+    saved = checkpoints.best_valid(run.checkpoints)
+    assert saved is not None, "present weights were saved a moment ago"
+    model = loop.job.whole_model()
+    checkpoints.load(saved, {"model": checkpoints.gather_state(model)["model"]})
+    return model
 
 
 def _job(
@@ -330,6 +348,9 @@ def _job(
     )
     if assignment.prepared is None:
         job: Job = function_job(run.path)
+        return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
+    if config.task.asks:
+        job = labelled_job(config, assignment.prepared)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     return split_language_model_job(config, assignment.prepared, world, arithmetic)
 

@@ -11,7 +11,7 @@ state.py      model and optimizers as one dict with layout-free names
 
 import warnings
 
-from tutti.train.checkpoints.load import load, newest_valid
+from tutti.train.checkpoints.load import best_valid, load, newest_valid
 from tutti.train.checkpoints.manifest import Damaged, Manifest, read_manifest, verify
 from tutti.train.checkpoints.save import Checkpointer, Saved
 from tutti.train.checkpoints.state import apply_state, bare_model, gather_state
@@ -27,6 +27,7 @@ __all__ = [
     "Saved",
     "apply_state",
     "bare_model",
+    "best_valid",
     "gather_state",
     "load",
     "newest_valid",

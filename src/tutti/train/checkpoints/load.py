@@ -22,8 +22,16 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from tutti import __version__
 from tutti.core import CheckpointError
-from tutti.train.checkpoints.manifest import LATEST, Damaged, Manifest, read_manifest, read_pointer, verify
-from tutti.train.checkpoints.retention import Entry, entries
+from tutti.train.checkpoints.manifest import (
+    BEST,
+    LATEST,
+    Damaged,
+    Manifest,
+    read_manifest,
+    read_pointer,
+    verify,
+)
+from tutti.train.checkpoints.retention import Entry, entries, pointed
 
 _SHOWN = 5
 
@@ -49,6 +57,16 @@ def newest_valid(directory: Path, say: Callable[[str], None] = lambda _: None) -
             _compare_versions(entry.path, manifest, say)
             return entry.path
     return None
+
+
+def best_valid(directory: Path, say: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The checkpoint of the best model in `directory`, or where there is none that is whole, the newest."""
+    best = pointed(directory, BEST)
+    entry = next((entry for entry in entries(directory) if entry.path == best), None)
+    if entry is not None and (manifest := _whole(entry, say)) is not None:
+        _compare_versions(entry.path, manifest, say)
+        return entry.path
+    return newest_valid(directory, say)
 
 
 def _whole(entry: Entry, say: Callable[[str], None]) -> Manifest | None:

@@ -1,0 +1,72 @@
+"""`tutti predict`: ask the model of a run about texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tutti.cli.evaluate import Run
+from tutti.cli.output import Json, find_run, only_the_answer, print_json
+
+
+def predict(
+    run: Run,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to judge.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Examples to judge, in any format that a run reads; `-`: JSONL from standard input."
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Say what the model of a run makes of texts: their labels, or the entities in them."""
+    from tutti.core.errors import RunError
+
+    if (file is None) == (not texts):
+        raise RunError(
+            "there is nothing to judge" if file is None else "both texts and --file are given",
+            "give texts, or --file FILE",
+        )
+    with only_the_answer(json_output):
+        from tutti import api
+
+        records: list[Any] = list(texts or ()) if file is None else _read(file)
+        predictions = api.predict(find_run(run), records)
+    if json_output:
+        print_json({"predictions": predictions})
+        return
+    for record, prediction in zip(records, predictions, strict=True):
+        if file is not None:
+            typer.echo(json.dumps(prediction, ensure_ascii=False))
+        else:
+            typer.echo(f"{record}\n    {_line(prediction)}")
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    from tutti.data.labelled import read_file
+
+    if str(file) == "-":
+        return [json.loads(line) for line in sys.stdin if line.strip()]
+    return [dict(record.fields) for record in read_file(file)]
+
+
+def _line(prediction: dict[str, Any]) -> str:
+    """A prediction in one line."""
+    if isinstance(prediction.get("entities"), list):
+        found = [f"{entity['text']} ({entity['label']})" for entity in prediction["entities"]]
+        return ", ".join(found) or "no entities"
+    if "answer" in prediction:
+        return prediction["answer"] or "no answer"
+    scores = prediction["scores"]
+    if "labels" in prediction:
+        return (
+            ", ".join(f"{label} {scores.get(label, 0):.2f}" for label in prediction["labels"]) or "no label"
+        )
+    label = prediction["label"]
+    others = ", ".join(f"{name} {value:.2f}" for name, value in list(scores.items())[1:4])
+    return f"{label} {scores[label]:.2f}    ({others})" if others else f"{label} {scores[label]:.2f}"

@@ -1,0 +1,132 @@
+"""What a model learns from labelled examples, where it is more than to continue text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tutti.config.fields import Auto, Fraction, Positive, Section
+
+#: Tasks with labelled examples, and the fields of an example, with the names that files usually have for them.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "classify": ("text", "pair", "label"),
+    "tag": ("text", "spans", "tokens", "tags"),
+    "relate": ("text", "label"),
+    "answer": ("question", "context", "answers"),
+    "chat": ("messages", "prompt", "response"),
+}
+#: Keys of the section that belong to some kinds only.
+_OF_KINDS = {
+    "multiple": ("classify",),
+    "balance": ("classify", "relate"),
+    "none": ("relate",),
+    "unanswerable": ("answer",),
+}
+
+
+class TaskConfig(Section):
+    """What the model is for."""
+
+    kind: Literal["language_model", "classify", "tag", "relate", "answer", "chat"] = Field(
+        default="language_model",
+        description="`language_model`: to continue text. From labelled examples: `classify`: one label (or several) "
+        "for a text or a pair of texts; `tag`: names and other entities in a text; `relate`: what two marked entities "
+        "of a text have to do with each other; `answer`: the stretch of a text that answers a question; `chat`: "
+        "what an assistant says in a talk, or answers to an instruction.",
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict,
+        description="What your files call the fields of an example, where it is not their usual name, e.g. "
+        "`{text: headline, label: sentiment}`.",
+    )
+    multiple: bool = Field(default=False, description="`classify`: a text may have several labels, or none.")
+    balance: bool = Field(
+        default=False,
+        description="`classify`, `relate`: rare labels weigh more: the loss of each is multiplied by "
+        "n ÷ (labels · n of it).",
+    )
+    none: str | None = Field(
+        default=None,
+        description="`relate`: the label that means no relation, such as `Other`; macro-F1 leaves it out.",
+    )
+    unanswerable: bool = Field(
+        default=False,
+        description="`answer`: some questions have no answer in their text, and saying so is right.",
+    )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it learns from examples of the user's, not from running text."""
+        return self.kind != "language_model"
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model is asked and answers by a head of its own; else it writes."""
+        return self.kind not in ("language_model", "chat")
+
+    @model_validator(mode="after")
+    def _belong(self) -> TaskConfig:
+        known = FIELDS.get(self.kind, ())
+        unknown = sorted(set(self.fields) - set(known))
+        if unknown:
+            there_are = ", ".join(known) or "none"
+            raise ValueError(
+                f"fields renames {', '.join(unknown)}, but the fields of {self.kind} are: {there_are}"
+            )
+        for name, kinds in _OF_KINDS.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(f"{name} belongs to kind {' and '.join(kinds)}, not to {self.kind}")
+        return self
+
+
+class TuneConfig(Section):
+    """How much of a trained model learns."""
+
+    method: Literal["full", "last", "lora", "ia3"] = Field(
+        default="full",
+        description="`full`: everything; `last`: the last `layers` blocks and the head; adapters and the head: `lora` "
+        "(low-rank matrices beside every linear layer), `ia3` (a factor for each number of some layers).",
+    )
+    layers: Positive = Field(default=2, description="`last`: blocks that learn.")
+    rank: Positive = Field(default=8, description="`lora`: of its matrices.")
+    alpha: Positive | Auto = Field(
+        default="auto", description="`lora`: what they add is multiplied by alpha ÷ rank; `auto`: 2 · rank."
+    )
+    dropout: Fraction = Field(default=0.0, description="`lora`: of its inputs.")
+
+
+class RegulariseConfig(Section):
+    """What keeps a model from learning few examples by heart."""
+
+    label_smoothing: Fraction = Field(
+        default=0.0, description="Share of a label's chance that is spread over all labels."
+    )
+    r_drop: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="R-Drop: weight of the difference between two passes with different dropout."
+    )
+    adversarial: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="FGM: how far embeddings are pushed in the direction that hurts most."
+    )
+    word_drop: Fraction = Field(
+        default=0.0, description="Share of the words of a training text that is left out, others each time."
+    )
+    word_swap: Fraction = Field(
+        default=0.0, description="Share of the words of a training text that change places with the next."
+    )
+
+    @model_validator(mode="after")
+    def _one_second_pass(self) -> RegulariseConfig:
+        if self.r_drop and self.adversarial:
+            raise ValueError("r_drop and adversarial both take a second pass; set one of them to 0")
+        return self
+
+
+def task_section(value: Any) -> Any:
+    """`task: classify` is short for its kind."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def tune_section(value: Any) -> Any:
+    """`tune: lora` is short for its method."""
+    return {"method": value} if isinstance(value, str) else value

@@ -1,0 +1,18 @@
+"""Labelled examples: read, checked, cut into rows of tokens and kept in the cache, for the tasks of `tutti.tasks`."""
+
+from tutti.data.labelled.prepare import Reader, encoder_of, prepare_examples
+from tutti.data.labelled.prepared import PreparedExamples, open_examples
+from tutti.data.labelled.records import read_file
+from tutti.data.labelled.source import ExampleSource
+from tutti.data.labelled.table import ListedRows
+
+__all__ = [
+    "ExampleSource",
+    "ListedRows",
+    "PreparedExamples",
+    "Reader",
+    "encoder_of",
+    "open_examples",
+    "prepare_examples",
+    "read_file",
+]

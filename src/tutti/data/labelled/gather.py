@@ -1,0 +1,216 @@
+"""From files to the examples that count: read, checked, without duplicates, each in its part. Still without tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutti.config.schema import DataConfig
+from tutti.core.errors import DataError
+from tutti.data.labelled.records import read_records
+from tutti.data.listing import list_sources
+from tutti.data.reading import check_encoding
+from tutti.data.settings import FORMATS
+from tutti.tasks.task import EmptyText, Example, Labels, Record, TextTask
+
+#: From so many times more examples of the commonest label than of the rarest, the user is told.
+_UNBALANCED = 10
+_REPLACEMENT = "\ufffd"
+
+
+@dataclass
+class Gathered:
+    """Examples by part, and what was found on the way."""
+
+    parts: dict[str, list[Example]]
+    labels: Labels
+    counts: dict[str, int]
+    choices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """`text`: what it is known by, among others."""
+
+    example: Example
+    origin: str
+    text: str
+
+
+def gather(config: DataConfig, task: TextTask) -> Gathered:
+    """Everything that `config` names, as examples of `task`.
+
+    Raises:
+        DataError: something cannot be read or used; says which file, which line, and what to do.
+    """
+    check_encoding(config.encoding)
+    counts: Counter[str] = Counter()
+    given = {"train": config.source, "validation": config.validation_source, "test": config.test_source}
+    found = {
+        part: list(_read(config, task, source, counts))
+        for part, source in given.items()
+        if source is not None
+    }
+    if not found["train"]:
+        raise DataError("data.source holds no examples", "check that these are the right files")
+    choices: list[str] = []
+    if config.deduplicate:
+        found = _without_duplicates(task, found, counts)
+    found |= _split_off(config, task, found, choices)
+    labels = _labels(task, found)
+    choices += _remarks(task, labels, counts)
+    parts = {part: [one.example for one in some] for part, some in found.items() if some}
+    return Gathered(parts, labels, dict(counts), choices)
+
+
+def _read(
+    config: DataConfig, task: TextTask, source: str | Sequence[str], counts: Counter[str]
+) -> Iterator[_Found]:
+    for file in list_sources(config, source, tuple(FORMATS)):
+        counts["files"] += 1
+        for record in read_records(file, config.encoding):
+            counts["records"] += 1
+            readable = _readable(record, config.on_bad_encoding)
+            if readable is None:
+                counts["undecodable"] += 1
+                continue
+            try:
+                example = task.example(readable)
+            except EmptyText:
+                if config.on_empty == "fail":
+                    raise
+                counts["empty"] += 1
+                continue
+            yield _Found(example, record.origin, " ".join(task.text(example).split()))
+
+
+def _readable(record: Record, policy: str) -> Record | None:
+    """`record` without lone surrogates, which stand for bytes that did not decode; None: leave it out."""
+    if not _has_surrogates(record.fields):
+        return record
+    if policy == "skip":
+        return None
+    if policy == "replace":
+        return Record(record.origin, _replaced(dict(record.fields)))
+    raise DataError(
+        f"{record.origin} does not decode",
+        "set data.encoding (common ones are utf-8, latin-1, cp1252), or data.on_bad_encoding to skip or replace",
+    )
+
+
+def _has_surrogates(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value)
+    if isinstance(value, dict):
+        return any(map(_has_surrogates, value.values()))
+    return isinstance(value, list | tuple) and any(map(_has_surrogates, value))
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return "".join(_REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in value)
+    if isinstance(value, dict):
+        return {key: _replaced(item) for key, item in value.items()}
+    return [_replaced(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _without_duplicates(
+    task: TextTask, found: dict[str, list[_Found]], counts: Counter[str]
+) -> dict[str, list[_Found]]:
+    """Each example once in its part; and none to train on whose text is to be judged by."""
+    judged = {one.text for part, some in found.items() if part != "train" for one in some}
+    kept: dict[str, list[_Found]] = {}
+    for part, some in found.items():
+        seen: dict[str, list[str]] = {}
+        kept[part] = []
+        for one in some:
+            names = list(task.label_names(one.example))
+            if one.text in seen:
+                same = seen[one.text] == names
+                counts["duplicates" if same else "contradictions"] += 1
+                if same:
+                    continue
+            elif part == "train" and one.text in judged:
+                counts["leaked"] += 1
+                continue
+            seen.setdefault(one.text, names)
+            kept[part].append(one)
+    return kept
+
+
+def _split_off(
+    config: DataConfig, task: TextTask, found: dict[str, list[_Found]], choices: list[str]
+) -> dict[str, list[_Found]]:
+    """Train without what is kept for validation and test, where these have no source of their own.
+
+    By the hash of the text alone, so equal texts stay together; a label's only examples stay to train on.
+    """
+    shares = {
+        "validation": config.validation if config.validation_source is None else 0.0,
+        "test": config.test if config.test_source is None else 0.0,
+    }
+    if not any(shares.values()):
+        return {}
+    parts: dict[str, list[_Found]] = {"train": []}
+    left = Counter(name for one in found["train"] for name in set(task.label_names(one.example)))
+    for one in found["train"]:
+        place = int.from_bytes(hashlib.blake2b(one.text.encode(), digest_size=8).digest(), "big") / 2.0**64
+        part = "train"
+        if place < shares["validation"]:
+            part = "validation"
+        elif place < shares["validation"] + shares["test"]:
+            part = "test"
+        names = set(task.label_names(one.example))
+        if part != "train" and any(left[name] < 2 for name in names):
+            part = "train"
+        if part != "train":
+            left.subtract(names)
+        parts.setdefault(part, []).append(one)
+    for part, share in shares.items():
+        if share:
+            choices.append(
+                f"{len(parts.get(part, ()))} of {len(found['train'])} examples are kept for {part}, by the hash of "
+                f"their text (data.{part} = {share:g})"
+            )
+    return parts
+
+
+def _labels(task: TextTask, found: dict[str, list[_Found]]) -> Labels:
+    counted = Counter(name for one in found["train"] for name in task.label_names(one.example))
+    labels = task.labels(counted)
+    known = set(labels.names)
+    for part in ("validation", "test"):
+        for one in found.get(part, ()):
+            for name in task.label_names(one.example):
+                if name not in known:
+                    raise DataError(
+                        f"{one.origin} ({part}) has the label '{name}', which no training example has",
+                        "give examples of it to train on, or leave these out",
+                    )
+    return labels
+
+
+def _remarks(task: TextTask, labels: Labels, counts: Counter[str]) -> list[str]:
+    said = []
+    if labels.names:
+        low, high = min(labels.counts), max(labels.counts)
+        rarest = labels.names[labels.counts.index(low)]
+        said.append(f"{len(labels.names)} labels, of which each has {low} to {high} {task.counted}")
+        if task.kind == "classify" and high >= _UNBALANCED * max(low, 1) and not task.config.balance:
+            said.append(
+                f"labels are unbalanced ('{rarest}' has {low}, the commonest {high}): look at macro_f1 beside "
+                f"accuracy; task.balance: true makes rare labels weigh more"
+            )
+    for key, words in (
+        ("duplicates", "examples occur more than once and are taken once"),
+        ("leaked", "examples to train on have the text of a validation or test example and are left out"),
+        ("contradictions", "examples have the same text as another one and another label; all are kept"),
+        ("empty", "examples without text are left out"),
+        ("undecodable", "records that do not decode are left out"),
+    ):
+        if counts[key]:
+            said.append(f"{counts[key]:,} {words}")
+    return said

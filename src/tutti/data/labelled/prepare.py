@@ -1,0 +1,189 @@
+"""Labelled examples to rows of tokens in the cache: gathered, labelled, encoded; found again by their content."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutti.config.schema import DataConfig
+from tutti.core.errors import DataError
+from tutti.core.files import fsync_directory, write_json_atomically
+from tutti.core.rundir import unwritable
+from tutti.data.labelled.gather import Gathered, gather
+from tutti.data.labelled.prepared import EXAMPLES, MANIFEST, PreparedExamples, digest, open_examples
+from tutti.data.labelled.table import write_table
+from tutti.data.lock import locked
+from tutti.data.prepared import TOKENIZER
+from tutti.data.settings import FORMAT
+from tutti.data.tokenizer import (
+    choose_vocabulary,
+    digest_of_directory,
+    end_token_of,
+    hugging_face_directory,
+    import_tokenizer,
+    load_for_encoding,
+    pad_token_of,
+    save_tokenizer,
+    train_bpe,
+    train_characters,
+    vocabulary_of,
+    with_separators,
+)
+from tutti.tasks.chat import give_template, render
+from tutti.tasks.task import Example, Row, RowEncoder, TextTask
+
+Say = Callable[[str], None]
+_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The model that is to read the rows: tokens that it sees at once, and whether it tells texts of a pair apart."""
+
+    length: int
+    types: bool
+
+
+def prepare_examples(config: DataConfig, task: TextTask, reader: Reader, say: Say) -> PreparedExamples:
+    """Prepare the examples that `config` names for `task`, or find them prepared already.
+
+    Raises:
+        DataError: files, examples, labels or tokenizer that cannot work; says which file and line.
+        RunError: the cache cannot be written.
+    """
+    say("reading labelled examples")
+    gathered = gather(config, task)
+    given = None if config.tokenizer in ("bpe", "characters") else hugging_face_directory(config.tokenizer)
+    name = digest(
+        [
+            FORMAT,
+            task.config.model_dump(mode="json"),
+            [reader.length, reader.types],
+            gathered.parts,
+            [config.tokenizer, config.vocabulary] if given is None else digest_of_directory(given),
+        ]
+    )
+    cache = Path(config.cache).expanduser()
+    final = cache / "examples" / name
+    try:
+        with locked(cache / "locks" / f"{name}.lock", say):
+            if (final / MANIFEST).is_file():
+                return open_examples(final)
+            beside = cache / "examples" / f".{name}.{os.getpid()}.tmp"
+            try:
+                _write(config, gathered, task, reader, beside, name)
+                shutil.rmtree(final, ignore_errors=True)
+                beside.rename(final)
+                fsync_directory(final.parent)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise unwritable(cache, error) from error
+    return open_examples(final)
+
+
+def _write(
+    config: DataConfig, gathered: Gathered, task: TextTask, reader: Reader, directory: Path, name: str
+) -> None:
+    directory.mkdir(parents=True)
+    choices = list(gathered.choices)
+    choices += _make_tokenizer(config, gathered, task, directory / TOKENIZER)
+    if task.kind == "chat":
+        give_template(directory / TOKENIZER)
+    encoder = _encoder(task, directory / TOKENIZER, reader)
+    parts = {}
+    for part, examples in gathered.parts.items():
+        parts[part] = _write_part(task, examples, gathered, encoder, directory / part)
+        if cut := parts[part]["cut"]:
+            choices.append(
+                f"{cut:,} of {len(examples):,} {part} examples are longer than {reader.length} tokens: {task.long}"
+            )
+    files = {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {
+        "fingerprint": name,
+        "labels": gathered.labels.names,
+        "label_counts": gathered.labels.counts,
+        "pad": encoder.pad,
+        "end": end_token_of(directory / TOKENIZER, encoder.tokenizer),
+        "vocabulary": vocabulary_of(encoder.tokenizer),
+        "parts": parts,
+        "choices": choices,
+        "counts": gathered.counts,
+        "files": files,
+    }
+    manifest = json.loads(json.dumps(manifest))
+    write_json_atomically(directory / MANIFEST, {"digest": digest(manifest), "manifest": manifest})
+
+
+def _write_part(
+    task: TextTask, examples: Sequence[Example], gathered: Gathered, encoder: RowEncoder, directory: Path
+) -> dict[str, Any]:
+    directory.mkdir()
+    rows = tokens = cut = 0
+
+    def of_examples() -> Iterator[list[Row]]:
+        for first in range(0, len(examples), _BATCH):
+            yield from task.rows(examples[first : first + _BATCH], gathered.labels, encoder)
+
+    def counted() -> Iterator[list[Row]]:
+        nonlocal rows, tokens, cut
+        for stored in task.together(of_examples(), encoder):
+            rows += len(stored)
+            tokens += sum(len(row["input_ids"]) for row in stored)
+            cut += any(row["cut"][0] for row in stored)
+            yield stored
+
+    columns = write_table(directory, counted())
+    with (directory / EXAMPLES).open("w", encoding="utf-8") as file:
+        for example in examples:
+            file.write(json.dumps(example, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return {"examples": len(examples), "rows": rows, "tokens": tokens, "cut": cut, "columns": columns}
+
+
+def _make_tokenizer(config: DataConfig, gathered: Gathered, task: TextTask, directory: Path) -> list[str]:
+    """Put the tokenizer into `directory`; what was chosen."""
+    if config.tokenizer not in ("bpe", "characters"):
+        directory.mkdir()
+        import_tokenizer(config.tokenizer, directory)
+        return []
+    texts = [task.text(example) for example in gathered.parts["train"]]
+    if config.tokenizer == "characters":
+        save_tokenizer(with_separators(train_characters(texts)), directory)
+        return []
+    size, choices = config.vocabulary, []
+    if size == "auto":
+        size, reason = choose_vocabulary(sum(len(text.encode()) for text in texts))
+        choices = [f"data.vocabulary = {size}: {reason}"]
+    save_tokenizer(with_separators(train_bpe(texts, size, exactly=config.vocabulary != "auto")), directory)
+    return choices
+
+
+def encoder_of(prepared: PreparedExamples, task: TextTask, reader: Reader) -> RowEncoder:
+    """What turns other texts into rows of `task` as the prepared ones were.
+
+    Raises:
+        DataError: the tokenizer has been damaged.
+    """
+    try:
+        return _encoder(task, prepared.tokenizer_directory, reader)
+    except Exception as error:  # tokenizers raises its own kind
+        raise DataError(
+            f"the tokenizer in {prepared.directory} is damaged: {error}", "delete that directory"
+        ) from error
+
+
+def _encoder(task: TextTask, directory: Path, reader: Reader) -> RowEncoder:
+    tokenizer = load_for_encoding(directory)
+    fill = render(directory) if task.kind == "chat" else None
+    return RowEncoder(tokenizer, reader.length, pad_token_of(directory, tokenizer), reader.types, fill)

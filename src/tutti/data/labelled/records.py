@@ -1,0 +1,204 @@
+"""Records of a file, whatever its format: named fields, and where they stand.
+
+JSONL: an object a line. CSV and TSV: a row, by the names in the first; quotes may span lines. CoNLL: a sentence of
+lines `token … tag`, ended by an empty line: fields `tokens` and `tags`. JSON: a list of objects, or SQuAD's
+articles: a record for each question. Parquet: a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tutti.config.schema import DataConfig
+from tutti.core.errors import DataError
+from tutti.data.listing import SourceFile, list_sources, open_binary, unreadable
+from tutti.data.settings import FORMATS
+from tutti.tasks.task import Record
+
+_LARGEST_CELL = 1 << 24
+
+
+def read_records(file: SourceFile, encoding: str) -> Iterator[Record]:
+    """The records of `file`, in order. Bytes that `encoding` cannot decode come as lone surrogates.
+
+    Raises:
+        DataError: it is not of its format; says in which line.
+    """
+    if file.kind == "parquet":
+        yield from _parquet(file.name)
+        return
+    reader: Callable[[io.TextIOWrapper, str], Iterator[Record]] | None = _READERS.get(file.kind)
+    if reader is None:
+        raise DataError(
+            f"{file.name} holds no labelled examples: its format is {file.kind}",
+            f"give files that end in {', '.join(sorted(FORMATS))}, or set data.format",
+        )
+    with open_binary(file.name) as binary:
+        encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
+        text = io.TextIOWrapper(binary, encoding, "surrogateescape", newline="")
+        try:
+            yield from reader(text, file.name)
+        except OSError as error:
+            raise unreadable(file.name, error) from error
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """The records of a file, folder, glob or URL, as the format of each says; raises as `read_records`."""
+    config = DataConfig()
+    for file in list_sources(config, str(path), tuple(FORMATS)):
+        yield from read_records(file, config.encoding)
+
+
+def _jsonl(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        origin = f"{name}:{number}"
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            what = (
+                f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            )
+            raise DataError(f"{origin} is no JSON: {what}", "mend or delete the line") from error
+        yield _object(origin, value)
+
+
+def _object(origin: str, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{origin} is no object but {json.dumps(value)[:60]}",
+            'each must be like {"text": "…", "label": "…"}',
+        )
+    return Record(origin, value)
+
+
+def _table(text: io.TextIOWrapper, name: str, separator: str) -> Iterator[Record]:
+    csv.field_size_limit(_LARGEST_CELL)
+    rows = csv.reader(text, delimiter=separator, strict=True)
+    try:
+        header = next(rows, None)
+        if header is None:
+            raise DataError(f"{name} is empty", "its first line must name the columns")
+        if len(set(header)) != len(header) or "" in header:
+            raise DataError(
+                f"{name}:1 does not name the columns: {separator.join(header)[:80]}",
+                "give each column a name of its own in the first line",
+            )
+        begins = rows.line_num + 1
+        for row in rows:
+            origin, begins = f"{name}:{begins}", rows.line_num + 1
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise DataError(
+                    f"{origin} has {len(row)} columns, the first line {len(header)} ({', '.join(header)})",
+                    "mend the line; text with separators or line ends in it has to stand in double quotes",
+                )
+            yield Record(origin, dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise DataError(
+            f"{name}:{rows.line_num} cannot be read: {error}", "check the double quotes around it"
+        ) from error
+
+
+def _csv(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+    return _table(text, name, ",")
+
+
+def _tsv(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+    return _table(text, name, "\t")
+
+
+def _conll(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+    tokens: list[str] = []
+    tags: list[str] = []
+    first = 1
+    for number, line in enumerate(text, 1):
+        # Only what separates columns: tokens may hold any other kind of space.
+        columns = line.rstrip("\r\n").split("\t" if "\t" in line else " ")
+        columns = [column for column in columns if column]
+        if not columns or columns[0] == "-DOCSTART-":
+            if tokens:
+                yield Record(f"{name}:{first}", {"tokens": tokens, "tags": tags})
+            tokens, tags, first = [], [], number + 1
+            continue
+        if len(columns) == 1:
+            raise DataError(
+                f"{name}:{number} has a token without a tag: {columns[0][:40]!r}",
+                "each line must be `token tag`, separated by a tab or spaces",
+            )
+        tokens.append(columns[0])
+        tags.append(columns[-1].strip())
+    if tokens:
+        yield Record(f"{name}:{first}", {"tokens": tokens, "tags": tags})
+
+
+def _json(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+    try:
+        value = json.load(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        what = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"{name} is no JSON: {what}", "mend the file") from error
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        yield from _squad(value["data"], name)
+        return
+    if not isinstance(value, list):
+        raise DataError(f"{name} is neither a list of objects nor SQuAD's `data`", "convert it to JSONL")
+    for number, item in enumerate(value, 1):
+        yield _object(f"{name}, item {number}", item)
+
+
+def _squad(articles: list[Any], name: str) -> Iterator[Record]:
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    yield Record(
+                        f"{name}, question {question['id']}",
+                        {
+                            "question": question["question"],
+                            "context": paragraph["context"],
+                            "answers": question.get("answers", []),
+                        },
+                    )
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{name} is not as SQuAD has it: {type(error).__name__} {error}",
+            "articles have paragraphs, these a context and qas, these an id, a question and answers",
+        ) from error
+
+
+def _parquet(name: str) -> Iterator[Record]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(
+            f"{name} is a Parquet table, and pyarrow is not installed", "pip install pyarrow"
+        ) from error
+    with open_binary(name) as binary:
+        try:
+            number = 0
+            table: Any = pyarrow.parquet.ParquetFile(binary)  # type: ignore[no-untyped-call]
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Record(f"{name}, row {number}", row)
+        except (pyarrow.lib.ArrowException, OSError) as error:
+            raise DataError(
+                f"{name} is a damaged Parquet table: {error}", "fetch or write it again"
+            ) from error
+
+
+_READERS: dict[str, Callable[[io.TextIOWrapper, str], Iterator[Record]]] = {
+    "jsonl": _jsonl,
+    "csv": _csv,
+    "tsv": _tsv,
+    "conll": _conll,
+    "json": _json,
+}

@@ -1,0 +1,201 @@
+"""Models that end in a head for labels: an architecture, and weights of a directory below a head that may be new."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    ModernBertConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from tutti.config.schema import ModelConfig
+from tutti.core import ModelError
+from tutti.models.architecture import (
+    Purpose,
+    config_from_directory,
+    config_from_mapping,
+    one_line,
+    set_dropout,
+    without_chatter,
+)
+from tutti.models.presets import choose_preset
+from tutti.models.weights import check_vocabulary, load_weights, require_weights
+
+_EXAMPLES = "bert, modernbert, roberta, deberta-v2, distilbert"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a model ends in: how transformers makes such a model, and the architectures that can."""
+
+    factory: Any
+    purpose: Purpose
+
+
+_CLASSIFIER = Head(
+    AutoModelForSequenceClassification,
+    Purpose("text classifier", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, _EXAMPLES),
+)
+#: By kind of task.
+HEADS = {
+    "classify": _CLASSIFIER,
+    "relate": _CLASSIFIER,
+    "tag": Head(
+        AutoModelForTokenClassification,
+        Purpose("token classifier", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, _EXAMPLES),
+    ),
+    "answer": Head(
+        AutoModelForQuestionAnswering,
+        Purpose("question answerer", MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, _EXAMPLES),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class HeadedBlueprint:
+    """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences."""
+
+    head: Head
+    architecture: Any
+    seed: int
+    directory: Path | None = None
+    choices: list[str] = field(default_factory=list)
+
+    def lay_out(self) -> PreTrainedModel:
+        """The model on the meta device: names and shapes, no memory.
+
+        Raises:
+            ModelError: it cannot be built.
+        """
+        return self._make("meta")
+
+    def build(self) -> PreTrainedModel:
+        """The whole model in fp32 on the CPU.
+
+        Raises:
+            ModelError: it cannot be built, or the weights do not fit.
+        """
+        if self.directory is None:
+            return self._make("cpu")
+        return load_weights(self.directory, self.architecture, self.head.factory, self.seed)
+
+    def _make(self, device: str) -> PreTrainedModel:
+        try:
+            with torch.random.fork_rng(devices=[]), without_chatter(), torch.device(device):
+                torch.manual_seed(self.seed)
+                model: PreTrainedModel = self.head.factory.from_config(
+                    self.architecture, dtype=torch.float32, trust_remote_code=False
+                )
+        except Exception as error:
+            raise ModelError(
+                f"the {self.architecture.model_type} model cannot be built: {one_line(error)}",
+                "check that the numbers of its configuration fit together",
+            ) from error
+        return model
+
+
+@dataclass(frozen=True)
+class Body:
+    """The architecture that `model` names, before labels and vocabulary are known.
+
+    `length`: tokens that it sees at once; None: any number. `types`: whether it tells two texts apart.
+    """
+
+    architecture: Any
+    length: int | None
+    types: bool
+
+
+def find_body(config: ModelConfig, kind: str) -> Body:
+    """The architecture for a task of `kind`.
+
+    Raises:
+        ModelError: there is none, or it has no head for the task; says what to do.
+    """
+    purpose = HEADS[kind].purpose
+    if config.path is not None:
+        directory = Path(config.path).expanduser()
+        architecture = config_from_directory(directory, purpose)
+        if not config.from_scratch:
+            require_weights(directory)
+    elif config.config is not None:
+        architecture = config_from_mapping(config.config, purpose)
+    else:
+        architecture = ModernBertConfig()
+    text = architecture.get_text_config()
+    return Body(
+        architecture,
+        getattr(text, "max_position_embeddings", None) if config.path is not None else None,
+        getattr(text, "type_vocab_size", 0) > 1,
+    )
+
+
+def draw_headed_blueprint(
+    config: ModelConfig,
+    kind: str,
+    *,
+    vocabulary: int,
+    labels: tuple[str, ...],
+    length: int,
+    seed: int,
+    pad: int,
+) -> HeadedBlueprint:
+    """The model for a task of `kind`.
+
+    Args:
+        config: the `model` section.
+        kind: of the task, as in `HEADS`.
+        vocabulary: entries of the tokenizer.
+        labels: names of the labels, in the order of their numbers.
+        length: tokens of a row, at most.
+        seed: decides first weights, unless `config` has a seed of its own.
+        pad: the token that stands for nothing.
+
+    Raises:
+        ModelError: there is no such model; says what to do.
+    """
+    seed = seed if config.seed is None else config.seed
+    body = find_body(config, kind)
+    architecture, directory = body.architecture, None
+    choices: list[str] = []
+    if config.path is not None and not config.from_scratch:
+        directory = Path(config.path).expanduser()
+        check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
+        choices.append(
+            f"model: weights of {directory}, with a new head"
+            + (f" for {len(labels)} labels" if labels else "")
+        )
+    else:
+        if config.size is not None:
+            preset = choose_preset(config.size, vocabulary)
+            architecture = ModernBertConfig(
+                hidden_size=preset.width,
+                intermediate_size=preset.feed_forward,
+                num_hidden_layers=preset.layers,
+                num_attention_heads=preset.heads,
+                max_position_embeddings=length,
+                bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None,
+            )  # fmt: skip
+            choices.append(preset.sentence(config.size).replace("a Llama", "a ModernBERT"))
+        text = architecture.get_text_config()
+        text.vocab_size, text.pad_token_id = vocabulary, pad
+        if getattr(text, "max_position_embeddings", length) < length:
+            text.max_position_embeddings = length
+    if labels:
+        architecture.num_labels = len(labels)
+        architecture.id2label = dict(enumerate(labels))
+        architecture.label2id = {name: number for number, name in enumerate(labels)}
+    said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
+    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, [*choices, *filter(None, [said])])

@@ -1,0 +1,331 @@
+"""Token classification: names and other entities in a text.
+
+An example comes as words with a BIO tag each (CoNLL), or as text with spans (JSONL). Either way it becomes a text, the
+places of its words, and a tag for each. A model reads sub-words: the first of each word is asked for the word's tag,
+the others, and what is padding, are neither learned nor scored. A text that is longer than the model goes on in
+another row, at the border of a word.
+
+Shapes: B rows, S tokens, W words of a row, L labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tutti.config.task import RegulariseConfig, TaskConfig
+from tutti.core import Batch, DataError, LossSum, Objective
+from tutti.tasks.chunked_loss import IGNORED
+from tutti.tasks.scored import Scored
+from tutti.tasks.task import (
+    Answers,
+    EmptyText,
+    Example,
+    Labels,
+    Record,
+    Row,
+    RowEncoder,
+    Rows,
+    Task,
+    inputs_of,
+    padded,
+    run_encoder,
+)
+
+OUTSIDE = "O"
+_TAG = re.compile(r"(?:O|[BI]-.+)\Z", re.DOTALL)
+#: Words of a text: runs of letters and digits, and whatever else is not space, one by one; so are signs of
+#: writings that put no space between words.
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_"
+)
+
+
+class Tag(Task):
+    """Examples `{text, words: [[start, end], …], tags: […]}`; answers: the number of each word's tag [W]."""
+
+    kind = "tag"
+    long = "they are read in pieces"
+    counted = "words"
+
+    def __init__(self, config: TaskConfig, regularise: RegulariseConfig | None = None) -> None:
+        super().__init__(config, regularise)
+        self.main = "f1"
+
+    def example(self, record: Record, *, labelled: bool = True) -> Example:
+        if self.has(record, "tokens"):
+            return self._of_tokens(record, labelled)
+        text = self.text_field(record, "text")
+        words = [match.span() for match in _WORD.finditer(text)]
+        example: Example = {"text": text, "words": [list(word) for word in words]}
+        if labelled:
+            example["tags"] = self._of_spans(record, text, words)
+        return example
+
+    def _of_tokens(self, record: Record, labelled: bool) -> Example:
+        tokens = self.field(record, "tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise DataError(f"{record.origin}: the tokens are no list of texts", 'give tokens: ["…", …]')
+        if not any(token.strip() for token in tokens):
+            raise EmptyText(
+                f"{record.origin} has no tokens", "delete it, or leave such out: data.on_empty: skip"
+            )
+        words, at = [], 0
+        for token in tokens:
+            words.append([at, at + len(token)])
+            at += len(token) + 1
+        example: Example = {"text": " ".join(tokens), "words": words}
+        if labelled:
+            tags = self.field(record, "tags")
+            if not isinstance(tags, list) or len(tags) != len(tokens):
+                count = len(tags) if isinstance(tags, list) else "no"
+                raise DataError(
+                    f"{record.origin} has {len(tokens)} tokens but {count} tags", "give each token one tag"
+                )
+            for token, tag in zip(tokens, tags, strict=True):
+                if not isinstance(tag, str) or not _TAG.match(tag):
+                    raise DataError(
+                        f"{record.origin}: the tag of {token[:40]!r} is {tag!r}",
+                        "tags are O, B-KIND (an entity begins) and I-KIND (it goes on)",
+                    )
+            example["tags"] = tags
+        return example
+
+    def _of_spans(self, record: Record, text: str, words: list[tuple[int, int]]) -> list[str]:
+        tags = [OUTSIDE] * len(words)
+        spans = self.field(record, "spans")
+        if not isinstance(spans, list):
+            raise DataError(
+                f"{record.origin}: spans is no list", 'give spans: [{"start": 0, "end": 4, "label": "…"}]'
+            )
+        for span in spans:
+            start, end, label = _span(record, span, text)
+            inside = [at for at, (first, last) in enumerate(words) if first < end and last > start]
+            if not inside:
+                raise DataError(
+                    f"{record.origin}: the span {text[start:end]!r} ({start} to {end}) holds no word",
+                    "mend or delete it",
+                )
+            if any(tags[at] != OUTSIDE for at in inside):
+                raise DataError(
+                    f"{record.origin}: the span {text[start:end]!r} ({start} to {end}) overlaps another",
+                    "entities cannot overlap; keep one of them",
+                )
+            for at in inside:
+                tags[at] = ("B-" if at == inside[0] else "I-") + label
+        return tags
+
+    def text(self, example: Example) -> str:
+        return str(example["text"])
+
+    def label_names(self, example: Example) -> Iterable[str]:
+        tags: list[str] = example["tags"]
+        return tags
+
+    def labels(self, counted: Counter[str]) -> Labels:
+        kinds = sorted({name[2:] for name in counted if name != OUTSIDE})
+        if not kinds:
+            raise DataError(
+                "no training example has an entity", "check task.fields, and that the tags are BIO"
+            )
+        names = (OUTSIDE, *(f"{part}-{kind}" for kind in kinds for part in "BI"))
+        return Labels(names, tuple(counted[name] for name in names))
+
+    def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
+        tokenizer = encoder.tokenizer
+        tokenizer.no_truncation()
+        before, after = _around(encoder)
+        numbers = {name: number for number, name in enumerate(labels.names)}
+        encodings = tokenizer.encode_batch(
+            [example["text"] for example in examples], add_special_tokens=False
+        )
+        found = []
+        for example, encoding in zip(examples, encodings, strict=True):
+            firsts = _first_tokens(example["words"], encoding.offsets)
+            rows = []
+            for start, stop in _windows(firsts, len(encoding.ids), encoder.length - len(before) - len(after)):
+                here = [word for word, at in enumerate(firsts) if at is not None and start <= at < stop]
+                row: Row = {
+                    "input_ids": [*before, *encoding.ids[start:stop], *after],
+                    "starts": [firsts[word] - start + len(before) for word in here],  # type: ignore[operator]
+                    "words": here,
+                    "cut": [int(start > 0)],
+                }
+                if encoder.types:
+                    row["token_type_ids"] = [0] * len(row["input_ids"])
+                if "tags" in example:
+                    row["tags"] = [numbers[example["tags"][word]] for word in here]
+                rows.append(row)
+            found.append(rows)
+        return found
+
+    def batch(self, rows: Sequence[Row], pad: int) -> Batch:
+        batch = inputs_of(rows, pad)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for line, row in zip(labels, rows, strict=True):
+            if row.get("tags"):
+                line[torch.tensor(row["starts"])] = torch.tensor(row["tags"], dtype=torch.int64)
+        return batch | {"labels": labels, "starts": padded([row["starts"] for row in rows], -1)}
+
+    def blank(self, row: Row) -> Row:
+        return {name: column for name, column in row.items() if name != "tags"}
+
+    def objective(self, model: nn.Module, labels: Labels) -> Objective:
+        return Tags(model, self.regularise)
+
+    def width(self, rows: Rows, labels: Labels) -> int:
+        return max((len(rows[number]["starts"]) for number in range(len(rows))), default=0)
+
+    def score(
+        self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
+    ) -> dict[str, float]:
+        from nervaluate.evaluator import Evaluator
+
+        said = self._tags(answers, rows, examples, labels)
+        true = [example["tags"] for example in examples]
+        kinds = sorted({name[2:] for name in labels.names if name != OUTSIDE})
+        found = Evaluator(_listed(examples, true), _listed(examples, said), tags=kinds, loader="dict")
+        strict = found.evaluate()["overall"]["strict"]
+        right = sum(
+            a == b for one, other in zip(true, said, strict=True) for a, b in zip(one, other, strict=True)
+        )
+        return {
+            "f1": float(strict.f1),
+            "precision": float(strict.precision),
+            "recall": float(strict.recall),
+            "word_accuracy": right / max(1, sum(map(len, true))),
+        }
+
+    def decode(
+        self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
+    ) -> list[dict[str, Any]]:
+        return [
+            {"entities": list(entities(example, tags))}
+            for example, tags in zip(examples, self._tags(answers, rows, examples, labels), strict=True)
+        ]
+
+    def _tags(
+        self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
+    ) -> list[list[str]]:
+        """A tag for every word; one that the tokenizer leaves nothing of is outside."""
+        tags = [[OUTSIDE] * len(example["words"]) for example in examples]
+        for number, line in enumerate(answers):
+            row = rows[number]
+            for word, answer in zip(row["words"], line, strict=False):
+                tags[int(rows.example[number])][word] = labels.names[int(answer)]
+        return tags
+
+
+def entities(example: Example, tags: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The entities that `tags` mean, as the shared task of CoNLL 2000 counts them: also where `I-` begins one."""
+    open_: dict[str, Any] | None = None
+    for (start, end), tag in zip(example["words"], tags, strict=True):
+        kind = tag[2:]
+        if open_ is not None and (tag == OUTSIDE or tag[0] == "B" or kind != open_["label"]):
+            yield open_
+            open_ = None
+        if tag == OUTSIDE:
+            continue
+        if open_ is None:
+            open_ = {"label": kind, "start": start, "end": end, "text": ""}
+        open_["end"], open_["text"] = end, example["text"][open_["start"] : end]
+    if open_ is not None:
+        yield open_
+
+
+def _listed(examples: Sequence[Example], tags: Sequence[Sequence[str]]) -> list[list[dict[str, Any]]]:
+    """Entities as nervaluate takes them, whose ends are inside."""
+    return [
+        [
+            {"label": e["label"], "start": e["start"], "end": e["end"] - 1}
+            for e in entities(example, of_example)
+        ]
+        for example, of_example in zip(examples, tags, strict=True)
+    ]
+
+
+def _span(record: Record, span: Any, text: str) -> tuple[int, int, str]:
+    try:
+        start, end, label = span["start"], span["end"], span["label"]
+        if not (isinstance(start, int) and isinstance(end, int) and isinstance(label, str) and label):
+            raise TypeError
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{record.origin}: {str(span)[:80]} is no span",
+            'spans are like {"start": 0, "end": 4, "label": "…"}',
+        ) from error
+    if not 0 <= start < end <= len(text):
+        raise DataError(
+            f"{record.origin}: the span from {start} to {end} lies outside its text of {len(text)} characters",
+            "start counts characters from 0, end is behind the last",
+        )
+    return start, end, label
+
+
+def _around(encoder: RowEncoder) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and behind a text."""
+    encoding = encoder.tokenizer.encode("a")
+    inside = [at for at, special in enumerate(encoding.special_tokens_mask) if not special]
+    return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+
+
+def _first_tokens(words: Sequence[Sequence[int]], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """Of each word the first token that covers any of it; None: there is none."""
+    firsts: list[int | None] = []
+    at = 0
+    for start, end in words:
+        while at < len(offsets) and offsets[at][1] <= start:
+            at += 1
+        covers = at < len(offsets) and offsets[at][0] < end and offsets[at][1] > start
+        firsts.append(at if covers else None)
+        if covers and offsets[at][1] > end:  # a token of two words speaks for the first
+            at += 1
+    return firsts
+
+
+def _windows(firsts: Sequence[int | None], tokens: int, length: int) -> Iterator[tuple[int, int]]:
+    """Stretches of at most `length` of `tokens` tokens that end where a word does (or in the middle of a huge one)."""
+    borders = [at for at in firsts if at is not None]
+    start = 0
+    while tokens - start > length:
+        fitting = [at for at in borders if start < at <= start + length]
+        stop = fitting[-1] if fitting else start + length
+        yield start, stop
+        start = stop
+    yield start, tokens
+
+
+class Tags(Scored):
+    """Σ −log p(tag) over the words; batches: `inputs_of`, `labels` [B, S] (−100: not asked), `starts` [B, W]."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        return run_encoder(self.model, batch)
+
+    def loss(self, logits: Tensor, batch: Batch) -> LossSum:
+        labels = batch["labels"]
+        smoothing = self.regularise.label_smoothing if self.training else 0.0
+        total = F.cross_entropy(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            reduction="sum",
+            ignore_index=IGNORED,
+            label_smoothing=smoothing,
+        )
+        return LossSum(total, (labels != IGNORED).sum())
+
+    def chances(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits[batch["labels"] != IGNORED].log_softmax(1)
+
+    def answer_with(self, logits: Tensor, batch: Batch) -> None:
+        if self.answers is not None:
+            starts = batch["starts"]
+            self.answer(logits.argmax(2).gather(1, starts.clamp_min(0)) * (starts >= 0))
+
+    def count_targets(self, batch: Batch) -> int:
+        return int((batch["labels"] != IGNORED).sum())

@@ -1,0 +1,177 @@
+"""A model that learns from labelled examples: any task of `tutti.tasks`, over any layout that shards."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tutti.config.schema import Config
+from tutti.core import ModelError
+from tutti.core.types import SampleSource, module_device
+from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, encoder_of, open_examples
+from tutti.evaluate import Answering, Evaluation, answers_in, sum_losses
+from tutti.models import (
+    HeadedBlueprint,
+    count_parameters,
+    draw_headed_blueprint,
+    export_model,
+    find_blocks,
+    find_body,
+)
+from tutti.models.tuning import has_adapters, merged, save_adapters, tune
+from tutti.parallel import Split, World
+from tutti.tasks import Answers, RowEncoder, Task, make_task
+from tutti.tasks.dense import install
+from tutti.tasks.packing import ATTENTION
+from tutti.tasks.task import Row, Rows
+from tutti.train.job import Job
+
+#: Rows of the final test that are read at once.
+_EXAMINED_AT_ONCE = 32
+
+
+@dataclass(kw_only=True)
+class LabelledJob(Job):
+    """A task with labelled examples, and the model that learns it."""
+
+    config: Config
+    prepared: PreparedExamples
+    task: Task
+
+    def whole_model(self) -> nn.Module:
+        model = blueprint_of(self.config, self.prepared).build()
+        tune(model, self.config.tune, self.task.kind, self.config.train.seed)
+        return model
+
+    def export(self, model: nn.Module, destination: Path) -> None:
+        """The model, adapters merged into it; they alone in `adapters/` beside it."""
+        export_model(merged(model), self.prepared.tokenizer_directory, destination)
+        if has_adapters(self.config.tune):
+            fresh = blueprint_of(self.config, self.prepared).build()
+            save_adapters(model, fresh, self.config.tune, self.task.kind, destination / "adapters")
+
+    def __post_init__(self) -> None:
+        labels = self.prepared.labels
+        self.answer_width = max(self.task.width(part.table, labels) for part in self.prepared.parts.values())
+        self.main_metric = self.task.main
+
+    def source(self, part: str) -> ExampleSource:
+        """The rows of `train`, `validation` or `test`."""
+        return ExampleSource(self.prepared, part, self.task)
+
+    def score(self, source: SampleSource, numbers: NDArray[np.int64], answers: Answers) -> dict[str, float]:
+        assert isinstance(source, ExampleSource)
+        table, examples = source.part.table, source.part.read()
+        whole = _whole_examples(table.example, numbers)
+        kept = np.flatnonzero(np.isin(table.example[numbers], whole))
+        rows = Chosen(table, numbers[kept], np.searchsorted(whole, table.example[numbers[kept]]))
+        return self.task.score(answers[kept], rows, [examples[at] for at in whole], self.prepared.labels)
+
+    def examine(self, model: nn.Module, context: AbstractContextManager[None]) -> dict[str, Any] | None:
+        if "test" not in self.prepared.parts:
+            return None
+        source = self.source("test")
+        count, objective = source.samples_in_epoch(0), self.task.objective(model, self.prepared.labels)
+        sums = sum_losses(
+            partial(Split(objective, World.alone()).measure, context=context),
+            source,
+            samples=count,
+            part=0,
+            parts=1,
+            micro_batch=_EXAMINED_AT_ONCE,
+            device=module_device(model),
+            target_bytes=None,
+            answering=Answering(objective, self.answer_width),
+        )
+        metrics = self.score(source, np.arange(count), answers_in(sums, count))
+        return {"loss": Evaluation.of(sums).loss, "metrics": metrics}
+
+    @property
+    def encoder(self) -> RowEncoder:
+        """What turns new texts into rows."""
+        return encoder_of(self.prepared, self.task, reader_of(self.config))
+
+
+class Chosen:
+    """Some rows of a table, `numbers`, and the examples that they are of, counted anew."""
+
+    def __init__(self, table: Rows, numbers: NDArray[np.int64], example: NDArray[np.int64]) -> None:
+        self.example = example
+        self._table, self._numbers = table, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> Row:
+        return self._table[int(self._numbers[number])]
+
+
+def _whole_examples(example: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The examples of which all rows are among `numbers`, in order."""
+    had = np.bincount(example[numbers], minlength=int(example.max()) + 1)
+    return np.flatnonzero((had == np.bincount(example)) & (had > 0))
+
+
+def reader_of(config: Config) -> Reader:
+    """The model of `config` as one that reads rows.
+
+    Raises:
+        ModelError: there is none for the task, or it cannot see `data.sequence` tokens.
+    """
+    if not config.task.asks:
+        return Reader(config.data.sequence, types=False)
+    body = find_body(config.model, config.task.kind)
+    if body.length is not None and body.length < config.data.sequence:
+        raise ModelError(
+            f"the model in {config.model.path} sees {body.length} tokens at once, but data.sequence is "
+            f"{config.data.sequence}",
+            f"set data.sequence to {body.length} or less",
+        )
+    return Reader(config.data.sequence, body.types)
+
+
+def labelled_job(config: Config, prepared_directory: Path) -> LabelledJob:
+    """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU."""
+    prepared = open_examples(prepared_directory)
+    task = make_task(config.task, config.regularise)
+    blueprint = blueprint_of(config, prepared)
+    model = blueprint.build()
+    choices = tune(model, config.tune, task.kind, config.train.seed)
+    blocks = find_blocks(model)
+    dense = config.memory.recompute == "none" and bool(blocks) and install(model, blocks, ATTENTION)
+    if not dense:
+        choices.append("padding is computed with the tokens: this architecture, or setting, needs it")
+    parts = prepared.parts
+    train = parts["train"]
+    tokens = max(1, round(train.tokens / train.rows))
+    return LabelledJob(
+        objective=task.objective(model, prepared.labels),
+        train_data=ExampleSource(prepared, "train", task, vary=config.train.seed),
+        validation_data=ExampleSource(prepared, "validation", task) if "validation" in parts else None,
+        tokens_per_sample=tokens,
+        choices=choices,
+        parameters=count_parameters(model).total,
+        config=config,
+        prepared=prepared,
+        task=task,
+    )
+
+
+def blueprint_of(config: Config, prepared: PreparedExamples) -> HeadedBlueprint:
+    """The model of `config` for the labels of `prepared`."""
+    return draw_headed_blueprint(
+        config.model,
+        config.task.kind,
+        vocabulary=prepared.vocabulary,
+        labels=prepared.labels.names,
+        length=config.data.sequence,
+        seed=config.train.seed,
+        pad=prepared.pad,
+    )

@@ -1,0 +1,34 @@
+"""How long and how fast, where the user leaves it to us and a model learns from labelled examples."""
+
+from __future__ import annotations
+
+import math
+
+_LANGUAGE_STEPS = 1000
+#: Examples that are seen over a whole run, and the least and most epochs that this may take.
+_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 100_000, 3, 20
+#: Of BERT-base (110M parameters); smaller models take larger steps.
+_RATE, _RATE_PARAMETERS = 5e-5, 110e6
+_LOWEST_RATE, _HIGHEST_RATE = 1e-5, 5e-4
+_ADAPTERS = 8
+
+
+def choose_steps(epochs: float | None, samples: int, batch: int, *, labelled: bool) -> tuple[int, str]:
+    """Steps of a run over `samples` with `batch` a step, and the reason."""
+    if epochs is not None:
+        return max(1, round(epochs * samples / batch)), f"{epochs:g} epochs of {samples:,} samples"
+    if not labelled:
+        return _LANGUAGE_STEPS, "what a first run takes; say how many, or train.epochs"
+    epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_SEEN / samples)))
+    return max(1, round(epochs * samples / batch)), (
+        f"{epochs} epochs of {samples:,} examples: about {_SEEN:,} are seen in {_LEAST_EPOCHS} to {_MOST_EPOCHS} epochs"
+    )
+
+
+def tuning_rate(parameters: int, *, adapters: bool) -> tuple[float, str]:
+    """Peak learning rate of AdamW for a trained model of so many `parameters`, or its `adapters`, and the reason."""
+    rate = min(_HIGHEST_RATE, max(_LOWEST_RATE, _RATE * math.sqrt(_RATE_PARAMETERS / parameters)))
+    reason = f"a trained model of {parameters / 1e6:.3g}M parameters is tuned, not trained"
+    if adapters:
+        rate, reason = rate * _ADAPTERS, f"{reason}; adapters take {_ADAPTERS} times the rate"
+    return float(f"{rate:.2g}"), reason

@@ -1,0 +1,140 @@
+"""Talks: what is learned of them, and what people cannot smuggle in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from encoders import write_jsonl
+from tutti import api
+from tutti.config import load_config
+from tutti.config.schema import DataConfig
+from tutti.config.task import TaskConfig
+from tutti.core import DataError
+from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, prepare_examples
+from tutti.tasks import Record, make_text_task
+
+TALKS = [
+    {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"What is {n} plus {n}? <|endoftext|>"},
+            {"role": "assistant", "content": f"It is {2 * n}."},
+            {"role": "user", "content": "Thanks."},
+            {"role": "assistant", "content": "Any time."},
+        ]
+    }
+    for n in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedExamples:
+    place = tmp_path_factory.mktemp("chat")
+    source = write_jsonl(place / "talks.jsonl", TALKS)
+    config = DataConfig(
+        source=str(source), tokenizer="characters", cache=str(place / "cache"), validation=0.0
+    )
+    task = make_text_task(TaskConfig(kind="chat"))
+    return prepare_examples(config, task, Reader(512, types=False), lambda _: None)
+
+
+def test_what_the_assistant_says_is_learned_and_where_it_stops(prepared: PreparedExamples) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
+    table = prepared.parts["train"].table
+    learned = []
+    for number in range(len(table)):
+        row = table[number]
+        assert len(row["input_ids"]) == len(row["targets"]) == len(row["places"]) <= 512
+        learned += [target for target in row["targets"] if target >= 0]
+    said = tokenizer.decode(learned)
+    assert said == "".join(f"It is {2 * n}.<|endoftext|>Any time.<|endoftext|>" for n in range(40))
+
+
+def test_a_talk_is_what_the_template_makes_of_it(prepared: PreparedExamples) -> None:
+    """transformers' own tokens of the whole talk, but for special tokens that a user typed: those are text."""
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
+    row = prepared.parts["train"].table[0]
+    places = [*row["places"], 0]
+    first = row["input_ids"][: next(at for at in range(1, len(places)) if places[at] == 0)]
+    text = tokenizer.apply_chat_template(TALKS[0]["messages"], tokenize=False)
+    assert (
+        tokenizer.decode(first) in text and len(tokenizer.decode(first)) == len(text) - 1
+    )  # but for the last, "\n"
+    end = tokenizer.eos_token_id
+    assert first.count(end) == 5  # one for each message; the one that was typed is none
+
+
+def test_talks_in_a_window_do_not_see_each_other(prepared: PreparedExamples) -> None:
+    task = make_text_task(TaskConfig(kind="chat"))
+    task.fixed = 512
+    batch = ExampleSource(prepared, "train", task).load(0, [0])
+    assert batch["input_ids"].shape == (1, 512)
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten()
+    assert len(starts) >= 2
+    for start, stop in zip(starts, [*starts[1:], torch.tensor(512)], strict=True):
+        assert batch["position_ids"][0, start:stop].tolist() == list(range(int(stop - start)))
+    assert int((ExampleSource(prepared, "train", task).empty()["labels"] >= 0).sum()) == 0
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"messages": []}, "no list of messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role is 'robot'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content is int, not text"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "the assistant says nothing"),
+        ({"prompt": "x"}, "no field 'response'"),
+        ({"text": "x"}, "no field 'messages'"),
+    ],
+)
+def test_a_talk_that_cannot_be_is_refused_by_its_place(record: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        make_text_task(TaskConfig(kind="chat")).example(Record("f:1", record))
+    assert "f:1" in str(caught.value)
+
+
+@pytest.mark.distributed
+def test_a_model_learns_to_answer(tmp_path: Path) -> None:
+    """Two kinds of questions, two answers, prompt and response; the export answers in plain transformers as well."""
+    records = [
+        {"prompt": f"{'Red' if n % 2 else 'Green'} {n}?", "response": "stop" if n % 2 else "go"}
+        for n in range(80)
+    ]
+    source = write_jsonl(tmp_path / "talks.jsonl", records)
+    words = [
+        *("task=chat", f"data.source={source}", "data.tokenizer=characters", "data.sequence=64", "model=60K"),
+        *(
+            "train.steps=120",
+            "train.batch=16",
+            "train.learning_rate=5e-3",
+            "train.precision=fp32",
+            "replicas=2",
+        ),
+        *(
+            f"runs={tmp_path / 'runs'}",
+            f"data.cache={tmp_path / 'cache'}",
+            "name=talk",
+            "data.validation=0.1",
+        ),
+    ]
+    report = api.train(load_config(None, words), console=False)
+    assert report["state"] == "finished" and report["validation_loss"] < 0.3
+    run = tmp_path / "runs" / "talk"
+    assert api.generate(run, ["Red 7?", "Green 8?"], new_tokens=12, temperature=0.0) == ["stop", "go"]
+    assert api.evaluate(run)["loss"] == pytest.approx(report["validation_loss"], rel=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(run / "export")
+    tokenizer = AutoTokenizer.from_pretrained(run / "export")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Green 8?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )["input_ids"]
+    said = tokenizer.decode(model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :])
+    assert said == "go<|endoftext|>"
+    assert "tutti generate" in json.dumps((run / "report.md").read_text())
