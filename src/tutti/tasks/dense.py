@@ -127,13 +127,13 @@ def install(model: nn.Module, blocks: Sequence[nn.Module], attention: str) -> bo
     model.eval()
     dense = None
     try:
-        expected = whole(input_ids=ids, attention_mask=mask).logits
+        expected = whole(input_ids=ids, attention_mask=mask)[0]
         whole.set_attn_implementation(attention)
         dense = Dense(blocks)
         with packed(mask):
-            found = whole(input_ids=ids, attention_mask=mask).logits
-        # Behind padding anything may stand.
-        keep = mask.bool() if found.ndim == 3 else slice(None)
+            found = whole(input_ids=ids, attention_mask=mask)[0]
+        # Where there is padding anything may stand.
+        keep = mask.bool() if found.shape[:2] == mask.shape else slice(None)
         if (found[keep] - expected[keep]).abs().max() <= 1e-4 * expected[keep].abs().max().clamp_min(1.0):
             return True
     except Exception:  # not every architecture takes every attention, or hands its blocks what others do

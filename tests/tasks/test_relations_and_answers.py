@@ -1,0 +1,234 @@
+"""Relations between marked entities, and answers that stand in a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+from encoders import write_encoder
+from tutti.config import load_config
+from tutti.config.task import TaskConfig
+from tutti.core import DataError
+from tutti.core.errors import ConfigError
+from tutti.data.labelled import ListedRows
+from tutti.models import find_blocks
+from tutti.tasks import Labels, Record, RowEncoder, make_task
+from tutti.tasks.answer import likeliest
+from tutti.tasks.dense import install
+from tutti.tasks.packing import ATTENTION
+
+CONTEXT = "Anna works for Acme Corp in Paris. Bob visits London and New York when the bank is closed."
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("bert"))
+
+
+def encoder_of(directory: Path, length: int) -> RowEncoder:
+    return RowEncoder(Tokenizer.from_file(str(directory / "tokenizer.json")), length, 0, types=True)
+
+
+def examples_of(
+    kind: str, records: list[dict[str, Any]], **settings: Any
+) -> tuple[Any, list[dict[str, Any]]]:
+    task = make_task(TaskConfig(kind=kind, **settings))
+    return task, [task.example(Record(f"f:{n}", record)) for n, record in enumerate(records, 1)]
+
+
+# Relations ---------------------------------------------------------------------------------------------------
+
+RELATIONS = Labels(
+    ("Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Entity-Origin(e1,e2)", "Other"), (1, 1, 1, 1)
+)
+
+
+def test_relations_are_scored_as_semeval_scores_them() -> None:
+    """Precision and recall of each relation, direction right, both directions counted together; `Other` left out."""
+    true = [
+        "Cause-Effect(e1,e2)",
+        "Cause-Effect(e2,e1)",
+        "Cause-Effect(e1,e2)",
+        "Entity-Origin(e1,e2)",
+        "Other",
+        "Other",
+    ]
+    said = [
+        "Cause-Effect(e1,e2)",
+        "Cause-Effect(e1,e2)",
+        "Other",
+        "Entity-Origin(e1,e2)",
+        "Entity-Origin(e1,e2)",
+        "Other",
+    ]
+    text = "<e1>a</e1> and <e2>b</e2>"
+    task, examples = examples_of("relate", [{"text": text, "label": label} for label in true], none="Other")
+    answers = np.eye(4)[[RELATIONS.number(label) for label in said]]
+    found = task.score(answers, ListedRows([]), examples, RELATIONS)
+    # Cause-Effect: 1 right of 2 claimed, 3 are there: F1 = 2·1/5. Entity-Origin: 1 right of 2 claimed, 1 is there: 2/3.
+    assert found["macro_f1"] == pytest.approx((2 / 5 + 2 / 3) / 2)
+    assert found["accuracy"] == pytest.approx(3 / 6)
+
+
+def test_marks_become_signs_that_the_tokenizer_knows(directory: Path) -> None:
+    task, examples = examples_of("relate", [{"text": "the <e1>card</e1> of <e2>Anna</e2>.", "label": "x"}])
+    (row,) = task.rows(examples, Labels(("x", "y"), (1, 1)), encoder_of(directory, 32))[0]
+    theirs = AutoTokenizer.from_pretrained(directory)("the $ card $ of # Anna #.")
+    assert row["input_ids"] == theirs["input_ids"]
+
+
+def test_of_a_long_text_the_entities_stay(directory: Path) -> None:
+    far = "why when where how " * 20
+    text = f"{far}<e1>card</e1> {far}<e2>anna</e2> {far}"
+    task, examples = examples_of("relate", [{"text": text, "label": "x"}])
+    encoder = encoder_of(directory, 24)
+    (row,) = task.rows(examples, Labels(("x", "y"), (1, 1)), encoder)[0]
+    words = encoder.tokenizer.decode(row["input_ids"])
+    assert len(row["input_ids"]) <= 24 and row["cut"] == [1]
+    assert "card" in words and "anna" in words and words.index("card") < words.index("anna")
+
+
+@pytest.mark.parametrize(
+    "text", ["no mark", "<e1>one</e1>", "<e1>a</e1> <e1>b</e1>", "<e1>a</e1> <e2>b</e2> <e2>c</e2>"]
+)
+def test_two_entities_have_to_be_marked(text: str) -> None:
+    with pytest.raises(DataError, match=r"f:1 marks .* not two entities"):
+        examples_of("relate", [{"text": text, "label": "x"}])
+
+
+# Answers -----------------------------------------------------------------------------------------------------
+
+
+def question(answer: str, context: str = CONTEXT) -> dict[str, Any]:
+    return {
+        "question": "where?",
+        "context": context,
+        "answers": [{"text": answer, "answer_start": context.index(answer)}],
+    }
+
+
+def test_an_answer_is_found_where_it_stands_whatever_the_pieces(directory: Path) -> None:
+    task, examples = examples_of("answer", [question("New York"), question("Acme Corp")])
+    for length in (64, 20):
+        encoder = encoder_of(directory, length)
+        for example, rows in zip(examples, task.rows(examples, Labels((), ()), encoder), strict=True):
+            assert len(rows) > 1 or length == 64
+            places = [(row, row["places"]) for row in rows if row["places"] != [0, 0]]
+            assert places, "some piece has the whole answer"
+            for row, (start, end) in places:
+                found = example["context"][row["begins"][start] : row["ends"][end]]
+                assert found == example["answers"][0]["text"]
+
+
+def test_answering_is_what_transformers_computes(directory: Path) -> None:
+    task, examples = examples_of(
+        "answer", [question("Paris"), question("the bank", "when the bank is closed")]
+    )
+    rows = [row for some in task.rows(examples, Labels((), ()), encoder_of(directory, 64)) for row in some]
+    batch = task.batch(rows, 0)
+    model = AutoModelForQuestionAnswering.from_pretrained(directory).eval()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    each = [
+        model(
+            **{
+                name: tensor[at : at + 1, : int(batch["attention_mask"][at].sum())]
+                for name, tensor in inputs.items()
+            },
+            start_positions=batch["places"][at : at + 1, 0],
+            end_positions=batch["places"][at : at + 1, 1],
+        ).loss
+        for at in range(2)
+    ]
+    objective = task.objective(model, Labels((), ())).eval()
+    total, targets = objective(batch)
+    assert int(targets) == 2
+    torch.testing.assert_close(total, sum(each))
+    assert install(model, find_blocks(model), ATTENTION)
+    torch.testing.assert_close(objective(batch).total, total, rtol=1e-4, atol=1e-5)
+
+
+def test_the_likeliest_stretch_by_trying_all() -> None:
+    torch.manual_seed(0)
+    starts, ends = torch.randn(3, 40), torch.randn(3, 40)
+    inside = torch.zeros(3, 40, dtype=torch.bool)
+    inside[:, 5:38] = True
+    found = likeliest(starts, ends, inside)
+    for row in range(3):
+        scores = {
+            (a, b): float(starts[row, a] + ends[row, b])
+            for a in range(5, 38)
+            for b in range(a, min(38, a + 30))
+        }
+        best = max(scores, key=lambda pair: scores[pair])
+        assert found[row, :2].tolist() == list(best)
+        assert float(found[row, 2]) == pytest.approx(scores[best])
+        assert float(found[row, 3]) == pytest.approx(float(starts[row, 0] + ends[row, 0]))
+
+
+def test_answers_are_scored_as_squad_scores_them() -> None:
+    contexts = ["the red card of Anna", "a b c d", "nothing here"]
+    records = [
+        {"question": "?", "context": contexts[0], "answers": [{"text": "red card", "answer_start": 4}]},
+        {"question": "?", "context": contexts[1], "answers": [{"text": "b c", "answer_start": 2}]},
+        {"question": "?", "context": contexts[2], "answers": []},
+    ]
+    task, examples = examples_of("answer", records, unanswerable=True)
+
+    def row(context: str) -> dict[str, list[int]]:
+        words = context.split()
+        begins = [context.index(word) for word in words]
+        return {
+            "begins": [-1, *begins],
+            "ends": [-1, *(b + len(w) for b, w in zip(begins, words, strict=True))],
+        }
+
+    rows = ListedRows([[row(context)] for context in contexts])
+    # "the red card": exact, for articles don't count; "c d": one word of two; none.
+    answers = np.array([[1, 3, 5.0, 0.0], [3, 4, 5.0, 0.0], [1, 1, 0.0, 5.0]])
+    said = task.decode(answers, rows, examples, Labels((), ()))
+    assert [one["answer"] for one in said] == ["the red card", "c d", ""]
+    found = task.score(answers, rows, examples, Labels((), ()))
+    assert found == pytest.approx({"exact": 2 / 3, "f1": (1 + 0.5 + 1) / 3})
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ("Paris", "the answers are no list"),
+        ([{"text": "Paris"}], "is no answer"),
+        ([{"text": "Paris", "answer_start": 3}], "does not stand in its context at 3"),
+    ],
+)
+def test_an_answer_that_cannot_be_is_refused_by_its_place(answers: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        examples_of("answer", [{"question": "?", "context": CONTEXT, "answers": answers}])
+    assert "f:1" in str(caught.value)
+
+
+# Settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task={kind: tag, multiple: true}"], "multiple belongs to kind classify"),
+        (["task={kind: classify, fields: {words: x}}"], "the fields of classify are: text, pair, label"),
+        (["task=answer", "regularise.label_smoothing=0.1"], "label_smoothing"),
+        (["task=tag", "regularise.word_drop=0.1"], "word_drop"),
+        (["task=classify", "regularise={r_drop: 1.0, adversarial: 0.5}"], "r_drop and adversarial"),
+        (["tune=lora"], "tune.method is for models that are asked"),
+        (["regularise.r_drop=1.0"], "regularise is for models that are asked"),
+        (["task=clasify"], "did you mean"),
+        (["train.layer_decay=0.9", "train.optimizer=muon"], "layer_decay is for optimizer adamw"),
+    ],
+)
+def test_settings_that_do_not_go_together(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, words)
+    assert said in str(caught.value)
