@@ -44,15 +44,15 @@ class Facts:
     parameters: int
     tokens_per_sample: int
     validation_samples: int
+    #: A world that was started already (torchrun) has so many processes.
+    processes: int | None = None
+    #: Runs that share this machine out among them.
+    groups: int = 1
     #: Samples in an epoch to train on; 0: nobody has counted.
     samples: int = 0
     #: Whether labelled examples are learned, and by a model that knows something already.
     labelled: bool = False
     pretrained: bool = False
-    #: A world that was started already (torchrun) has so many processes.
-    processes: int | None = None
-    #: Runs that share this machine out among them.
-    groups: int = 1
 
 
 def resolve(config: Config, facts: Facts) -> Resolved:

@@ -214,24 +214,24 @@ def test_sums_are_conserved_with_any_codec_and_no_number_grows(name: str) -> Non
 
 
 class Severed(StaticTransport):
-    """Every exchange with `lost` fails, as if it had died."""
+    """Every exchange with `gone` fails, as if it had died."""
 
-    lost: int
+    gone: int
 
     def start_send(self, tensor: Tensor, to: int) -> Wait:
-        if to == self.lost:
+        if to == self.gone:
             raise PeerLost("gone")
         return super().start_send(tensor, to)
 
     def start_receive(self, tensor: Tensor, source: int) -> Wait:
-        if source == self.lost:
+        if source == self.gone:
             raise PeerLost("gone")
         return super().start_receive(tensor, source)
 
 
 def bereaved(rank: int, members: int, lost: int) -> tuple[Any, float]:
     transport = Severed(dist.group.WORLD)
-    transport.lost = lost
+    transport.gone = lost
     weights, policy = make(transport, rank, members, members)
     policy._every = 300
     policy.start(0, 300)

@@ -89,3 +89,29 @@ def test_severing_spares_whoever_got_the_number_of_a_socket_since(monkeypatch: p
             accepted.close()
             assert again.getpeername() == listener.getsockname()
         theirs.close()
+
+
+class LateWork:
+    """Work that ends in the moment in which a slice of waiting for it has been given up. `error`: how it ends."""
+
+    def __init__(self, error: str | None) -> None:
+        self.error = error
+        self.done = False
+
+    def wait(self, slice_: object = None) -> None:
+        if not self.done:
+            self.done = True
+            raise RuntimeError("Operation timed out!")
+        if self.error is not None:
+            raise RuntimeError(self.error)
+
+    def is_completed(self) -> bool:
+        return self.done
+
+
+def test_work_that_ends_as_a_slice_of_waiting_does_has_not_failed() -> None:
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    group = Group(store, "alone", 0, 1, "localhost")
+    group._until_done(LateWork(None))()
+    with pytest.raises(RuntimeError, match="Connection closed"):
+        group._until_done(LateWork("Connection closed by peer"))()

@@ -22,7 +22,7 @@ BATCH = 24
 def config(micro_batch: int) -> Config:
     return Config(
         train=TrainConfig(
-            batch=BATCH, micro_batch=micro_batch, learning_rate=0.01, warmup=0, precision="fp32"
+            steps=1000, batch=BATCH, micro_batch=micro_batch, learning_rate=0.01, warmup=0, precision="fp32"
         ),
         evaluate={"every": 1, "samples": 1},
         checkpoint={"every": 1},

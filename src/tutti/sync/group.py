@@ -112,7 +112,9 @@ class Group:
                     work.wait(_SLICE)
                 except RuntimeError as error:
                     if work.is_completed():
-                        raise
+                        # The slice may have ended a moment before the work did: its own result counts.
+                        work.wait()
+                        return
                     patience -= self.severed
                     if not patience:
                         # gloo does not tell everybody who waits when a connection ends in an orderly way. Its thread
