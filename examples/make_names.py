@@ -2,8 +2,9 @@
 
     python examples/make_names.py DIRECTORY
 
-The sentences are made of patterns, the entities by Faker; patterns and entities of `dev.conll` and `test.conll` do not
-occur in `train.conll`. It is a stand-in for your own data, easier than any text that people wrote.
+The sentences are made of patterns, the entities by Faker. All three parts follow the same patterns with other entities
+drawn for them (common ones, such as first names and countries, recur): a stand-in for your own data, and easy. Of sentences
+whose patterns it never saw, a model that learned from these twenty would find no more than half of the entities.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PATTERNS = (
     "As of {DATE} , {ORG} no longer ships to {LOC} .",
     "According to {PER} the price will rise .",
 )
-SIZES = {"train": (range(0, 14), 1500), "dev": (range(14, 17), 300), "test": (range(17, 20), 300)}
+SIZES = {"train": 1500, "dev": 300, "test": 300}
 
 
 def main() -> None:
@@ -45,10 +46,10 @@ def main() -> None:
         sys.exit("say where to: python examples/make_names.py DIRECTORY")
     place = Path(sys.argv[1])
     place.mkdir(parents=True, exist_ok=True)
-    for number, (part, (patterns, count)) in enumerate(SIZES.items()):
+    for number, (part, count) in enumerate(SIZES.items()):
         faker, dice = Faker(["en_GB", "en_US", "de_DE", "fr_FR"]), random.Random(number)
         Faker.seed(number)
-        sentences = [sentence(PATTERNS[dice.choice(patterns)], faker, dice) for _ in range(count)]
+        sentences = [sentence(dice.choice(PATTERNS), faker, dice) for _ in range(count)]
         (place / f"{part}.conll").write_text("\n".join(sentences), encoding="utf-8")
         print(f"{place / part}.conll: {count:,} sentences")
 

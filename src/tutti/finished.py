@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti import models
 from tutti.config import Config, load_config
+from tutti.config.task import FIELDS
 from tutti.core.errors import CheckpointError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import SampleSource
@@ -100,6 +101,11 @@ def predict(run: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dict[
             f"{run} is a language model, which predicts no labels", "let it write with `tutti generate`"
         )
     task, labels = job.task, job.prepared.labels
+    if "text" not in FIELDS[task.kind] and any(isinstance(record, str) for record in records):
+        raise RunError(
+            f"{run} learned to {task.kind}, and is asked with more than a text: {', '.join(FIELDS[task.kind][:-1])}",
+            "give a file with these fields: `tutti predict RUN --file FILE`",
+        )
     fields = [{config.task.fields.get("text", "text"): r} if isinstance(r, str) else r for r in records]
     examples = [
         task.example(Record(f"record {number}", one), labelled=False) for number, one in enumerate(fields, 1)

@@ -162,14 +162,8 @@ def start_run(
     )
     resolved = resolve(config, facts)
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
+    _check_agreement(resolved.config, processes)
     assert isinstance(resolved.config.replicas, int)
-    check_sync(
-        resolved.config.sync,
-        resolved.config.train.precision,
-        optimizer=config.train.optimizer,
-        parts=config.layout.ranks,
-    )
-    _refuse_server(config, processes)
     samples = config.train.batch // resolved.config.replicas
     check_layout(config.layout, limits_of(model, manner, samples))
     _spare_memory(config, resolved, blueprint, manner, samples)
@@ -203,19 +197,17 @@ def _start_labelled(
     check_offload(config.memory.offload, pick_device(), config.layout)
     resolved = resolve(config, facts)
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
+    _check_agreement(resolved.config, processes)
     assert isinstance(resolved.config.replicas, int)
-    check_sync(
-        resolved.config.sync,
-        resolved.config.train.precision,
-        optimizer=config.train.optimizer,
-        parts=config.layout.ranks,
-    )
-    _refuse_server(config, processes)
     check_layout(config.layout, anything_else(config.train.batch // resolved.config.replicas))
     return resolved, prepared
 
 
-def _refuse_server(config: Config, processes: int | None) -> None:
+def _check_agreement(config: Config, processes: int | None) -> None:
+    """Raise ConfigError unless copies can agree as the resolved `config` says, in a world of so many `processes`."""
+    check_sync(
+        config.sync, config.train.precision, optimizer=config.train.optimizer, parts=config.layout.ranks
+    )
     if processes is not None and config.sync.policy == "server":
         raise ConfigError(
             "sync: policy server needs a process of its own, which torchrun does not start",

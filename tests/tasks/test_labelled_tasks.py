@@ -160,7 +160,7 @@ def test_words_and_tags_are_aligned_as_transformers_aligns_words(
             firsts.setdefault(word, at)
     assert row["starts"] == [firsts[word] for word in range(len(words))]
     labels = task.batch([row], 0)["labels"][0]
-    assert [int(labels[at]) for at in row["starts"]] == [TAGS.number(tag) for tag in tags]
+    assert [int(labels[at]) for at in row["starts"]] == [TAGS.numbers[tag] for tag in tags]
     assert int((labels != -100).sum()) == len(words)
 
 
@@ -239,7 +239,7 @@ def test_scores_of_tags_are_those_of_sets_of_entities() -> None:
     task, examples = examples_of(
         "tag", [{"tokens": ["x"] * 20, "tags": names[at : at + 20]} for at in range(0, 400, 20)]
     )
-    answers = np.array([[TAGS.number(tag) for tag in e["tags"]] for e in examples], dtype=float)
+    answers = np.array([[TAGS.numbers[tag] for tag in e["tags"]] for e in examples], dtype=float)
     change = dice.random(answers.shape) < 0.3
     answers[change] = dice.integers(0, 5, int(change.sum()))
     rows = ListedRows([[{"starts": range(20), "words": range(20)}] for _ in examples])

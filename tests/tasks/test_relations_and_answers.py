@@ -69,7 +69,7 @@ def test_relations_are_scored_as_semeval_scores_them() -> None:
     ]
     text = "<e1>a</e1> and <e2>b</e2>"
     task, examples = examples_of("relate", [{"text": text, "label": label} for label in true], none="Other")
-    answers = np.eye(4)[[RELATIONS.number(label) for label in said]]
+    answers = np.eye(4)[[RELATIONS.numbers[label] for label in said]]
     found = task.score(answers, ListedRows([]), examples, RELATIONS)
     # Cause-Effect: 1 right of 2 claimed, 3 are there: F1 = 2·1/5. Entity-Origin: 1 right of 2 claimed, 1 is there: 2/3.
     assert found["macro_f1"] == pytest.approx((2 / 5 + 2 / 3) / 2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -18,6 +20,7 @@ from tutti.cli import run as tutti_command
 from tutti.config import Config, load_config
 from tutti.core import CheckpointError, read_events
 from tutti.core.errors import RunError
+from tutti.train.labelled import whole_examples
 
 pytestmark = pytest.mark.distributed
 
@@ -142,7 +145,12 @@ def test_a_run_goes_on_with_its_examples_and_no_others(place: Path, alone: dict[
         train(place, "alone", *words, f"data.source={other}", "train.steps=170", resume=True)
 
 
-def test_predict_by_command(place: Path, alone: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_by_command(
+    place: Path,
+    alone: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = str(place / "runs" / "alone")
     assert tutti_command(["predict", run, "my card is lost", "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)["predictions"]
@@ -152,6 +160,14 @@ def test_predict_by_command(place: Path, alone: dict[str, Any], capsys: pytest.C
     assert tutti_command(["predict", run, "--file", str(place / "intents.tsv")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 120 and all("label" in json.loads(line) for line in lines)
+    for said, code, words in (
+        ('{"text": "exchange"}\n', 0, "exchange"),
+        ('{"text"\n', 2, "standard input:1 is no JSON"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO(said))
+        assert tutti_command(["predict", run, "--file", "-"]) == code
+        captured = capsys.readouterr()
+        assert words in captured.out + captured.err
     assert tutti_command(["predict", run]) == 2
     assert "nothing to judge" in capsys.readouterr().err
     assert tutti_command(["generate", run, "x"]) == 2
@@ -234,3 +250,10 @@ def test_a_part_of_the_model_learns(place: Path, method: str) -> None:
         adapted = PeftModel.from_pretrained(plain, adapters).eval()
         ids = torch.tensor([[2, 7, 9, 3]])
         torch.testing.assert_close(adapted(ids).logits, exported.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_of_some_rows_those_examples_count_that_are_there_whole() -> None:
+    """Example 0 has rows 0 and 1, example 1 row 2, example 2 rows 3 to 5; rows 0, 1, 3, 4 and 5 were asked about."""
+    example = np.array([0, 0, 1, 2, 2, 2])
+    assert whole_examples(example, np.array([0, 1, 3, 4, 5])).tolist() == [0, 2]
+    assert whole_examples(example, np.array([0, 2, 4])).tolist() == [1]

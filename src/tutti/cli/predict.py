@@ -48,11 +48,10 @@ def predict(
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    from tutti.data.labelled import read_file
+    from tutti.data.labelled import read_file, read_jsonl
 
-    if str(file) == "-":
-        return [json.loads(line) for line in sys.stdin if line.strip()]
-    return [dict(record.fields) for record in read_file(file)]
+    records = read_jsonl(sys.stdin, "standard input") if str(file) == "-" else read_file(file)
+    return [dict(record.fields) for record in records]
 
 
 def _line(prediction: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("State", str(get("state")))]
     planned, sent, world = get("steps_planned"), get("bytes_sent"), get("world_size")
     last, best = get("validation_loss"), get("best_validation_loss")
+    exported = "exported: " if get("state") == "finished" else ""
     rows: list[tuple[str, str | None]] = [
         ("State", get("state")),
         ("Steps", f"{get('steps') or 0:,}" + (f" of {planned:,}" if planned else "")),
@@ -39,7 +40,7 @@ def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Validation bits per byte", _if(get("validation_bits_per_byte"), words.figure)),
         ("Validation", _if(get("validation_metrics"), words.metrics)),
-        ("Best", _if(get("best"), lambda v: f"{words.metrics(v['metrics'])} (step {v['step']:,}: exported)")),
+        ("Best", _if(get("best"), lambda v: f"{words.metrics(v['metrics'])} ({exported}step {v['step']:,})")),
         ("Final test", _if(get("test"), lambda v: words.metrics(v["metrics"]))),
         ("Speed", _if(get("tokens_per_second"), lambda v: f"{words.rate(v)} tokens/s")),
         ("MFU", _if(get("mfu"), lambda v: f"{words.percent(v)} ({get('mfu_basis')})")),

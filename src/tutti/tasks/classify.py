@@ -75,7 +75,6 @@ class Classify(Task):
         tokenizer.enable_truncation(encoder.length, strategy="longest_first")
         texts = [(e["text"], e["pair"]) if "pair" in e else e["text"] for e in examples]
         rows = []
-        numbers = {name: number for number, name in enumerate(labels.names)}
         for example, encoding in zip(examples, tokenizer.encode_batch(texts), strict=True):
             row: Row = {
                 "input_ids": encoding.ids,
@@ -85,7 +84,7 @@ class Classify(Task):
             if encoder.types:
                 row["token_type_ids"] = encoding.type_ids
             if "labels" in example:
-                row["labels"] = [numbers[name] for name in example["labels"]]
+                row["labels"] = [labels.numbers[name] for name in example["labels"]]
             rows.append([row])
         return rows
 
@@ -129,8 +128,7 @@ class Classify(Task):
                 "macro_f1": float(f1_score(true, said, average="macro", zero_division=0)),
                 "exact": float((true == said).all(1).mean()),
             }
-        numbers = {name: number for number, name in enumerate(labels.names)}
-        true, said = np.array([numbers[e["labels"][0]] for e in examples]), answers.argmax(1)
+        true, said = np.array([labels.numbers[e["labels"][0]] for e in examples]), answers.argmax(1)
         return {
             "accuracy": float((true == said).mean()),
             "macro_f1": float(f1_score(true, said, average="macro", zero_division=0)),

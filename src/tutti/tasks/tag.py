@@ -141,7 +141,6 @@ class Tag(Task):
         tokenizer = encoder.tokenizer
         tokenizer.no_truncation()
         before, after = _around(encoder)
-        numbers = {name: number for number, name in enumerate(labels.names)}
         encodings = tokenizer.encode_batch(
             [example["text"] for example in examples], add_special_tokens=False
         )
@@ -160,7 +159,7 @@ class Tag(Task):
                 if encoder.types:
                     row["token_type_ids"] = [0] * len(row["input_ids"])
                 if "tags" in example:
-                    row["tags"] = [numbers[example["tags"][word]] for word in here]
+                    row["tags"] = [labels.numbers[example["tags"][word]] for word in here]
                 rows.append(row)
             found.append(rows)
         return found

@@ -65,9 +65,10 @@ class Labels:
     names: tuple[str, ...]
     counts: tuple[int, ...]
 
-    def number(self, name: str) -> int:
-        """The number of the label called `name`."""
-        return self.names.index(name)
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each label, by its name."""
+        return {name: number for number, name in enumerate(self.names)}
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class LabelledJob(Job):
     def score(self, source: SampleSource, numbers: NDArray[np.int64], answers: Answers) -> dict[str, float]:
         assert isinstance(source, ExampleSource)
         table, examples = source.part.table, source.part.read()
-        whole = _whole_examples(table.example, numbers)
+        whole = whole_examples(table.example, numbers)
         kept = np.flatnonzero(np.isin(table.example[numbers], whole))
         rows = Chosen(table, numbers[kept], np.searchsorted(whole, table.example[numbers[kept]]))
         return self.task.score(answers[kept], rows, [examples[at] for at in whole], self.prepared.labels)
@@ -113,7 +113,7 @@ class Chosen:
         return self._table[int(self._numbers[number])]
 
 
-def _whole_examples(example: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def whole_examples(example: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """The examples of which all rows are among `numbers`, in order."""
     had = np.bincount(example[numbers], minlength=int(example.max()) + 1)
     return np.flatnonzero((had == np.bincount(example)) & (had > 0))

@@ -2,7 +2,7 @@
 
 from tutti.data.labelled.prepare import Reader, encoder_of, prepare_examples
 from tutti.data.labelled.prepared import PreparedExamples, open_examples
-from tutti.data.labelled.records import read_file
+from tutti.data.labelled.records import read_file, read_jsonl
 from tutti.data.labelled.source import ExampleSource
 from tutti.data.labelled.table import ListedRows
 
@@ -15,4 +15,5 @@ __all__ = [
     "open_examples",
     "prepare_examples",
     "read_file",
+    "read_jsonl",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def read_file(path: Path) -> Iterator[Record]:
         yield from read_records(file, config.encoding)
 
 
-def _jsonl(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+def read_jsonl(text: Iterable[str], name: str) -> Iterator[Record]:
+    """The objects in the lines of `text`, which messages call `name`; raises as `read_records`."""
     for number, line in enumerate(text, 1):
         if not line.strip():
             continue
@@ -196,7 +197,7 @@ def _parquet(name: str) -> Iterator[Record]:
 
 
 _READERS: dict[str, Callable[[io.TextIOWrapper, str], Iterator[Record]]] = {
-    "jsonl": _jsonl,
+    "jsonl": read_jsonl,
     "csv": _csv,
     "tsv": _tsv,
     "conll": _conll,

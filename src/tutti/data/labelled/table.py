@@ -34,10 +34,6 @@ class Table:
             for name, (values, bounds) in self._columns.items()
         }
 
-    def lengths(self, name: str) -> NDArray[np.int64]:
-        """[rows]: how many numbers each has in the column `name`."""
-        return np.diff(self._columns[name][1])
-
 
 class ListedRows:
     """Rows in memory, of the examples `example` [rows]."""
