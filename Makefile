@@ -38,16 +38,21 @@ demo-ner: .venv/examples
 	    $(if $(wildcard $(or $(DATA),build/names)/test.conll)$(if $(DATA),,1),data.test_source=$(or $(DATA),build/names)/test.conll)
 	$(BIN)/tutti predict names "Maria Gonzalez of Acme Ltd called from Lisbon on 4 May 2026."
 
+# Most tests share the cores; those that start workers, and wait for them, have the machine to themselves.
+SHARED := --numprocesses 2 --dist loadfile
+
 test: .venv/dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not distributed' $(SHARED)
+	$(BIN)/pytest -m 'not slow and distributed'
 
 test-all: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not distributed' $(SHARED)
+	$(BIN)/pytest -m distributed
 
 .venv/bench: .venv/installed
 	$(INSTALL) -e '.[bench]'
