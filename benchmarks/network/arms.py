@@ -32,6 +32,11 @@ class Arm:
         """Whether its replicas may come and go, as they may wherever a user does not say otherwise."""
         return self.peer is None and self.sync.get("membership") != "fixed"
 
+    @property
+    def served(self) -> bool:
+        """Whether its replicas meet at a parameter server, which has a host of its own."""
+        return self.sync.get("policy") == "server"
+
 
 def _rounds(policy: str, every: int, codec: str, **more: Any) -> dict[str, Any]:
     return {"policy": policy, "every": every, "codec": codec, **more}
@@ -55,6 +60,7 @@ ARMS = (
     Arm("diloco 30 topk 2 bits", _rounds("diloco", 30, "topk", **_SPARSE)),
     Arm("diloco 30 streaming int4", _rounds("diloco", 30, "int4", fragments=3, overlap=4)),
     Arm("gossip 20 int8", _rounds("gossip", 20, "int8")),
+    Arm("server int8", {"policy": "server", "codec": "int8", "delay_compensation": 0.0}),
     Arm("torch DDP bf16", peer="ddp_bf16"),
     Arm("torch DDP PowerSGD 4", {"matrix_rank": 4}, peer="ddp_powersgd"),
     Arm("torchft DiLoCo 10", {"every": 10}, peer="torchft_diloco"),

@@ -19,6 +19,7 @@ from benchmarks.network.hosts import DEVICE, Hosts, address
 from benchmarks.network.origin import Origin
 from benchmarks.network.processes import start
 from benchmarks.network.servers import serve
+from tutti.sync.server import ServerAddress
 
 _SERVERS_SECONDS = 120
 #: Where the processes of one torch world meet on the first host; on loopback a free port is looked for.
@@ -50,18 +51,30 @@ def train(origin: Origin, arm: Arm, run: Path, *, hosts: Hosts | None, paced: bo
     }
     entry = replica.main if arm.peer is None else peers.main
     port = _free_port() if hosts is None else _STORE_PORT
+    served = _parameter_server(hosts, setting.replicas) if arm.served else None
+    task["parameter_server"] = served
     with _servers(hosts, run) as servers:
         task["servers"] = servers if arm.elastic or arm.peer is not None else None
         workers: list[BaseProcess] = []
+        beside: list[BaseProcess] = []
         try:
+            if served is not None:
+                space, log = _space(hosts, setting.replicas), run / "logs" / "server.log"
+                beside.append(start(space, log, _environment(hosts), replica.serve, task))
             for number in range(setting.replicas):
                 own = task | {"replica": number, "host": _name(hosts, number)}
                 world = {} if arm.elastic else _world(hosts, number, setting.replicas, port)
                 environment = _environment(hosts) | world
                 workers.append(start(_space(hosts, number), _log(run, number), environment, entry, own))
-            _wait(workers, run, seconds)
+            _wait(workers, beside, run, seconds)
         finally:
-            _end(workers)
+            _end([*workers, *beside])
+
+
+def _parameter_server(hosts: Hosts | None, replicas: int) -> ServerAddress:
+    """Where a parameter server will listen: on a host of its own, if there are any, which is the last."""
+    port = _free_port() if hosts is None else _STORE_PORT
+    return ServerAddress(f"tcp://{_name(hosts, replicas)}:{port}", secrets.token_bytes(32))
 
 
 def _name(hosts: Hosts | None, number: int) -> str:
@@ -117,7 +130,7 @@ def _servers(hosts: Hosts | None, run: Path) -> Iterator[dict[str, Any]]:
         ours.close()
 
 
-def _wait(workers: Sequence[BaseProcess], run: Path, seconds: float) -> None:
+def _wait(workers: Sequence[BaseProcess], beside: Sequence[BaseProcess], run: Path, seconds: float) -> None:
     """Until all have ended well. With elastic members the others would go on without one that died: not here."""
     deadline = time.monotonic() + seconds
     while True:
@@ -127,6 +140,8 @@ def _wait(workers: Sequence[BaseProcess], run: Path, seconds: float) -> None:
                 raise FleetFailed(f"replica {number} exited with {code}:\n{_last(_log(run, number))}")
         if None not in codes:
             return
+        if any(server.exitcode is not None for server in beside):
+            raise FleetFailed(f"the parameter server ended:\n{_last(run / 'logs' / 'server.log')}")
         if time.monotonic() > deadline:
             raise FleetFailed(f"it did not end within {seconds:.0f} s:\n{_last(_log(run, 0))}")
         time.sleep(0.05)

@@ -1,4 +1,5 @@
-"""Bytes that a member sends in a step, written down from what a codec is, not from how Tutti carries it out.
+"""Bytes that a member sends in a step (and gets back, where there is a server), written down from what a codec is,
+not from how Tutti carries it out.
 
 Σ over n members: a ring all-reduce sends 2 (n − 1)/n of its numbers (Patarasuk and Yuan 2009), and so do members that
 swap pieces and gather their sums; payloads that only make sense whole go to each of the n − 1 others.
@@ -26,6 +27,8 @@ def bytes_a_step(arm: Arm, shapes: Sequence[Shape], members: int) -> float | Non
             "torchft_diloco": 4 * numbers * ring / arm.every,
         }
         return of_peer.get(arm.peer)
+    if arm.served:
+        return 2 * payload_bytes(arm.sync, shapes)  # a gradient up, how the weights changed down
     if arm.sync.get("policy", "allreduce") not in ("allreduce", "local_sgd", "diloco"):
         return None
     payload = payload_bytes(arm.sync, shapes)

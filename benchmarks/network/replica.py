@@ -7,12 +7,14 @@ every step (`counted.py`).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.network.counted import Counting
 from benchmarks.network.pace import at_pace, wait_until
-from tutti.train import worker
+from tutti.sync import Policy
+from tutti.train import server, worker
 from tutti.train.loop import Loop
 from tutti.train.optimizer import Optimizers
 from tutti.train.replicas import Elastic
@@ -22,8 +24,8 @@ def main(task: dict[str, Any]) -> None:
     """Train as `fleet.train` says in `task`."""
     count(link=task["link"])
     if task["compute_seconds"]:
-        make_policy = worker.make_policy
-        worker.make_policy = lambda *a, **k: at_pace(make_policy(*a, **k), lambda _: task["compute_seconds"])  # type: ignore[attr-defined]
+        for name in ("make_policy", "make_server_policy"):
+            setattr(worker, name, _paced(getattr(worker, name), task["compute_seconds"]))
         pace_optimizer(task["optimizer_seconds"])
     elastic = None
     if (servers := task["servers"]) is not None:
@@ -33,6 +35,7 @@ def main(task: dict[str, Any]) -> None:
             (servers["host"], servers["store"]),
             bytes.fromhex(task["secret"]),
             host=task["host"],
+            server=task["parameter_server"],
         )
     worker.main(
         worker.Assignment(
@@ -44,6 +47,17 @@ def main(task: dict[str, Any]) -> None:
             launcher_pid=task["launcher_pid"],
         )
     )
+
+
+def serve(task: dict[str, Any]) -> None:
+    """Be the parameter server of these replicas."""
+    if task["optimizer_seconds"]:
+        pace_optimizer(task["optimizer_seconds"])
+    server.main(server.ServerAssignment(Path(task["run"]), task["parameter_server"], 1, task["launcher_pid"]))
+
+
+def _paced(make_policy: Callable[..., Policy], seconds: float) -> Callable[..., Policy]:
+    return lambda *positional, **named: at_pace(make_policy(*positional, **named), lambda _: seconds)
 
 
 def count(*, link: bool) -> None:

@@ -127,6 +127,8 @@ def _bytes(origin: Origin, rows: Sequence[Row]) -> str:
         metered = found["metered"] or None
         control = found["idle_sent_per_second"] * found["step_seconds"]
         net = found["sent"] - control
+        if row.arm.served:
+            net += found["received"] - found["idle_received_per_second"] * found["step_seconds"]
         lines.append(
             [
                 row.arm.name,
@@ -141,7 +143,7 @@ def _bytes(origin: Origin, rows: Sequence[Row]) -> str:
     said = (
         "Per parameter, step and replica: by formula, by Tutti's meter, and by the kernel's counters of the link, sent "
         "and received, with headers, acknowledgements and membership. Signs of life: what a link sends when nothing is "
-        "exchanged; taken off before link ÷ meter."
+        "exchanged; taken off before link ÷ meter. With a server formula and meter hold both directions."
     )
     head = (
         "arm", "formula", "meter", "link sent", "link received", "signs of life, kB/s", "meter ÷ formula",

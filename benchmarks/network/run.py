@@ -100,6 +100,11 @@ class Session:
     budget: Budget
     failures: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def hosts(self) -> int:
+        """One for each replica, and one for a parameter server."""
+        return self.origin.setting.replicas + 1
+
     def convergence(self, arms: Sequence[Arm]) -> None:
         """Every arm at the first learning rate, then at the second, …: half the time gives half of all arms' sweep."""
         for factor in self.origin.setting.learning_rate_factors:
@@ -113,7 +118,7 @@ class Session:
 
     def step_time(self, arms: Sequence[Arm]) -> None:
         """Every arm at every rate."""
-        with Hosts(self.origin.setting.replicas) as hosts:
+        with Hosts(self.hosts) as hosts:
             for rate in self.origin.setting.rates:
                 for arm in arms:
                     self._one(
@@ -128,7 +133,7 @@ class Session:
         known = {arm.name: arm for arm in arms}
         for name, rate, delay in self.origin.setting.delays:
             if name in known:
-                with Hosts(self.origin.setting.replicas, delay) as hosts:
+                with Hosts(self.hosts, delay) as hosts:
                     self._one(
                         "delayed",
                         known[name],
@@ -139,7 +144,7 @@ class Session:
     def full_run(self, arms: Sequence[Arm]) -> None:
         """The product itself, whole, at the best learning rate that is known."""
         rows = {row.arm.name: row for row in rows_of(self.origin, self.store, arms, {})}
-        with Hosts(self.origin.setting.replicas) as hosts:
+        with Hosts(self.hosts) as hosts:
             for name, rate in self.origin.setting.full_runs:
                 if name in rows:
                     arm, factor = rows[name].arm, rows[name].factor or 1.0

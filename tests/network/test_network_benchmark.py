@@ -34,7 +34,7 @@ from tutti.sync import StaticTransport, Summing
 from tutti.sync.buffer import Buffer
 
 SHAPES = {"embedding": (512, 256), "matrix": (256, 1024), "other": (1024, 256), "norm": (256,)}
-OURS = [arm for arm in ARMS if arm.peer is None and arm.sync.get("policy") != "gossip"]
+OURS = [arm for arm in ARMS if arm.peer is None and arm.sync.get("policy") not in ("gossip", "server")]
 
 needs_hosts = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 needs_tun = pytest.mark.skipif(
