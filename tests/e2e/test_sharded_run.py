@@ -83,9 +83,9 @@ with torch.no_grad():
 @pytest.mark.slow
 def test_the_export_is_the_trained_model(here: Here, place: Path, tmp_path: Path) -> None:
     """Plain transformers, in a process that has never heard of Tutti, computes what the trained weights compute."""
-    from tutti.api import _load_trained
+    from tutti.trained import load_trained
 
-    job, _, step = _load_trained(place / "runs/sharded")
+    job, _, step = load_trained(place / "runs/sharded")
     assert step == 40
     answer = here("export", "sharded", "--to", str(tmp_path / "out"))
     assert answer.code == 0, answer.said
