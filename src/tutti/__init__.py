@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         chaos,
         chaos_report,
         compare_runs,
+        compress,
         doctor,
         evaluate,
         export,
@@ -42,6 +43,7 @@ _WHERE = {
     "chaos": "tutti.api",
     "chaos_report": "tutti.api",
     "compare_runs": "tutti.api",
+    "compress": "tutti.api",
     "doctor": "tutti.api",
     "evaluate": "tutti.api",
     "export": "tutti.api",
@@ -63,6 +65,7 @@ __all__ = [
     "chaos",
     "chaos_report",
     "compare_runs",
+    "compress",
     "doctor",
     "evaluate",
     "export",
@@ -83,7 +86,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tutti' has no attribute {name!r}")
     found = getattr(importlib.import_module(_WHERE[name]), name)
     # Importing a room binds its name here: `train` and `evaluate` must go on to mean the functions.
-    for shadowed in ("train", "evaluate"):
+    for shadowed in ("train", "evaluate", "compress"):
         if isinstance(globals().get(shadowed), ModuleType):
             globals()[shadowed] = getattr(importlib.import_module(_WHERE[shadowed]), shadowed)
     return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tutti import hardware, models
+from tutti.compress.session import compress as make_smaller
 from tutti.config import Config, count_groups, group_configs, load_config
 from tutti.core.errors import CheckpointError, ConfigError, LaunchError, TuttiError
 from tutti.core.rundir import RunDirectory
@@ -40,6 +41,7 @@ __all__ = [
     "chaos",
     "chaos_report",
     "compare_runs",
+    "compress",
     "doctor",
     "evaluate",
     "export",
@@ -253,6 +255,34 @@ def _entries(config: Config, prepared: Prepared) -> int:
         end_token=prepared.end_token,
     )
     return int(blueprint.architecture.get_text_config(decoder=True).vocab_size)
+
+
+def compress(
+    run: Path,
+    *,
+    recipes: Sequence[str] = (),
+    target: str = "<1% worse",
+    destination: Path | None = None,
+    recovery_steps: int | None = None,
+    console: bool = True,
+) -> dict[str, Any]:
+    """Make the model of `run` smaller and faster; keep the fastest of `recipes` that meets `target`.
+
+    Returns what `compression.json` of the run holds: a line for each recipe, and which is kept. What that may be, and
+    what recipes there are: see `tutti compress --help`. `destination`: `compressed/` of the run by default.
+    `recovery_steps`: of training for a model that lost layers or channels; as many as the run had by default.
+
+    Raises:
+        TuttiError: there is nothing to make smaller, or no recipe meets the target: nothing is kept then.
+    """
+    return make_smaller(
+        run,
+        recipes=recipes,
+        target=target,
+        destination=destination,
+        recovery_steps=recovery_steps,
+        say=printer(True) if console else None,
+    )
 
 
 def doctor() -> hardware.Machine:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti import models
-from tutti.config import Config, load_config
-from tutti.config.task import FIELDS
-from tutti.core.errors import CheckpointError, RunError, TuttiError
+from tutti.config import load_config
+from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
-from tutti.core.types import SampleSource
-from tutti.data.labelled import ListedRows
-from tutti.data.settings import PARTS
-from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
-from tutti.parallel import Split, World
-from tutti.starting import prepare, text_has_changed
-from tutti.tasks import Record
+from tutti.package import Asker, is_package, open_package
 from tutti.tasks.chat import render
-from tutti.train import checkpoints
-from tutti.train.job import Job
-from tutti.train.labelled import LabelledJob, labelled_job
-from tutti.train.language import LanguageModelJob, language_model_job, source_of
-from tutti.train.precision import compute_context
-
-#: Texts that a model is asked about at once.
-_ASKED_AT_ONCE = 32
+from tutti.train.labelled import LabelledJob
+from tutti.train.language import LanguageModelJob
+from tutti.trained import arithmetic_of, load_trained, measure, part_of
 
 
 def evaluate(run: Path, *, split: str = "validation", samples: int | None = None) -> dict[str, Any]:
@@ -46,82 +31,33 @@ def evaluate(run: Path, *, split: str = "validation", samples: int | None = None
     """
     began = time.perf_counter()
     job, config, step = load_trained(run)
-    source = _source(job, split, config)
-    count = min(samples or source.samples_in_epoch(0), source.samples_in_epoch(0))
-    sums = sum_losses(
-        functools.partial(Split(job.objective, World.alone()).measure, context=_context(config)),
-        source,
-        samples=count,
-        part=0,
-        parts=1,
-        micro_batch=int(config.train.micro_batch),
-        device=torch.device("cpu"),
-        target_bytes=job.target_bytes,
-        answering=Answering(job.objective, job.answer_width) if job.answer_width else None,
-    )
-    result = Evaluation.of(sums)
-    found = {
+    found = measure(job, job.objective, part_of(job, split, config), config, samples=samples)
+    return {
         "run": str(run),
         "step": step,
         "split": split,
-        "loss": result.loss,
-        "bits_per_byte": result.bits_per_byte,
+        **found,
+        "seconds": time.perf_counter() - began,
     }
-    if job.answer_width:
-        del found["bits_per_byte"]
-        numbers = spread(count, source.samples_in_epoch(0))
-        found |= job.score(source, numbers, answers_in(sums, count))
-    return found | {"targets": result.targets, "seconds": time.perf_counter() - began}
 
 
-def _source(job: Job, split: str, config: Config) -> SampleSource:
-    if isinstance(job, LabelledJob):
-        if split not in job.prepared.parts:
-            raise TuttiError(
-                f"this run has no part '{split}' of its data", f"there are: {', '.join(job.prepared.parts)}"
-            )
-        return job.source(split)
-    assert isinstance(job, LanguageModelJob)
-    source = source_of(config, job.prepared, split, shift=False)
-    if source is None:
-        there = [part for part in PARTS if source_of(config, job.prepared, part, shift=False) is not None]
-        raise TuttiError(f"this run has no part '{split}' of its text", f"there are: {', '.join(there)}")
-    return source
+def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+    """What a model says of `records`: texts, or the fields of examples as the files had that it learned from.
 
-
-def predict(run: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
-    """What the run's model says of `records`: texts, or the fields of examples as the run's files had them.
+    `place`: a run, or a directory that `compress` wrote.
 
     Raises:
         TuttiError: there is no such run, it is of no task with labelled examples, or a record is not one of its.
     """
-    job, config, _ = load_trained(run)
+    if is_package(place):
+        return open_package(place).predict(records)
+    job, config, _ = load_trained(place)
     if not isinstance(job, LabelledJob):
         raise RunError(
-            f"{run} is a language model, which predicts no labels", "let it write with `tutti generate`"
+            f"{place} is a language model, which predicts no labels", "let it write with `tutti generate`"
         )
-    task, labels = job.task, job.prepared.labels
-    if "text" not in FIELDS[task.kind] and any(isinstance(record, str) for record in records):
-        raise RunError(
-            f"{run} learned to {task.kind}, and is asked with more than a text: {', '.join(FIELDS[task.kind][:-1])}",
-            "give a file with these fields: `tutti predict RUN --file FILE`",
-        )
-    fields = [{config.task.fields.get("text", "text"): r} if isinstance(r, str) else r for r in records]
-    examples = [
-        task.example(Record(f"record {number}", one), labelled=False) for number, one in enumerate(fields, 1)
-    ]
-    rows = ListedRows(task.rows(examples, labels, job.encoder)) if examples else ListedRows([])
-    answers = np.zeros((len(rows), task.width(rows, labels)))
-    # Alike lengths together: less padding.
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
-    job.objective.eval()
-    with torch.no_grad(), _context(config):
-        for start in range(0, len(order), _ASKED_AT_ONCE):
-            some = order[start : start + _ASKED_AT_ONCE]
-            with Answering(job.objective, answers.shape[1]).listening() as given:
-                job.objective(task.batch([rows[number] for number in some], job.prepared.pad))
-            answers[some, : given[0].shape[1]] = given[0].double().numpy()
-    return task.decode(answers, rows, examples, labels)
+    asker = Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
+    return asker.predict(records)
 
 
 def generate(
@@ -177,43 +113,3 @@ def export(run: Path, destination: Path | None = None) -> Path:
     job, _, _ = load_trained(run)
     job.export(job.objective.model, destination)
     return destination
-
-
-def load_trained(run: Path) -> tuple[Job, Config, int]:
-    """The job of a run with its trained model, its configuration, and the step that the model is of.
-
-    Raises:
-        TuttiError: there is no such run, nothing sound was saved of it, or its data is another now.
-    """
-    directory = RunDirectory(run)
-    directory.require()
-    config = load_config(directory.config)
-    if config.model.python is not None:
-        raise RunError(
-            f"{run} was trained by tutti.fit: its model is your own class",
-            "load export/model.safetensors into it",
-        )
-    find = checkpoints.best_valid if config.task.asks else checkpoints.newest_valid
-    path = find(directory.checkpoints)
-    if path is None and directory.groups.is_dir():
-        raise RunError(f"{run} has several groups, each with a model", f"name one: {directory.groups / '0'}")
-    if path is None:
-        raise CheckpointError(
-            f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"
-        )
-    job: Job = (
-        labelled_job(config, prepare(config).directory)
-        if config.task.asks
-        else language_model_job(config, prepare(config).directory)
-    )
-    identity = checkpoints.read_manifest(path).meta["identity"]
-    if identity["data"] != job.train_data.fingerprint:
-        raise text_has_changed(run)
-    state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
-    meta = checkpoints.load(path, state)
-    job.objective.eval()
-    return job, config, int(meta["step"])
-
-
-def _context(config: Config) -> Any:
-    return compute_context(config.train.precision, torch.device("cpu"), sharded=False)

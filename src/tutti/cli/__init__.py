@@ -14,6 +14,7 @@ import typer
 
 from tutti.cli import (
     chaos,
+    compress,
     doctor,
     evaluate,
     export,
@@ -50,6 +51,7 @@ for verb in (
     evaluate.evaluate,
     generate.generate,
     predict.predict,
+    compress.compress,
     export.export,
 ):
     app.command()(verb)

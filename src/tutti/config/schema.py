@@ -14,7 +14,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tutti.config.agreement import CooperateConfig, SyncConfig, sync_section
 from tutti.config.fields import Auto, Fraction, NonNegative, Positive, Section
-from tutti.config.task import RegulariseConfig, TaskConfig, TuneConfig, task_section, tune_section
+from tutti.config.task import (
+    DistilConfig,
+    RegulariseConfig,
+    TaskConfig,
+    TuneConfig,
+    distil_section,
+    task_section,
+    tune_section,
+)
 
 
 class DataConfig(Section):
@@ -359,6 +367,10 @@ class Config(Section):
         default_factory=TuneConfig, description="How much of the model learns: a method or a mapping."
     )
     regularise: RegulariseConfig = Field(default_factory=RegulariseConfig)
+    distil: Annotated[DistilConfig, BeforeValidator(distil_section)] = Field(
+        default_factory=DistilConfig,
+        description="Models that teach this one: a run's directory, several, or a mapping.",
+    )
     train: TrainConfig = Field(default_factory=TrainConfig)
     replicas: Positive | Auto = Field(
         default="auto",
@@ -402,6 +414,12 @@ class Config(Section):
             raise ValueError(
                 "regularise.label_smoothing has no meaning for task.kind answer, whose labels are places"
             )
+        if self.distil.teachers and not self.task.asks:
+            raise ValueError(
+                "distil is for models that are asked (see task.kind); writers have `groups`, so far"
+            )
+        if self.distil.teachers and (own.r_drop or own.adversarial):
+            raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
         if self.tune.method != "full" and not self.task.asks:
             raise ValueError("tune.method is for models that are asked (see task.kind), so far")
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:

@@ -122,9 +122,40 @@ class RegulariseConfig(Section):
         return self
 
 
+class DistilConfig(Section):
+    """Models that teach the one that learns, beside the labels."""
+
+    teacher: str | list[str] | None = Field(
+        default=None,
+        description="A run, or a directory with an exported model, of the same task, labels and tokenizer; several: "
+        "the mean of what they think.",
+    )
+    weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="Share of the loss that is about the teachers; the rest is about the labels."
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        default=2.0, description="Softens what both think: above 1 unlikely labels count more."
+    )
+    reverse: bool = Field(
+        default=False,
+        description="The learner's thoughts are weighed by itself, not by the teachers: it seeks one of what they "
+        "think likely rather than all.",
+    )
+
+    @property
+    def teachers(self) -> list[str]:
+        """Their places."""
+        return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
+
+
 def task_section(value: Any) -> Any:
     """`task: classify` is short for its kind."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+def distil_section(value: Any) -> Any:
+    """`distil: RUN` is short for its teacher."""
+    return {"teacher": value} if isinstance(value, str) else value
 
 
 def tune_section(value: Any) -> Any:

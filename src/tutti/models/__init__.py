@@ -6,7 +6,7 @@ from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_token
 from tutti.models.generate import generate
-from tutti.models.heads import HeadedBlueprint, draw_headed_blueprint, find_body
+from tutti.models.heads import HeadedBlueprint, build_with_head, draw_headed_blueprint, find_body
 from tutti.models.presets import Preset, choose_preset, parse_size
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ParameterCount",
     "Preset",
     "build_model",
+    "build_with_head",
     "choose_preset",
     "count_parameters",
     "draw_blueprint",

@@ -65,13 +65,17 @@ HEADS = {
 
 @dataclass(frozen=True)
 class HeadedBlueprint:
-    """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences."""
+    """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences.
+
+    `keeps_head`: a head that stands in the directory is not for other labels.
+    """
 
     head: Head
     architecture: Any
     seed: int
     directory: Path | None = None
     choices: list[str] = field(default_factory=list)
+    keeps_head: bool = True
 
     def lay_out(self) -> PreTrainedModel:
         """The model on the meta device: names and shapes, no memory.
@@ -89,21 +93,50 @@ class HeadedBlueprint:
         """
         if self.directory is None:
             return self._make("cpu")
-        return load_weights(self.directory, self.architecture, self.head.factory, self.seed)
+        model = load_weights(self.directory, self.architecture, self.head.factory, self.seed)
+        if self.keeps_head:
+            return model
+        fresh = self._make("cpu")
+        fresh.base_model.load_state_dict(model.base_model.state_dict())
+        return fresh
 
     def _make(self, device: str) -> PreTrainedModel:
-        try:
-            with torch.random.fork_rng(devices=[]), without_chatter(), torch.device(device):
-                torch.manual_seed(self.seed)
-                model: PreTrainedModel = self.head.factory.from_config(
-                    self.architecture, dtype=torch.float32, trust_remote_code=False
-                )
-        except Exception as error:
-            raise ModelError(
-                f"the {self.architecture.model_type} model cannot be built: {one_line(error)}",
-                "check that the numbers of its configuration fit together",
-            ) from error
-        return model
+        return _build(self.head, self.architecture, device, self.seed)
+
+
+def load_with_head(directory: Path, kind: str) -> PreTrainedModel:
+    """The model for a task of `kind` in `directory`, its head as well, in fp32 on the CPU.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    head = HEADS[kind]
+    require_weights(directory)
+    return load_weights(directory, config_from_directory(directory, head.purpose), head.factory)
+
+
+def build_with_head(architecture: Any, kind: str, seed: int = 0) -> PreTrainedModel:
+    """A model of `architecture` for a task of `kind`, in fp32 on the CPU, its weights drawn from `seed`.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
+    return _build(HEADS[kind], architecture, "cpu", seed)
+
+
+def _build(head: Head, architecture: Any, device: str, seed: int) -> PreTrainedModel:
+    try:
+        with torch.random.fork_rng(devices=[]), without_chatter(), torch.device(device):
+            torch.manual_seed(seed)
+            model: PreTrainedModel = head.factory.from_config(
+                architecture, dtype=torch.float32, trust_remote_code=False
+            )
+    except Exception as error:
+        raise ModelError(
+            f"the {architecture.model_type} model cannot be built: {one_line(error)}",
+            "check that the numbers of its configuration fit together",
+        ) from error
+    return model
 
 
 @dataclass(frozen=True)
@@ -168,14 +201,16 @@ def draw_headed_blueprint(
     """
     seed = seed if config.seed is None else config.seed
     body = find_body(config, kind)
-    architecture, directory = body.architecture, None
+    architecture, directory, keeps_head = body.architecture, None, True
     choices: list[str] = []
     if config.path is not None and not config.from_scratch:
         directory = Path(config.path).expanduser()
         check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
+        has_head = _has_head(architecture, HEADS[kind])
+        keeps_head = not has_head or not labels or _label_names(architecture) == labels
+        head = "its head" if has_head and keeps_head else "a new head"
         choices.append(
-            f"model: weights of {directory}, with a new head"
-            + (f" for {len(labels)} labels" if labels else "")
+            f"model: weights of {directory}, with {head}" + (f" for {len(labels)} labels" if labels else "")
         )
     else:
         if config.size is not None:
@@ -198,4 +233,16 @@ def draw_headed_blueprint(
         architecture.id2label = dict(enumerate(labels))
         architecture.label2id = {name: number for number, name in enumerate(labels)}
     said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
-    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, [*choices, *filter(None, [said])])
+    choices += filter(None, [said])
+    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, keeps_head)
+
+
+def _has_head(architecture: Any, head: Head) -> bool:
+    """Whether the weights of `architecture` were saved with such a head."""
+    return head.purpose.known.get(architecture.model_type) in (architecture.architectures or ())
+
+
+def _label_names(architecture: Any) -> tuple[str, ...]:
+    """Those that its head is for, in order."""
+    names = {int(number): str(name) for number, name in (architecture.id2label or {}).items()}
+    return tuple(names.get(number, "") for number in range(len(names)))

@@ -37,6 +37,7 @@ def load_weights(
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=seed is not None,  # those of the body are refused below
             )
     except Exception as error:
         raise _unreadable(directory, error) from error

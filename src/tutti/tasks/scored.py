@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tutti.config.task import RegulariseConfig
 from tutti.core import Batch, LossSum, Objective
+from tutti.tasks.teachers import Teachers
 
 
 class Scored(Objective):
@@ -34,6 +35,8 @@ class Scored(Objective):
         super().__init__(model)
         self.regularise = regularise or RegulariseConfig()
         self._beside = 0.0
+        #: Who teaches the model, beside the labels.
+        self.teachers: Teachers | None = None
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
@@ -59,11 +62,20 @@ class Scored(Objective):
             return self._attacked(batch)
         logits = self.logits(batch)
         self.answer_with(logits, batch)
+        if self.training and self.teachers is not None:
+            return self._taught(self.teachers, logits, batch)
         return self.loss(logits, batch)
 
     def added(self) -> float:
         beside, self._beside = self._beside, 0.0
         return beside
+
+    def _taught(self, teachers: Teachers, logits: Tensor, batch: Batch) -> LossSum:
+        loss = self.loss(logits, batch)
+        apart = teachers.apart(self, logits, batch, loss.targets)
+        addition = teachers.weight * (apart - loss.total)
+        self._beside += float(addition.detach())
+        return LossSum(loss.total + addition, loss.targets)
 
     def _twice(self, batch: Batch) -> LossSum:
         doubled = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}

@@ -30,8 +30,10 @@ from tutti.parallel import Split, World
 from tutti.tasks import Answers, RowEncoder, Task, make_task
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
+from tutti.tasks.scored import Scored
 from tutti.tasks.task import Row, Rows
 from tutti.train.job import Job
+from tutti.train.teaching import find_teachers
 
 #: Rows of the final test that are read at once.
 _EXAMINED_AT_ONCE = 32
@@ -148,11 +150,15 @@ def labelled_job(config: Config, prepared_directory: Path) -> LabelledJob:
     dense = config.memory.recompute == "none" and bool(blocks) and install(model, blocks, ATTENTION)
     if not dense:
         choices.append("padding is computed with the tokens: this architecture, or setting, needs it")
+    objective = task.objective(model, prepared.labels)
+    if (teachers := find_teachers(config, prepared, task)) is not None:
+        assert isinstance(objective, Scored)
+        objective.teachers = teachers
     parts = prepared.parts
     train = parts["train"]
     tokens = max(1, round(train.tokens / train.rows))
     return LabelledJob(
-        objective=task.objective(model, prepared.labels),
+        objective=objective,
         train_data=ExampleSource(prepared, "train", task, vary=config.train.seed),
         validation_data=ExampleSource(prepared, "validation", task) if "validation" in parts else None,
         tokens_per_sample=tokens,

@@ -1,6 +1,6 @@
 """Labelled examples: read, checked, cut into rows of tokens and kept in the cache, for the tasks of `tutti.tasks`."""
 
-from tutti.data.labelled.prepare import Reader, encoder_of, prepare_examples
+from tutti.data.labelled.prepare import Reader, encoder_in, encoder_of, prepare_examples
 from tutti.data.labelled.prepared import PreparedExamples, open_examples
 from tutti.data.labelled.records import read_file, read_jsonl
 from tutti.data.labelled.source import ExampleSource
@@ -11,6 +11,7 @@ __all__ = [
     "ListedRows",
     "PreparedExamples",
     "Reader",
+    "encoder_in",
     "encoder_of",
     "open_examples",
     "prepare_examples",

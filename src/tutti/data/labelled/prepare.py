@@ -95,7 +95,7 @@ def _write(
     choices += _make_tokenizer(config, gathered, task, directory / TOKENIZER)
     if task.kind == "chat":
         give_template(directory / TOKENIZER)
-    encoder = _encoder(task, directory / TOKENIZER, reader)
+    encoder = encoder_in(directory / TOKENIZER, task, reader)
     parts = {}
     for part, examples in gathered.parts.items():
         parts[part] = _write_part(task, examples, gathered, encoder, directory / part)
@@ -176,14 +176,15 @@ def encoder_of(prepared: PreparedExamples, task: TextTask, reader: Reader) -> Ro
         DataError: the tokenizer has been damaged.
     """
     try:
-        return _encoder(task, prepared.tokenizer_directory, reader)
+        return encoder_in(prepared.tokenizer_directory, task, reader)
     except Exception as error:  # tokenizers raises its own kind
         raise DataError(
             f"the tokenizer in {prepared.directory} is damaged: {error}", "delete that directory"
         ) from error
 
 
-def _encoder(task: TextTask, directory: Path, reader: Reader) -> RowEncoder:
+def encoder_in(directory: Path, task: TextTask, reader: Reader) -> RowEncoder:
+    """The same, with the tokenizer in `directory`."""
     tokenizer = load_for_encoding(directory)
     fill = render(directory) if task.kind == "chat" else None
     return RowEncoder(tokenizer, reader.length, pad_token_of(directory, tokenizer), reader.types, fill)

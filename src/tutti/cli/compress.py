@@ -1,0 +1,75 @@
+"""`tutti compress`: a smaller, faster model from that of a run, and the table of what it costs and gains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutti.cli.evaluate import Run
+from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_rows
+
+
+def compress(
+    run: Run,
+    target: Annotated[
+        str, typer.Option(help='What it has to be, for example "4x smaller, 3x faster, <1% worse".')
+    ] = "<1% worse",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            metavar="RECIPE",
+            help="Words joined by +: layers:4, channels:0.5 (these learn again), wanda:0.5, magnitude:0.5, int8, "
+            "int8-mixed, int8-weights, int4, int4-gptq, int4-awq, onnx. Several times: each is tried. Usual ones by "
+            "default.",
+        ),
+    ] = None,
+    destination: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIRECTORY", help="Where to; RUN/compressed by default."),
+    ] = None,
+    recovery_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--recover",
+            metavar="STEPS",
+            min=1,
+            help="Of training for what lost layers or channels; the run's own by default.",
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Make the model of a run smaller and faster, measure it beside itself, and keep it if it is good enough."""
+    with only_the_answer(json_output):
+        from tutti import api
+
+        report = api.compress(
+            find_run(run),
+            recipes=recipe or (),
+            target=target,
+            destination=destination,
+            recovery_steps=recovery_steps,
+            console=not json_output,
+        )
+    if json_output:
+        print_json(report)
+        return
+    metric = report["metric"]
+    rows = []
+    for line in report["lines"]:
+        rows.append(
+            [
+                line["recipe"] + (" ← kept" if line["recipe"] == report["kept"] else ""),
+                f"{line['quality'][metric]:.4f}",
+                f"{line['weight_bytes'] / 1e6:.1f} ({line['times_smaller']:.1f}x)",
+                f"{line['memory_bytes'] / 1e6:.0f}",
+                f"{line['seconds_batch_1'] * 1e3:.2f} ({line['times_faster_batch_1']:.1f}x)",
+                f"{line['seconds_batch_32'] * 1e3:.1f} ({line['times_faster_batch_32']:.1f}x)",
+            ]
+        )
+    heads = ["recipe", metric, "MB", "memory", "ms, batch 1", "ms, batch 32"]
+    print_rows(f"target: {report['target']}", heads, rows)
+    typer.echo(f"\nkept in {report['directory']}; the table is {Path(report['run']) / 'compression.md'}")
+    typer.echo(f"\nnext:\n  tutti predict {report['directory']} 'your text'")

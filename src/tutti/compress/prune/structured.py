@@ -1,0 +1,164 @@
+"""Whole layers and feed-forward channels taken out: what is left is an ordinary, smaller Hugging Face model.
+
+Layers: each time the one goes that changes what passes through it least, 1 − cos(x, layer(x)) averaged over tokens
+(Men et al. 2024, arXiv 2403.03853). Channels: those go whose part in the layer's output is smallest, ‖x_c‖ · ‖W_c‖
+with x what goes into the last matrix W of the feed-forward layer, the same number in every layer.
+
+A head can only be taken out where an architecture does not derive a head's width from the number of heads; encoders do.
+
+Shapes: D width, I feed-forward channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tutti.compress.quantize.inputs import observe_inputs
+from tutti.core import ModelError
+from tutti.models import find_blocks
+
+Run = Callable[[], Iterable[object]]
+#: Channels come in multiples of these: kernels like them.
+_MULTIPLE = 16
+
+
+@torch.no_grad()
+def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
+    """A model with `keep` of the blocks of `model`, which is left as it is. `run`: has `model` compute, batch by batch.
+
+    Raises:
+        ModelError: there are not so many, or this architecture does not say how many it has.
+    """
+    count = len(find_blocks(model))
+    if not 0 < keep <= count:
+        raise ModelError(f"the model has {count} layers, of which {keep} are to stay", f"keep 1 to {count}")
+    left = list(range(count))
+    names = [set(block.state_dict()) for block in find_blocks(model)]
+
+    def may_go(place: int) -> bool:  # where the first layer is of another make, no other can take its place
+        return place > 0 or names[0] == names[-1]
+
+    while len(left) > keep:
+        change = _changes(model, left, run)
+        left.remove(min(filter(may_go, left), key=lambda place: change[place]))
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = keep
+    if isinstance(kinds := getattr(text, "layer_types", None), list):
+        text.layer_types = [kinds[place] for place in left]
+    smaller = _like(model, config)
+    prefix = _prefix_of_blocks(model)
+    if _prefix_of_blocks(smaller) != prefix or len(find_blocks(smaller)) != keep:
+        raise ModelError(
+            f"a {type(model).__name__} does not say in its configuration how many layers it has",
+            "leave layers out of the recipe",
+        )
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(prefix):
+            place, _, rest = name.removeprefix(prefix).partition(".")
+            if int(place) not in left:
+                continue
+            name = f"{prefix}{left.index(int(place))}.{rest}"
+        state[name] = tensor
+    smaller.load_state_dict(state)
+    return smaller
+
+
+@torch.no_grad()
+def narrow_feed_forward(model: PreTrainedModel, share: float, run: Run) -> PreTrainedModel:
+    """A model with `share` of the feed-forward channels of `model`, which is left as it is.
+
+    Raises:
+        ModelError: its feed-forward layers are not understood.
+    """
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    channels = getattr(text, "intermediate_size", None)
+    blocks = find_blocks(model)
+    if not isinstance(channels, int) or not blocks:
+        raise ModelError(
+            f"a {type(model).__name__} does not say in its configuration how wide its feed-forward layers are",
+            "leave channels out of the recipe",
+        )
+    keep = max(_MULTIPLE, round(share * channels / _MULTIPLE) * _MULTIPLE)
+    text.intermediate_size = keep
+    smaller = _like(model, config)
+    state = model.state_dict()
+    names = {id(module): name for name, module in model.named_modules()}
+    for block in blocks:
+        linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        last = [module for module in linear if module.in_features == channels]
+        first = [module for module in linear if module.out_features in (channels, 2 * channels)]
+        if len(last) != 1 or not first:
+            raise ModelError(
+                f"the feed-forward layers of a {type(model).__name__} are not understood",
+                "leave channels out of the recipe",
+            )
+        size = observe_inputs(last, run)[id(last[0])].norm * last[0].weight.norm(dim=0)
+        best = size.argsort(descending=True)[:keep].sort().values
+        state[f"{names[id(last[0])]}.weight"] = last[0].weight[:, best]
+        for module in first:
+            # Gates that share a matrix with what they let through: its second half.
+            halves = torch.cat([best, best + channels]) if module.out_features == 2 * channels else best
+            for part in ("weight", "bias"):
+                tensor: Tensor | None = getattr(module, part)
+                if tensor is not None:
+                    state[f"{names[id(module)]}.{part}"] = tensor[halves]
+    smaller.load_state_dict(state)
+    return smaller
+
+
+def _changes(model: nn.Module, left: list[int], run: Run) -> dict[int, float]:
+    """Mean 1 − cos(x, layer(x)) of the blocks that are `left`; the others pass on what they are given."""
+    blocks = find_blocks(model)
+    sums = dict.fromkeys(left, 0.0)
+    tokens = dict.fromkeys(left, 0)
+    handles = []
+
+    def note(place: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            before = given[0] if given else named["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            apart = 1 - F.cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[place] += float(apart.sum())
+            tokens[place] += apart.numel()
+
+        return hook
+
+    def pass_on(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        before = given[0] if given else named["hidden_states"]
+        return (before, *output[1:]) if isinstance(output, tuple) else before
+
+    for place, block in enumerate(blocks):
+        hook = note(place) if place in left else pass_on
+        # Before those that put padding back (`tasks.dense`): what comes in and goes out must be of one shape.
+        handles.append(block.register_forward_hook(hook, with_kwargs=True, prepend=True))
+    try:
+        for _ in run():
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {place: sums[place] / max(1, tokens[place]) for place in left}
+
+
+def _prefix_of_blocks(model: nn.Module) -> str:
+    """What the names of the parameters of all blocks begin with, before their number."""
+    first = find_blocks(model)[0]
+    name = next(name for name, module in model.named_modules() if module is first)
+    return f"{name.rpartition('.')[0]}."
+
+
+def _like(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        made = type(model)(config)
+    made.eval()  # type: ignore[no-untyped-call]
+    return made

@@ -1,0 +1,114 @@
+"""How a model is made smaller, in a word: `int8`, `int4-gptq`, `layers:4+channels:0.5+onnx+int8`.
+
+A recipe is words joined by `+`. Whatever their order: layers and channels are taken out first and what is left learns
+again, then single weights become zero, and at last all are written in fewer bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from tutti.compress.prune import Criterion
+from tutti.compress.quantize import Scheme
+from tutti.core import ConfigError
+
+#: Ways to write weights, with what they are for.
+SCHEMES = {
+    "int8": (Scheme(), "8 bits; inputs of layers too, as they come"),
+    "int8-mixed": (Scheme(tables=4), "the same, and 4 bits for tables of vectors"),
+    "int8-weights": (
+        Scheme(arithmetic="weights"),
+        "8 bits on disk, fp32 in memory: inputs stay what they are",
+    ),
+    "int4": (Scheme(4, tables=4), "4 bits on disk, rounded as they are nearest; 8 in memory"),
+    "int4-gptq": (Scheme(4, method="gptq", tables=4), "the same, columns to come mend what rounding spoilt"),
+    "int4-awq": (Scheme(4, method="awq", tables=4), "the same, more of the grid for large inputs"),
+}
+#: What onnxruntime computes here, beside fp32.
+_ONNX_SCHEMES = ("int8", "int8-mixed")
+_CRITERIA: tuple[str, ...] = get_args(Criterion)
+WORDS = "fp32, onnx, layers:NUMBER, channels:SHARE, " + ", ".join(
+    [*(f"{criterion}:SHARE" for criterion in _CRITERIA), *SCHEMES]
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`layers`: that stay; `channels`: share of the feed-forward channels that stays; `zeros`: share of the weights
+    that becomes zero, by `criterion`; `scheme`: of the weights (None: fp32); `onnx`: computed by onnxruntime.
+    `name`: as the user writes it."""
+
+    name: str
+    layers: int | None = None
+    channels: float | None = None
+    criterion: Criterion = "wanda"
+    zeros: float = 0.0
+    scheme: Scheme | None = None
+    onnx: bool = False
+
+    @property
+    def smaller(self) -> bool:
+        """Whether parts are taken out, after which the model has to learn again."""
+        return self.layers is not None or self.channels is not None
+
+    @classmethod
+    def of(cls, text: str) -> Recipe:
+        """From words joined by `+`.
+
+        Raises:
+            ConfigError: a word is not known, is there twice, or does not go with the others.
+        """
+        recipe, seen = cls(text), set[str]()
+        scheme = None
+        for word in text.split("+"):
+            kind, _, number = word.partition(":")
+            topic = "a way to write weights" if kind in SCHEMES else "zeros" if kind in _CRITERIA else kind
+            if topic in seen:
+                raise ConfigError(f"'{text}' says {topic} twice", "say it once")
+            seen.add(topic)
+            if kind in SCHEMES and not number:
+                scheme = kind
+                recipe = replace(recipe, scheme=SCHEMES[kind][0])
+            elif word == "onnx":
+                recipe = replace(recipe, onnx=True)
+            elif word != "fp32":
+                recipe = _taking_out(recipe, kind, number)
+        if recipe.onnx and scheme is not None and scheme not in _ONNX_SCHEMES:
+            raise ConfigError(
+                f"'{text}': onnxruntime computes fp32, int8 and int8-mixed here",
+                "write onnx, onnx+int8 or onnx+int8-mixed",
+            )
+        return recipe
+
+
+def _taking_out(recipe: Recipe, kind: str, number: str) -> Recipe:
+    if kind == "layers":
+        if not number.isdecimal() or int(number) == 0:
+            raise ConfigError(f"'{recipe.name}': {number!r} is no number of layers", "write layers:4, say")
+        return replace(recipe, layers=int(number))
+    if kind not in ("channels", *_CRITERIA):
+        raise ConfigError(f"'{recipe.name}' is no recipe: {kind!r} is not known", f"join with +: {WORDS}")
+    try:
+        share = float(number)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise ConfigError(f"'{recipe.name}': {number!r} is no share", f"write {kind}:0.5, say")
+    if kind == "channels":
+        return replace(recipe, channels=share)
+    return replace(recipe, criterion="wanda" if kind == "wanda" else "magnitude", zeros=share)
+
+
+BEFORE = Recipe("fp32")
+#: What speed-ups are also compared with.
+REFERENCE = Recipe("onnx", onnx=True)
+#: What is tried where the user names nothing: first these, which need no training.
+DEFAULT = ("int8-mixed", "int4-gptq", "onnx+int8", "onnx+int8-mixed")
+
+
+def ladder(layers: int) -> list[str]:
+    """What is tried one after the other for a model of `layers` where none of `DEFAULT` meets the target."""
+    fewer = [round(layers * share) for share in (5 / 6, 2 / 3, 1 / 2)]
+    steps = [f"layers:{count}+onnx+int8-mixed" for count in dict.fromkeys(fewer) if 0 < count < layers]
+    return [*steps, f"{steps[-1]}+channels:0.5"] if steps else ["channels:0.5+onnx+int8-mixed"]

@@ -1,0 +1,116 @@
+"""The trained model that is to be made smaller, what it is judged by, and examples of what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tutti.config import Config
+from tutti.core import Batch, Objective, RunError
+from tutti.models.tuning import merged
+from tutti.tasks.task import Row
+from tutti.train.labelled import LabelledJob, reader_of
+from tutti.trained import load_trained, measure
+
+#: Training examples that show what goes into layers.
+_SHOWN, _AT_ONCE = 256, 32
+
+
+@dataclass
+class Subject:
+    """`model`: fp32, whole, without adapters."""
+
+    run: Path
+    job: LabelledJob
+    config: Config
+    step: int
+    model: PreTrainedModel
+
+    @classmethod
+    def of(cls, run: Path) -> Subject:
+        """The model of `run`.
+
+        Raises:
+            TuttiError: there is none that can be made smaller.
+        """
+        job, config, step = load_trained(run)
+        if not isinstance(job, LabelledJob):
+            raise RunError(
+                f"{run} learned to write; what is made smaller here answers by a head of its own",
+                "compress a run with task: classify, tag, relate or answer",
+            )
+        if "validation" not in job.prepared.parts:
+            raise RunError(
+                f"{run} has no validation examples to judge a smaller model by", "train it with some"
+            )
+        model = merged(job.objective.model).eval()
+        assert isinstance(model, PreTrainedModel)
+        return cls(run, job, config, step, model)
+
+    @property
+    def metric(self) -> str:
+        """By which it is judged; more is better."""
+        return self.job.task.main
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text, at most."""
+        return reader_of(self.config).length
+
+    @property
+    def types(self) -> bool:
+        """Whether it tells first and second texts apart."""
+        return reader_of(self.config).types
+
+    def objective(self, model: nn.Module) -> Objective:
+        """The task with `model`."""
+        return self.job.task.objective(model, self.job.prepared.labels)
+
+    def quality(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
+        """Metrics of `model` on all examples of `part`, computed in fp32 (or as its modules do)."""
+        objective = self.objective(model)
+        objective.eval()
+        found = measure(self.job, objective, self.job.source(part), self.config, context=nullcontext())
+        return {name: value for name, value in found.items() if name != "targets"}
+
+    def batches(self) -> Iterator[Batch]:
+        """Some training examples, spread evenly, as they are given to the model."""
+        source = self.job.source("train")
+        count = source.samples_in_epoch(0)
+        numbers = np.arange(min(count, _SHOWN)) * count // min(count, _SHOWN)
+        for start in range(0, len(numbers), _AT_ONCE):
+            yield source.load(0, numbers[start : start + _AT_ONCE])
+
+    def running(self, model: nn.Module) -> Iterator[Batch]:
+        """Have `model` compute `batches`, one after the other."""
+        objective = self.objective(model)
+        objective.eval()
+        with torch.no_grad():
+            for batch in self.batches():
+                objective(batch)
+                yield batch
+
+    def rows(self, count: int) -> list[Row]:
+        """Up to `count` rows of validation examples, spread evenly."""
+        table = self.job.prepared.parts["validation"].table
+        count = min(count, len(table))
+        return [table[number * len(table) // count] for number in range(count)]
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """An example of what the model itself is called with: two rows."""
+        rows = sorted(self.rows(64), key=lambda row: len(row["input_ids"]))
+        batch = self.job.task.batch([rows[0], rows[-1]], self.job.prepared.pad)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return {name: batch[name] for name in names if name in batch}
+
+    def made_from(self) -> dict[str, Any]:
+        """Where a smaller model comes from."""
+        return {"run": self.run.name, "step": self.step, "data": self.job.prepared.fingerprint}

@@ -1,0 +1,6 @@
+"""A model in a directory of its own, with all that it takes to ask it; written by `compress`."""
+
+from tutti.package.asker import Asker
+from tutti.package.directory import Package, is_package, open_package, package_bytes, write_package
+
+__all__ = ["Asker", "Package", "is_package", "open_package", "package_bytes", "write_package"]

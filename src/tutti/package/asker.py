@@ -1,0 +1,63 @@
+"""Asking a model that answers: from records to predictions, whatever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutti.config.task import FIELDS
+from tutti.core import Objective, RunError
+from tutti.data.labelled import ListedRows
+from tutti.evaluate import Answering
+from tutti.tasks import Labels, Record, RowEncoder, Task
+
+#: Rows that a model is asked about at once.
+_AT_ONCE = 32
+
+
+@dataclass
+class Asker:
+    """A model with its task. `context`: of its arithmetic."""
+
+    task: Task
+    labels: Labels
+    encoder: RowEncoder
+    objective: Objective
+    context: AbstractContextManager[None] = field(default_factory=nullcontext)
+
+    def predict(self, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+        """What the model says of `records`: texts, or the fields of examples as the user's files have them.
+
+        Raises:
+            TuttiError: a record is no example of the task.
+        """
+        task, labels = self.task, self.labels
+        if "text" not in FIELDS[task.kind] and any(isinstance(record, str) for record in records):
+            raise RunError(
+                f"this model learned to {task.kind}, and is asked with more than a text: "
+                f"{', '.join(FIELDS[task.kind][:-1])}",
+                "give a file with these fields: `tutti predict RUN --file FILE`",
+            )
+        called = task.config.fields.get("text", "text")
+        fields = [{called: record} if isinstance(record, str) else record for record in records]
+        examples = [
+            task.example(Record(f"record {number}", one), labelled=False)
+            for number, one in enumerate(fields, 1)
+        ]
+        rows = ListedRows(task.rows(examples, labels, self.encoder)) if examples else ListedRows([])
+        answers = np.zeros((len(rows), task.width(rows, labels)))
+        # Alike lengths together: less padding.
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
+        self.objective.eval()
+        with torch.no_grad(), self.context:
+            for start in range(0, len(order), _AT_ONCE):
+                some = order[start : start + _AT_ONCE]
+                with Answering(self.objective, answers.shape[1]).listening() as given:
+                    self.objective(task.batch([rows[number] for number in some], self.encoder.pad))
+                answers[some, : given[0].shape[1]] = given[0].double().numpy()
+        return task.decode(answers, rows, examples, labels)

@@ -1,0 +1,166 @@
+"""The directory: `config.json` and the tokenizer as Hugging Face has them, the weights, and what the model is for.
+
+    tutti.json          task, labels, how long texts may be, and what the weights are
+    model.safetensors   quantized modules (`tutti.models.quantized`), or an ordinary Hugging Face model's weights
+    model.onnx          or the whole computation, for onnxruntime
+
+Written beside its destination and renamed, so a directory of that name is always complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from tutti.config.task import TaskConfig
+from tutti.core import ModelError, RunError, write_json_atomically
+from tutti.core.files import fsync_directory
+from tutti.core.rundir import unwritable
+from tutti.data.labelled import Reader, encoder_in
+from tutti.models import build_with_head, find_blocks
+from tutti.models.onnx import OnnxModel
+from tutti.models.quantized import load_quantized
+from tutti.package.asker import Asker
+from tutti.tasks import Labels, make_task
+from tutti.tasks.dense import install
+from tutti.tasks.packing import ATTENTION
+
+MANIFEST = "tutti.json"
+_FORMAT = 1
+_WEIGHTS, _ONNX = "model.safetensors", "model.onnx"
+Engine = Literal["torch", "onnx"]
+
+
+@dataclass(frozen=True)
+class Package:
+    """What `tutti.json` says. `recipe`: how the model was made smaller; `made_from`: the run, and its step."""
+
+    engine: Engine
+    task: TaskConfig
+    labels: tuple[str, ...]
+    label_counts: tuple[int, ...]
+    length: int
+    types: bool
+    recipe: str
+    made_from: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+        values = vars(self) | {"task": self.task.model_dump(mode="json"), "format": _FORMAT}
+        return values | {"labels": list(self.labels), "label_counts": list(self.label_counts)}
+
+    @classmethod
+    def read(cls, directory: Path) -> Package:
+        """What the file in `directory` says.
+
+        Raises:
+            RunError: there is none, it is damaged, or of a later Tutti.
+        """
+        path = directory / MANIFEST
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != _FORMAT:
+                raise RunError(f"{path} is of another version of Tutti", "make it again with compress")
+            lists = {name: tuple(values[name]) for name in ("labels", "label_counts")}
+            return cls(**(values | lists | {"task": TaskConfig.model_validate(values["task"])}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{directory} holds no compressed model: {error}", "make one with `tutti compress RUN`"
+            ) from error
+
+
+def is_package(directory: Path) -> bool:
+    """Whether `compress` wrote `directory`."""
+    return (directory / MANIFEST).is_file()
+
+
+def write_package(
+    directory: Path,
+    package: Package,
+    architecture: Any,
+    tokenizer_directory: Path,
+    save: Callable[[Path], None],
+    more: dict[str, str] | None = None,
+) -> Path:
+    """Write `package` to `directory`, replacing what `compress` wrote there before.
+
+    `save` writes the weights to the path that it is given; `more`: files besides, by name.
+
+    Raises:
+        RunError: something else is there, or it cannot be written.
+    """
+    if (
+        directory.exists()
+        and not is_package(directory)
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
+        raise RunError(
+            f"{directory} exists and is no compressed model", "choose a directory that is not there yet"
+        )
+    beside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        architecture.save_pretrained(beside)
+        for file in sorted(tokenizer_directory.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, beside / file.name)
+        save(beside / (_ONNX if package.engine == "onnx" else _WEIGHTS))
+        for name, text in (more or {}).items():
+            (beside / name).write_text(text, encoding="utf-8")
+        write_json_atomically(beside / MANIFEST, package.as_json())
+        shutil.rmtree(directory, ignore_errors=True)
+        beside.rename(directory)
+        fsync_directory(directory.parent)
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return directory
+
+
+def package_bytes(directory: Path) -> int:
+    """Bytes of the weights (of the whole computation, with ONNX)."""
+    return sum(path.stat().st_size for path in directory.glob("model.*"))
+
+
+def open_package(directory: Path) -> Asker:
+    """The model in `directory`, to be asked.
+
+    Raises:
+        TuttiError: it is damaged, or not complete.
+    """
+    package = Package.read(directory)
+    task, labels = make_task(package.task), Labels(package.labels, package.label_counts)
+    model = _onnx(directory) if package.engine == "onnx" else _torch(directory, package)
+    encoder = encoder_in(directory, task, Reader(package.length, package.types))
+    objective = task.objective(model, labels)
+    objective.eval()
+    return Asker(task, labels, encoder, objective)
+
+
+def _onnx(directory: Path) -> nn.Module:
+    return OnnxModel(directory / _ONNX, threads=torch.get_num_threads())
+
+
+def _torch(directory: Path, package: Package) -> nn.Module:
+    try:
+        architecture = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory}/config.json cannot be read: {error}", "make it again") from error
+    model = build_with_head(architecture, package.task.kind)
+    model.eval()  # type: ignore[no-untyped-call]
+    blocks = find_blocks(model)
+    if blocks:
+        install(model, blocks, ATTENTION)  # before: whether it can is tried with exact numbers
+    load_quantized(model, directory / _WEIGHTS)
+    return model

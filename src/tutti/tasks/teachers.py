@@ -1,0 +1,47 @@
+"""Learning from models that know already: what they think of a batch, beside what its labels say.
+
+    w T² Σ KL(p_T ‖ p) + (1 − w) ℓ          (Hinton et al. 2015, arXiv 1503.02531)
+
+p and p_T: softened by the temperature T; p_T is the mean over the teachers. `reverse`: KL(p ‖ p_T) instead, which seeks
+one of what teachers think likely rather than all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tutti.config.task import DistilConfig
+from tutti.core import Batch
+
+if TYPE_CHECKING:
+    from tutti.tasks.scored import Scored
+
+
+class Teachers:
+    """Models with the same task, as objectives of their own. They are no part of the model that learns."""
+
+    def __init__(self, objectives: Sequence[Scored], config: DistilConfig) -> None:
+        self._objectives = [objective.requires_grad_(False).eval() for objective in objectives]
+        self.weight, self._temperature, self._reverse = config.weight, config.temperature, config.reverse
+
+    @torch.no_grad()
+    def chances(self, batch: Batch) -> Tensor:
+        """Log of the mean of what they think, softened, [targets, choices]."""
+        device = next(iter(batch.values())).device
+        told = []
+        for objective in self._objectives:
+            objective.to(device)
+            told.append(objective.chances(objective.logits(batch) / self._temperature, batch))
+        return torch.stack(told).logsumexp(0) - torch.tensor(float(len(told))).log().to(device)
+
+    def apart(self, learner: Scored, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
+        """T² Σ KL between teachers and learner, as a sum over targets."""
+        theirs = self.chances(batch)
+        own = learner.chances(logits / self._temperature, batch)
+        one, other = (own, theirs) if self._reverse else (theirs, own)
+        divergence = (one.exp() * (one - other)).sum()
+        return divergence * self._temperature**2 * targets / max(1, len(own))

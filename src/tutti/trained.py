@@ -1,0 +1,128 @@
+"""The trained model of a run, brought back from its checkpoints, and a measure of it on what was kept aside."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tutti.config import Config, load_config
+from tutti.core.errors import CheckpointError, RunError, TuttiError
+from tutti.core.rundir import RunDirectory
+from tutti.core.types import Objective, SampleSource
+from tutti.data.settings import PARTS
+from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
+from tutti.parallel import Split, World
+from tutti.starting import prepare, text_has_changed
+from tutti.train import checkpoints
+from tutti.train.job import Job
+from tutti.train.labelled import LabelledJob, labelled_job
+from tutti.train.language import LanguageModelJob, language_model_job, source_of
+from tutti.train.precision import compute_context
+
+
+class Trained(NamedTuple):
+    """`job`: with the trained model. `step`: that it is of."""
+
+    job: Job
+    config: Config
+    step: int
+
+
+def load_trained(run: Path) -> Trained:
+    """The trained model of a run: that of the newest sound checkpoint; of a task with metrics, that of the best.
+
+    Raises:
+        TuttiError: there is no such run, nothing sound was saved of it, or its data is another now.
+    """
+    directory = RunDirectory(run)
+    directory.require()
+    config = load_config(directory.config)
+    if config.model.python is not None:
+        raise RunError(
+            f"{run} was trained by tutti.fit: its model is your own class",
+            "load export/model.safetensors into it",
+        )
+    find = checkpoints.best_valid if config.task.asks else checkpoints.newest_valid
+    path = find(directory.checkpoints)
+    if path is None and directory.groups.is_dir():
+        raise RunError(f"{run} has several groups, each with a model", f"name one: {directory.groups / '0'}")
+    if path is None:
+        raise CheckpointError(
+            f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"
+        )
+    job: Job = (
+        labelled_job(config, prepare(config).directory)
+        if config.task.asks
+        else language_model_job(config, prepare(config).directory)
+    )
+    identity = checkpoints.read_manifest(path).meta["identity"]
+    if identity["data"] != job.train_data.fingerprint:
+        raise text_has_changed(run)
+    state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
+    meta = checkpoints.load(path, state)
+    job.objective.eval()
+    return Trained(job, config, int(meta["step"]))
+
+
+def part_of(job: Job, split: str, config: Config) -> SampleSource:
+    """The samples of `split` of a run's data.
+
+    Raises:
+        TuttiError: it has no such part.
+    """
+    if isinstance(job, LabelledJob):
+        if split not in job.prepared.parts:
+            raise TuttiError(
+                f"this run has no part '{split}' of its data", f"there are: {', '.join(job.prepared.parts)}"
+            )
+        return job.source(split)
+    assert isinstance(job, LanguageModelJob)
+    source = source_of(config, job.prepared, split, shift=False)
+    if source is None:
+        there = [part for part in PARTS if source_of(config, job.prepared, part, shift=False) is not None]
+        raise TuttiError(f"this run has no part '{split}' of its text", f"there are: {', '.join(there)}")
+    return source
+
+
+def measure(
+    job: Job,
+    objective: Objective,
+    source: SampleSource,
+    config: Config,
+    *,
+    samples: int | None = None,
+    context: AbstractContextManager[None] | None = None,
+) -> dict[str, Any]:
+    """`loss`, and `bits_per_byte` or a task's metrics, of `objective` on `source`: over `samples` samples, or all.
+
+    `context`: of the arithmetic; None: that of the run.
+    """
+    count = min(samples or source.samples_in_epoch(0), source.samples_in_epoch(0))
+    sums = sum_losses(
+        functools.partial(Split(objective, World.alone()).measure, context=context or arithmetic_of(config)),
+        source,
+        samples=count,
+        part=0,
+        parts=1,
+        micro_batch=int(config.train.micro_batch),
+        device=torch.device("cpu"),
+        target_bytes=job.target_bytes,
+        answering=Answering(objective, job.answer_width) if job.answer_width else None,
+    )
+    result = Evaluation.of(sums)
+    found: dict[str, Any] = {"loss": result.loss}
+    if job.answer_width:
+        numbers = spread(count, source.samples_in_epoch(0))
+        found |= job.score(source, numbers, answers_in(sums, count))
+    else:
+        found["bits_per_byte"] = result.bits_per_byte
+    return found | {"targets": result.targets}
+
+
+def arithmetic_of(config: Config) -> Any:
+    """The context in which a run's model computes on the CPU."""
+    return compute_context(config.train.precision, torch.device("cpu"), sharded=False)

@@ -1,0 +1,156 @@
+"""`tutti compress` on a real run of a tiny encoder, from its checkpoint to a directory that answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from encoders import write_encoder, write_intents
+from tutti import api
+from tutti.cli import run as tutti_command
+from tutti.compress.make import Maker
+from tutti.compress.recipes import Recipe
+from tutti.compress.subject import Subject
+from tutti.config import load_config
+from tutti.core import ConfigError, ModelError, RunError
+from tutti.package import open_package
+
+pytestmark = pytest.mark.distributed
+
+QUESTIONS = ["my card is lost", "what is the exchange rate", "the transfer is late"]
+INTENTS = ["lost_card", "exchange", "late_transfer"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose model knows three intents."""
+    place = tmp_path_factory.mktemp("compress")
+    words = [
+        *("name=intents", f"runs={place / 'runs'}", "task=classify", f"data.source={write_intents(place)}"),
+        *(f"model={write_encoder(place / 'bert')}", f"data.cache={place / 'cache'}", "data.sequence=32"),
+        *("data.validation=0.25", "train.precision=fp32", "train.learning_rate=3e-3", "train.steps=120"),
+        *("train.batch=16", "replicas=1"),
+    ]
+    api.train(load_config(None, words), console=False)
+    return place / "runs" / "intents"
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> dict[str, Any]:
+    """Of several recipes at once: opening processes takes seconds."""
+    recipes = ["int4-awq", "layers:1+onnx+int8"]
+    return api.compress(run, recipes=recipes, target="<5% worse", recovery_steps=60, console=False)
+
+
+def test_the_table_tells_the_truth_of_each_recipe(run: Path, report: dict[str, Any]) -> None:
+    lines = {line["recipe"]: line for line in report["lines"]}
+    assert list(lines) == ["fp32", "onnx", "int4-awq", "layers:1+onnx+int8"]
+    accuracy = api.evaluate(run)["accuracy"]
+    assert lines["fp32"]["quality"]["accuracy"] == pytest.approx(accuracy)
+    assert accuracy > 0.9
+    assert lines["onnx"]["quality"]["accuracy"] == pytest.approx(accuracy)
+    assert lines["fp32"]["times_smaller"] == 1
+    assert lines["int4-awq"]["weight_bytes"] < 0.6 * lines["fp32"]["weight_bytes"]
+    assert lines["layers:1+onnx+int8"]["weight_bytes"] < lines["onnx"]["weight_bytes"]
+    for line in lines.values():
+        assert line["worse"] == pytest.approx(1 - line["quality"]["accuracy"] / accuracy)
+        assert line["memory_bytes"] > 0
+        assert 0 < line["seconds_batch_1"] < line["seconds_batch_32"] * 2
+    assert json.loads((run / "compression.json").read_text()) == report
+    page = (run / "compression.md").read_text()
+    assert all(f"| {name} |" in page or f"| **{name}** |" in page for name in lines)
+    assert not list(run.glob(".compress-*")), "nothing is left lying about"
+
+
+def test_what_is_kept_answers(run: Path, report: dict[str, Any]) -> None:
+    kept = Path(report["directory"])
+    assert kept == run / "compressed"
+    assert report["kept"] in ("int4-awq", "layers:1+onnx+int8")
+    assert [one["label"] for one in api.predict(kept, QUESTIONS)] == INTENTS
+    assert (kept / "README.md").read_text() == (run / "compression.md").read_text()
+
+
+def test_fewer_layers_learn_again_from_what_they_were(run: Path, report: dict[str, Any]) -> None:
+    again = api.show_run(run / "recovered" / "layers-1")
+    assert again["steps"] == 60
+    config = load_config(run / "recovered" / "layers-1" / "config.yaml")
+    assert config.distil.teachers == [str(run)]
+    with pytest.raises(RunError, match="was another training of this recipe"):
+        api.compress(run, recipes=["layers:1"], recovery_steps=5, console=False)
+
+
+def test_every_way_to_compute_gives_the_same(run: Path, tmp_path: Path) -> None:
+    subject = Subject.of(run)
+    maker = Maker(subject, tmp_path)
+    rows = subject.rows(8)
+    batch = subject.job.task.batch(rows, subject.job.prepared.pad)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.no_grad():
+        expected = AutoModelForSequenceClassification.from_pretrained(run / "export")(**inputs).logits.numpy()
+        for text, off in (("fp32", 1e-4), ("onnx", 1e-4), ("int8-weights", 0.15), ("onnx+int8-mixed", 1.5)):
+            model = open_package(maker.make(Recipe.of(text)).directory).objective.model
+            np.testing.assert_allclose(model(**inputs).logits.numpy(), expected, atol=off, err_msg=text)
+    # Any number of rows and tokens, not those that the example had.
+    one = {name: tensor[:1, :4] for name, tensor in inputs.items()}
+    onnx = open_package(tmp_path / "onnx").objective.model
+    assert onnx(**one).logits.shape == (1, 3)
+
+
+def test_what_misses_the_target_is_not_kept(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compress", str(run), "--try", "int8", "--to", str(tmp_path / "none")]
+    assert tutti_command([*words, "--target", "500x smaller"]) == 2
+    said = capsys.readouterr().err
+    assert "no recipe meets the target; nothing is kept" in said
+    assert "x smaller, not 500x" in said
+    assert not (tmp_path / "none").exists()
+    assert json.loads((run / "compression.json").read_text())["kept"] is None
+
+
+def test_what_cannot_be_made_smaller_is_said(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
+    with pytest.raises(RunError, match="exists and is no compressed model"):
+        api.compress(run, destination=tmp_path / "mine", console=False)
+    with pytest.raises(ConfigError, match="is no recipe"):
+        api.compress(run, recipes=["int7"], console=False)
+    with pytest.raises(ModelError, match="2 layers, of which 9 are to stay"):
+        Maker(Subject.of(run), tmp_path).make(Recipe.of("layers:9"))
+    assert tutti_command(["compress", str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.slow
+def test_the_command_line_shows_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tutti_command(["compress", str(run), "--try", "int8", "--target", "<5% worse"]) == 0
+    said = capsys.readouterr().out
+    assert "int8 ← kept" in said
+    assert f"tutti predict {run / 'compressed'}" in said.replace("\n", "")
+
+
+def test_a_damaged_directory_is_said(run: Path, report: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "tutti.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="holds no compressed model"):
+        api.predict(tmp_path, ["x"])
+
+
+def test_a_teacher_of_other_labels_or_words_is_refused(run: Path, tmp_path: Path) -> None:
+    source = tmp_path / "other.tsv"
+    source.write_text("text\tlabel\n" + "".join(f"card {n} lost\t{'ab'[n % 2]}\n" for n in range(40)))
+    words = [
+        *("name=student", f"runs={tmp_path / 'runs'}", "task=classify", f"data.source={source}"),
+        *(f"data.cache={tmp_path / 'cache'}", "data.sequence=32", "train.precision=fp32", "train.steps=2"),
+        *("replicas=1", f"distil={run}"),
+    ]
+    with pytest.raises(ModelError, match="made for other labels"):
+        api.train(load_config(None, [*words, f"model={run / 'export'}"]), console=False)
+    renamed = [f"data.source={write_intents(tmp_path)}", "model=100K", "data.vocabulary=300"]
+    with pytest.raises(ModelError, match="has another tokenizer"):
+        api.train(load_config(None, [*words, *renamed]), console=False)
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())

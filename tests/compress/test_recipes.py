@@ -1,0 +1,63 @@
+"""What users write: recipes and targets."""
+
+from __future__ import annotations
+
+import pytest
+
+from tutti.compress.quantize import Scheme
+from tutti.compress.recipes import DEFAULT, SCHEMES, Recipe, ladder
+from tutti.compress.target import Target
+from tutti.core import ConfigError
+
+
+def test_a_recipe_says_all_that_is_done() -> None:
+    recipe = Recipe.of("layers:4+channels:0.5+wanda:0.3+int4-gptq")
+    assert (recipe.layers, recipe.channels, recipe.criterion, recipe.zeros) == (4, 0.5, "wanda", 0.3)
+    assert recipe.scheme == Scheme(4, method="gptq", tables=4)
+    assert recipe.smaller
+    assert not recipe.onnx
+    onnx = Recipe.of("int8+onnx")
+    assert (onnx.onnx, onnx.scheme, onnx.smaller) == (True, Scheme(), False)
+    assert Recipe.of("fp32") == Recipe("fp32")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("int9", "'int9' is not known"),
+        ("layers:0", "'0' is no number of layers"),
+        ("layers:all", "'all' is no number of layers"),
+        ("channels:1.5", r"'1\.5' is no share"),
+        ("wanda", "'' is no share"),
+        ("int8+int4", "a way to write weights twice"),
+        ("wanda:0.5+magnitude:0.5", "zeros twice"),
+        ("onnx+int4", "onnxruntime computes fp32, int8 and int8-mixed"),
+        ("", "'' is not known"),
+    ],
+)
+def test_what_is_no_recipe_is_said(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Recipe.of(text)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6, 12])
+def test_what_is_tried_can_be_done(layers: int) -> None:
+    for text in [*DEFAULT, *ladder(layers), *SCHEMES]:
+        recipe = Recipe.of(text)
+        assert recipe.layers is None or 0 < recipe.layers < layers
+    assert [Recipe.of(text).layers for text in ladder(6)] == [5, 4, 3, 3]
+
+
+def test_a_target_says_what_is_missed() -> None:
+    target = Target.of("4x smaller, 3x faster, <1% worse")
+    assert target == Target(4, 3, 0.01)
+    assert target.missed(4.0, 3.0, 0.01) == []
+    assert target.missed(3.9, 2.5, 0.02) == [
+        "3.90x smaller, not 4x",
+        "2.50x faster, not 3x",
+        "2.00% worse, not at most 1.00%",
+    ]
+    assert Target.of("2.5x smaller") == Target(smaller=2.5)
+    assert str(Target.of("<0.5% worse")) == "at most 0.50% worse"
+    with pytest.raises(ConfigError, match="'much smaller' is not understood"):
+        Target.of("much smaller")
