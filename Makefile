@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-compress
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,7 +39,7 @@ demo-ner: .venv/examples
 	$(BIN)/tutti compress names --target "4x smaller, <2% worse"
 	$(BIN)/tutti predict runs/names/compressed "Maria Gonzalez of Acme Ltd called from Lisbon on 4 May 2026."
 
-# Most tests share the cores; those that start workers, and wait for them, have the machine to themselves.
+# Most tests share the cores; those whose workers must not be late have the machine to themselves.
 SHARED := --numprocesses 2 --dist loadfile
 
 test: .venv/dev
@@ -95,6 +95,11 @@ bench-auto: .venv/installed
 bench-tasks: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tasks DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.tasks.run --data $(DATA)
+
+# RUNS: runs with labels, alike but for their seeds.
+bench-compress: .venv/examples
+	@test -n "$(RUNS)" || { echo 'say which runs: make bench-compress RUNS="runs/a runs/b"'; exit 2; }
+	$(BIN)/python -m benchmarks.compress.run $(RUNS)
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu.run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,8 @@ from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
 from tutti.compress.subject import Subject
 from tutti.config import load_config
-from tutti.core import ConfigError, ModelError, RunError
-from tutti.package import open_package
-
-pytestmark = pytest.mark.distributed
+from tutti.core import ConfigError, ModelError, RunError, read_events
+from tutti.package import open_package, publish_package
 
 QUESTIONS = ["my card is lost", "what is the exchange rate", "the transfer is late"]
 INTENTS = ["lost_card", "exchange", "late_transfer"]
@@ -81,8 +80,32 @@ def test_fewer_layers_learn_again_from_what_they_were(run: Path, report: dict[st
     assert again["steps"] == 60
     config = load_config(run / "recovered" / "layers-1" / "config.yaml")
     assert config.distil.teachers == [str(run)]
-    with pytest.raises(RunError, match="was another training of this recipe"):
-        api.compress(run, recipes=["layers:1"], recovery_steps=5, console=False)
+    with pytest.raises(RunError, match="was a training of other steps"):
+        Maker(Subject.of(run), run, recovery_steps=5).make(Recipe.of("layers:1"))
+
+
+def test_learning_again_goes_on_where_it_was_interrupted(
+    run: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    place = run / "recovered" / "layers-1"
+    steps = sorted(place.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
+    shutil.rmtree(steps[-1])
+    (place / "checkpoints" / "LATEST").unlink()
+    (place / "report.json").write_text('{"state": "interrupted"}')
+    Maker(Subject.of(run), tmp_path, recovery_steps=60).make(Recipe.of("layers:1"))
+    assert api.show_run(place)["state"] == "finished"
+    assert [event["step"] for event in read_events(place, "resumed")] == [int(steps[-2].name[5:])]
+
+
+def test_a_pupil_needs_its_teacher_only_while_it_learns(run: Path, report: dict[str, Any]) -> None:
+    away = run.with_name("elsewhere")
+    pupil = run / "recovered" / "layers-1"
+    export = run / "export"
+    export.rename(away)
+    try:
+        assert [one["label"] for one in api.predict(pupil, QUESTIONS)] == INTENTS
+    finally:
+        away.rename(export)
 
 
 def test_every_way_to_compute_gives_the_same(run: Path, tmp_path: Path) -> None:
@@ -124,6 +147,19 @@ def test_what_cannot_be_made_smaller_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="2 layers, of which 9 are to stay"):
         Maker(Subject.of(run), tmp_path).make(Recipe.of("layers:9"))
     assert tutti_command(["compress", str(tmp_path / "nothing")]) == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+def test_a_package_replaces_a_package_through_a_link(run: Path, tmp_path: Path) -> None:
+    maker = Maker(Subject.of(run), tmp_path)
+    first, second = (maker.make(Recipe.of(text)).directory for text in ("int8", "int4"))
+    (tmp_path / "live").symlink_to(tmp_path / "real")
+    publish_package(first, tmp_path / "live")
+    publish_package(second, tmp_path / "live")
+    assert json.loads((tmp_path / "real" / "tutti.json").read_text())["recipe"] == "int4"
+    assert (tmp_path / "live").is_symlink()
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "real").iterdir()} == {0o644}
+    assert not list(tmp_path.glob(".real*"))
 
 
 @pytest.mark.slow
@@ -138,6 +174,11 @@ def test_a_damaged_directory_is_said(run: Path, report: dict[str, Any], tmp_path
     (tmp_path / "tutti.json").write_text('{"format": 1}')
     with pytest.raises(RunError, match="holds no compressed model"):
         api.predict(tmp_path, ["x"])
+    broken = tmp_path / "broken"
+    shutil.copytree(report["directory"], broken)
+    (broken / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer in .* is damaged"):
+        api.predict(broken, ["x"])
 
 
 def test_a_teacher_of_other_labels_or_words_is_refused(run: Path, tmp_path: Path) -> None:

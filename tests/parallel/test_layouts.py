@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ranks import run_ranks
 
-pytestmark = pytest.mark.distributed
 STEPS = 50
 
 TWO = [{"shard": 2}, {"tensor": 2}, {"pipeline": 2}, {"context": 2}]

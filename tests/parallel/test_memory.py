@@ -34,7 +34,6 @@ def model_of(samples: int) -> MemoryModel:
     return MemoryModel(plan.lay_out(), twin, find_manner(twin), LayoutConfig(), SEQUENCE, "adamw", 1, samples)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("cases", [EVERY_DAY, pytest.param(CASES, marks=pytest.mark.slow)], ids=len)
 def test_the_peak_is_what_was_said(cases: list[Case]) -> None:
     """The largest of the ranks' peaks, for every case."""
@@ -64,7 +63,6 @@ def built_on(rank: int, layouts: list[dict[str, Any]]) -> list[int]:
     return peaks
 
 
-@pytest.mark.distributed
 def test_no_rank_ever_holds_the_whole_model() -> None:
     whole = 4 * sum(p.numel() for p in Blueprint(DEEP, seed=0, end_token=0).lay_out().parameters())
     layouts: list[dict[str, Any]] = [

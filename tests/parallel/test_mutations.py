@@ -17,8 +17,6 @@ from ranks import run_ranks
 from tutti.core import TuttiError
 from tutti.parallel import collectives, split, vocabulary
 
-pytestmark = pytest.mark.distributed
-
 
 def _alone_gather(piece: Tensor, dimension: int, group: Any) -> Tensor:
     return torch.cat([piece] * group.size(), dimension)

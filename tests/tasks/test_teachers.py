@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,15 @@ import pytest
 import torch
 from scipy.special import log_softmax
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
+from encoders import write_encoder
 from tutti.config.task import DistilConfig
+from tutti.models import find_blocks
+from tutti.tasks.attention import relations_apart
 from tutti.tasks.classify import OneLabel, SeveralLabels
+from tutti.tasks.dense import install
+from tutti.tasks.packing import ATTENTION
 from tutti.tasks.teachers import Teachers
 
 
@@ -85,6 +92,67 @@ def test_several_labels_are_taught_one_by_one() -> None:
     own, theirs = (1 / (1 + np.exp(-draw(seed).numpy().astype(np.float64))) for seed in (2, 3))
     both = theirs * np.log(theirs / own) + (1 - theirs) * np.log((1 - theirs) / (1 - own))
     assert float(learner.train()(batch).total) == pytest.approx(both.mean(1).sum(), rel=1e-4)
+
+
+def relations(values: np.ndarray, heads: int) -> np.ndarray:
+    """[S, D] → log softmax(H Hᵀ / √d) of each head."""
+    cut = values.reshape(len(values), heads, -1).transpose(1, 0, 2)
+    return log_softmax(cut @ cut.transpose(0, 2, 1) / np.sqrt(cut.shape[2]), -1)
+
+
+def test_relations_between_tokens_are_those_of_the_paper() -> None:
+    random = np.random.default_rng(0)
+    theirs, own = (random.normal(size=(3, 2, 5, width)).astype(np.float32) for width in (24, 12))
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    expected = 0.0
+    for kind in range(3):
+        for row, length in enumerate(mask.sum(1)):
+            told, said = (relations(one[kind, row, :length], 12) for one in (theirs, own))
+            expected += float((np.exp(told) * (told - said)).sum(-1).mean()) / 3
+    found = relations_apart(
+        [torch.from_numpy(one) for one in theirs],
+        [torch.from_numpy(one) for one in own],
+        torch.from_numpy(mask),
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_hidden_states_are_learned_also_without_padding(kind: str, tmp_path: Path) -> None:
+    """The last layer's relations of packed rows (`tasks.dense`) are those of padded ones."""
+    directory = write_encoder(tmp_path / kind, kind)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    batch = {
+        "input_ids": torch.arange(12).view(2, 6) + 5,
+        "attention_mask": mask,
+        "labels": torch.tensor([0, 1]),
+    }
+    losses = []
+    for dense in (False, True):
+        models = []
+        for seed in (1, 2):
+            model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=3)
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+            if dense:
+                assert install(model, find_blocks(model), ATTENTION)
+            models.append(model.eval())
+        learner = OneLabel(models[0])
+        learner.teachers = Teachers([OneLabel(models[1])], DistilConfig(teacher="x", hidden=2.0))
+        learner.teachers.look_into(models[0])
+        learner.train()
+        models[0].eval()  # no dropout
+        loss = learner(batch)
+        loss.total.backward()
+        losses.append(float(loss.total))
+        assert models[1].get_input_embeddings().weight.grad is None
+    without = OneLabel(models[0])
+    without.teachers = Teachers([OneLabel(models[1])], DistilConfig(teacher="x"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    without.train()
+    models[0].eval()
+    assert losses[0] > float(without(batch).total) + 1e-3
 
 
 def test_teachers_are_no_part_of_the_model() -> None:

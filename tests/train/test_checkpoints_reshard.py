@@ -23,8 +23,6 @@ from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, loa
 
 __all__ = ["forge"]
 
-pytestmark = pytest.mark.distributed
-
 
 def two_ranks(forge: Forge, place: Path, name: str, **arguments: Any) -> None:
     children = [

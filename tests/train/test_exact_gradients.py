@@ -84,7 +84,6 @@ def test_micro_batches_change_nothing(micro_batch: int) -> None:
     check([gradients_on(0, 1, micro_batch, "buckets", None)])
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("ranks", "micro_batch", "kind"),
     [
@@ -102,7 +101,6 @@ def test_ranks_and_lowerings_change_nothing(ranks: int, micro_batch: int, kind: 
     check(run_ranks(ranks, gradients_on, ranks, micro_batch, kind, None))
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["buckets", "shard"])
 def test_clipping_sees_the_whole_gradient(kind: str) -> None:
     clip = 0.01

@@ -59,7 +59,6 @@ def sharded(rank: int, optimizer: str) -> dict[str, Tensor]:
     return {name: value.full_tensor().detach().clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_shards_equal_one_process(optimizer: str) -> None:
     alone = make_model()

@@ -14,7 +14,7 @@ from tutti.compress.quantize import quantize
 from tutti.compress.recipes import Recipe
 from tutti.compress.recover import recover
 from tutti.compress.subject import Subject
-from tutti.models.onnx import export_onnx
+from tutti.models.onnx import export_onnx, onnx_runtime
 from tutti.models.quantized import save_quantized
 from tutti.package import Package, open_package, write_package
 
@@ -43,6 +43,8 @@ class Maker:
         Raises:
             TuttiError: this model cannot be treated so, or a library is missing.
         """
+        if recipe.onnx:
+            onnx_runtime()  # before anything learns again for nothing
         directory = self._write(recipe, self.folder / recipe.name.replace("+", "-").replace(":", ""))
         return Candidate(recipe, directory, self.subject.quality(open_package(directory).objective.model))
 

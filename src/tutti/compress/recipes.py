@@ -88,7 +88,10 @@ def _taking_out(recipe: Recipe, kind: str, number: str) -> Recipe:
             raise ConfigError(f"'{recipe.name}': {number!r} is no number of layers", "write layers:4, say")
         return replace(recipe, layers=int(number))
     if kind not in ("channels", *_CRITERIA):
-        raise ConfigError(f"'{recipe.name}' is no recipe: {kind!r} is not known", f"join with +: {WORDS}")
+        raise ConfigError(
+            f"'{recipe.name}' is no recipe: {f'{kind}:{number}' if number else kind!r} is not known",
+            f"join with +: {WORDS}",
+        )
     try:
         share = float(number)
     except ValueError:
@@ -107,8 +110,9 @@ REFERENCE = Recipe("onnx", onnx=True)
 DEFAULT = ("int8-mixed", "int4-gptq", "onnx+int8", "onnx+int8-mixed")
 
 
-def ladder(layers: int) -> list[str]:
+def ladder(layers: int, *, onnx: bool = True) -> list[str]:
     """What is tried one after the other for a model of `layers` where none of `DEFAULT` meets the target."""
+    written = "onnx+int8-mixed" if onnx else "int8-mixed"
     fewer = [round(layers * share) for share in (5 / 6, 2 / 3, 1 / 2)]
-    steps = [f"layers:{count}+onnx+int8-mixed" for count in dict.fromkeys(fewer) if 0 < count < layers]
-    return [*steps, f"{steps[-1]}+channels:0.5"] if steps else ["channels:0.5+onnx+int8-mixed"]
+    steps = [f"layers:{count}+{written}" for count in dict.fromkeys(fewer) if 0 < count < layers]
+    return [*steps, f"{steps[-1]}+channels:0.5"] if steps else [f"channels:0.5+{written}"]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from tutti.compress.subject import Subject
+from tutti.config import load_config
 from tutti.config.schema import Config
-from tutti.config.task import DistilConfig, TuneConfig
 from tutti.core import RunDirectory
 from tutti.core.errors import RunError
 from tutti.models import export_model
+from tutti.models.tuning import has_adapters
 from tutti.starting import check_run, start_run
 from tutti.supervise import Supervision
+from tutti.train.checkpoints import newest_valid
 from tutti.train.labelled import LabelledJob
 from tutti.trained import load_trained
 
@@ -23,40 +28,51 @@ def recover(
 ) -> PreTrainedModel:
     """`model` after `steps` of training (None: as many as the run had), a run of its own: `recovered/NAME` of the run.
 
-    One that has ended is taken as it is.
+    One that has ended is taken as it is, and one that was interrupted goes on.
 
     Raises:
-        TuttiError: it cannot be trained.
+        TuttiError: it cannot be trained, or what is there was another training.
     """
     runs = subject.run / "recovered"
-    place = RunDirectory(runs / name)
-    config = _config(subject, place, runs / f"{name}-before", steps)
-    if place.config.is_file():
-        ended = load_ended(place, config)
-        if ended is not None:
-            return ended
-    export_model(model, subject.job.prepared.tokenizer_directory, runs / f"{name}-before")
-    resolved, prepared = start_run(check_run(place, config, False), lambda _: None)
-    place.create()
-    report = Supervision(place, resolved, prepared.directory, resume=False, console=console).execute()
+    place, before = RunDirectory(runs / name), runs / f"{name}-before"
+    config = _config(subject, place, before, steps)
+    state = _state_of(place, config)
+    if state == "finished":
+        return _model_of(place)
+    resume = state == "interrupted"
+    if not resume:
+        export_model(model, subject.job.prepared.tokenizer_directory, before)
+    resolved, prepared = start_run(
+        check_run(place, config, resume), lambda _: None, continues=place if resume else None
+    )
+    if not resume:
+        place.create()
+    report = Supervision(place, resolved, prepared.directory, resume=resume, console=console).execute()
     if report["state"] != "finished":
         raise KeyboardInterrupt
     return _model_of(place)
 
 
-def load_ended(place: RunDirectory, config: Config) -> PreTrainedModel | None:
-    """The model of the run at `place`, if that has ended and did what `config` says.
+def _state_of(place: RunDirectory, config: Config) -> str:
+    """Whether the run at `place` is finished, interrupted or not there; what never saved anything is taken away.
 
     Raises:
-        RunError: it has not, or did something else.
+        RunError: it was a training of other steps.
     """
-    trained = load_trained(place.path)
-    if trained.config.train.steps != config.train.steps or not place.report_json.is_file():
+    if not place.config.is_file():
+        return "none"
+    if load_config(place.config).train.steps != config.train.steps:
         raise RunError(
-            f"{place.path} is there, and was another training of this recipe",
-            "delete it, and compress again",
+            f"{place.path} is there, and was a training of other steps", "delete it, and compress again"
         )
-    return _model_of(place)
+    if newest_valid(place.checkpoints) is None:
+        shutil.rmtree(place.path)
+        return "none"
+    try:
+        state = json.loads(place.report_json.read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError):
+        state = ""
+    return "finished" if state == "finished" else "interrupted"
 
 
 def _model_of(place: RunDirectory) -> PreTrainedModel:
@@ -69,17 +85,20 @@ def _model_of(place: RunDirectory) -> PreTrainedModel:
 
 
 def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | None) -> Config:
+    """Of the run, but for what belongs to its length, to adapters and to a second pass beside the teacher's."""
     config = subject.config
-    train = config.train if steps is None else config.train.model_copy(update={"steps": steps})
-    return config.model_copy(
-        update={
-            "name": place.name,
-            "runs": str(place.path.parent),
-            "model": config.model.model_copy(
-                update={"path": str(before), "size": None, "config": None, "from_scratch": False}
-            ),
-            "train": train,
-            "tune": TuneConfig(),
-            "distil": DistilConfig(teacher=str(subject.run)),
-        }
-    )
+    changed: dict[str, dict[str, Any]] = {
+        "model": {"path": str(before), "size": None, "config": None, "from_scratch": False},
+        "train": {"warmup": "auto"} | ({} if steps is None else {"steps": steps}),
+        "regularise": {"r_drop": 0.0, "adversarial": 0.0},
+        "evaluate": {"every": "auto"},
+        "checkpoint": {"every": "auto"},
+    }
+    if has_adapters(config.tune):
+        changed["train"]["learning_rate"] = "auto"
+    values = config.model_dump()
+    for section, new in changed.items():
+        values[section] |= new
+    values |= {"name": place.name, "runs": str(place.path.parent), "tune": {}}
+    values["distil"] = {"teacher": str(subject.run.absolute())}
+    return Config.model_validate(values)

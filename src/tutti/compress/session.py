@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from tutti.compress.subject import Subject
 from tutti.compress.table import Line, as_markdown
 from tutti.compress.target import Target
 from tutti.compress.timing import time_packages
-from tutti.core import ModelError, RunError, write_json_atomically, write_text_atomically
+from tutti.core import RunError, TuttiError, write_json_atomically, write_text_atomically
 from tutti.models import find_blocks
-from tutti.package import is_package, package_bytes
+from tutti.package import package_bytes, publish_package, refuse_to_replace
 
 Say = Callable[[str], None]
 #: Rows that are timed one by one.
@@ -47,28 +46,26 @@ def compress(
     wanted, aim = [Recipe.of(text) for text in dict.fromkeys(recipes or DEFAULT)], Target.of(target)
     subject = Subject.of(run)
     destination = destination or run / "compressed"
-    _refuse_to_replace(destination)
+    refuse_to_replace(destination)
     with tempfile.TemporaryDirectory(prefix=".compress-", dir=run) as folder:
         maker = Maker(subject, Path(folder), recovery_steps, console=say is not None)
         session = Session(maker, aim, say or _silent, wanted={recipe.name for recipe in wanted})
-        session.carry_out([BEFORE, REFERENCE, *wanted], optional=not recipes)
-        if not recipes:
-            for text in ladder(len(find_blocks(subject.model))):
-                if session.kept is not None:
-                    break
-                session.say(f"none meets the target yet ({aim}); the next one has to learn again")
-                session.wanted.add(text)
-                session.carry_out([Recipe.of(text)], optional=True)
-        report, kept = session.report(run, destination), session.kept
-        table = as_markdown(report)
-        write_json_atomically(run / "compression.json", report)
-        write_text_atomically(run / "compression.md", table)
-        if kept is None:
+        try:
+            session.carry_out([BEFORE, REFERENCE, *wanted], optional=not recipes)
+            if not recipes:
+                session.wanted.add(REFERENCE.name)
+                session.climb()
+        finally:
+            report = session.write(run, destination)
+        if session.kept is None:
+            old = f"; {destination} is of another time" if destination.exists() else ""
             raise RunError(
                 "no recipe meets the target; nothing is kept\n" + "\n".join(session.falling_short()),
-                f"ask for less, or try other recipes; the table is in {run / 'compression.md'}",
+                f"ask for less, or try other recipes; the table is in {run / 'compression.md'}{old}",
             )
-        _publish(session.directory_of(kept), destination, table)
+        made = session.directory_of(session.kept)
+        (made / "README.md").write_text(as_markdown(report), encoding="utf-8")
+        publish_package(made, destination)
     return report
 
 
@@ -92,10 +89,10 @@ class Session:
             self.say(f"making {recipe.name}")
             try:
                 self.made.append(self.maker.make(recipe))
-            except ModelError as error:
-                if not optional and recipe is not REFERENCE:
+            except TuttiError as error:
+                if not (optional or recipe is REFERENCE) or recipe is BEFORE:
                     raise
-                self.say(f"left out {recipe.name}: {error.problem}")
+                self.say(f"left out {recipe.name}: {error}")
         self.say("measuring how fast they answer")
         timings = time_packages([one.directory for one in self.made], self.maker.subject.rows(_TIMED))
         self.lines = [
@@ -103,11 +100,24 @@ class Session:
             for one, timing in zip(self.made, timings, strict=True)
         ]
 
+    def climb(self) -> None:
+        """While nothing meets the target, try what has to learn again, one after the other."""
+        layers = len(find_blocks(self.maker.subject.model))
+        has_onnx = any(one.recipe is REFERENCE for one in self.made)
+        for text in ladder(layers, onnx=has_onnx):
+            if self.kept is not None:
+                return
+            self.say(f"none meets the target yet ({self.aim}); the next one has to learn again")
+            self.wanted.add(text)
+            self.carry_out([Recipe.of(text)], optional=True)
+
     @property
     def kept(self) -> Line | None:
         """The fastest at batch 1 that meets the target."""
+        if not self.lines:
+            return None
         before, metric = self.lines[0], self.maker.subject.metric
-        good = [line for line in self.lines[1:] if not self.aim.missed(*line.against(before, metric))]
+        good = [line for line in self.lines if not self.aim.missed(*line.against(before, metric))]
         return min(
             (line for line in good if line.recipe in self.wanted),
             key=lambda line: line.timing.one,
@@ -122,14 +132,15 @@ class Session:
         """Of each recipe, what it misses."""
         before, metric = self.lines[0], self.maker.subject.metric
         return [
-            f"  {line.recipe}: {'; '.join(self.aim.missed(*line.against(before, metric)))}"
-            for line in self.lines[1:]
+            f"  {line.recipe}: {'; '.join(missed)}"
+            for line in self.lines
+            if line.recipe in self.wanted and (missed := self.aim.missed(*line.against(before, metric)))
         ]
 
-    def report(self, run: Path, destination: Path) -> dict[str, Any]:
-        """What `compression.json` holds."""
+    def write(self, run: Path, destination: Path) -> dict[str, Any]:
+        """Write what was measured to `run`, if anything was; returns what `compression.json` holds."""
         kept, subject = self.kept, self.maker.subject
-        return {
+        report = {
             "run": str(run),
             "metric": subject.metric,
             "part": "validation",
@@ -139,21 +150,10 @@ class Session:
             "directory": None if kept is None else str(destination),
             "lines": [line.as_json(self.lines[0], subject.metric) for line in self.lines],
         }
-
-
-def _refuse_to_replace(destination: Path) -> None:
-    """Before anything is made: only what `compress` wrote is replaced."""
-    if destination.exists() and not is_package(destination):
-        raise RunError(
-            f"{destination} exists and is no compressed model", "choose a directory that is not there yet"
-        )
-
-
-def _publish(made: Path, destination: Path, table: str) -> None:
-    (made / "README.md").write_text(table, encoding="utf-8")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(destination, ignore_errors=True)
-    shutil.move(made, destination)
+        if self.lines:
+            write_json_atomically(run / "compression.json", report)
+            write_text_atomically(run / "compression.md", as_markdown(report))
+        return report
 
 
 def _silent(_message: str) -> None:

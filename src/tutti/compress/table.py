@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,9 @@ class Line:
         smaller, faster, worse = self.against(before, metric)
         return {
             "recipe": self.recipe,
-            "quality": self.quality,
+            "quality": {
+                name: value if math.isfinite(value) else None for name, value in self.quality.items()
+            },
             "worse": worse,
             "weight_bytes": self.size,
             "memory_bytes": self.timing.memory,

@@ -21,12 +21,13 @@ from typing import Any
 import psutil
 
 from tutti.core import ModelError
+from tutti.launch.agent import hidden_main
+from tutti.launch.server import START_METHOD, start_server
 from tutti.tasks.task import Row
 
 _MANY = 32
 _ROUNDS, _WARMUP = 5, 2
 _START_SECONDS = 300.0
-_IMPORTS = ["tutti.package"]
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,15 @@ def time_packages(directories: Sequence[Path], rows: Sequence[Row]) -> list[Timi
 
 @contextmanager
 def _workers(directories: Sequence[Path]) -> Iterator[list[Connection]]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTS)
+    start_server()
+    context: Any = multiprocessing.get_context(START_METHOD)
     processes, pipes = [], []
     try:
         for directory in directories:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(directory, theirs), daemon=True)
-            process.start()
+            with hidden_main():
+                process.start()
             theirs.close()
             processes.append(process)
             pipes.append(ours)
@@ -95,8 +97,9 @@ def _workers(directories: Sequence[Path]) -> Iterator[list[Connection]]:
 
 def _ask(worker: Connection, directory: Path, batches: Any) -> Any:
     answer: Any = None
+    with suppress(OSError):
+        worker.send(batches)  # who has failed no longer listens, but has said why
     with suppress(EOFError, OSError):
-        worker.send(batches)
         answer = worker.recv() if worker.poll(_START_SECONDS) else None
     if answer is None or isinstance(answer, str):
         raise ModelError(
@@ -114,6 +117,8 @@ def _serve(directory: Path, pipe: Connection) -> None:
 
     from tutti.package import open_package
 
+    with suppress(ImportError):
+        import onnxruntime  # noqa: F401 - libraries are no part of a model's memory
     torch.set_num_threads(1)
     process = psutil.Process()
     before = process.memory_full_info().uss

@@ -420,8 +420,8 @@ class Config(Section):
             )
         if self.distil.teachers and (own.r_drop or own.adversarial):
             raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
-        if self.tune.method != "full" and not self.task.asks:
-            raise ValueError("tune.method is for models that are asked (see task.kind), so far")
+        if self.tune != TuneConfig() and not self.task.asks:
+            raise ValueError("tune is for models that are asked (see task.kind), so far")
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:
             raise ValueError(
                 "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "

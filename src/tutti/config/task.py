@@ -94,6 +94,17 @@ class TuneConfig(Section):
         default="auto", description="`lora`: what they add is multiplied by alpha ÷ rank; `auto`: 2 · rank."
     )
     dropout: Fraction = Field(default=0.0, description="`lora`: of its inputs.")
+    quantize: Literal["int8", "int4"] | None = Field(
+        default=None,
+        description="Layers compute as if their weights were written in 8 or 4 bits already, so that `tutti compress` "
+        "with that recipe changes nothing more; a step takes longer.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_layers(self) -> TuneConfig:
+        if self.quantize is not None and self.method not in ("full", "last"):
+            raise ValueError(f"quantize needs layers that learn themselves, not {self.method}")
+        return self
 
 
 class RegulariseConfig(Section):
@@ -136,11 +147,22 @@ class DistilConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = Field(
         default=2.0, description="Softens what both think: above 1 unlikely labels count more."
     )
+    hidden: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="Weight of how unlike the relations between tokens are in both last layers (MiniLM); 0: thoughts "
+        "alone count. Of one teacher.",
+    )
     reverse: bool = Field(
         default=False,
         description="The learner's thoughts are weighed by itself, not by the teachers: it seeks one of what they "
         "think likely rather than all.",
     )
+
+    @model_validator(mode="after")
+    def _one_to_look_into(self) -> DistilConfig:
+        if self.hidden and len(self.teachers) > 1:
+            raise ValueError("hidden is learned from one teacher; name one, or set hidden to 0")
+        return self
 
     @property
     def teachers(self) -> list[str]:

@@ -67,7 +67,7 @@ HEADS = {
 class HeadedBlueprint:
     """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences.
 
-    `keeps_head`: a head that stands in the directory is not for other labels.
+    `keeps_head`: the head in the directory is for this task and these labels.
     """
 
     head: Head
@@ -75,7 +75,7 @@ class HeadedBlueprint:
     seed: int
     directory: Path | None = None
     choices: list[str] = field(default_factory=list)
-    keeps_head: bool = True
+    keeps_head: bool = False
 
     def lay_out(self) -> PreTrainedModel:
         """The model on the meta device: names and shapes, no memory.
@@ -201,14 +201,14 @@ def draw_headed_blueprint(
     """
     seed = seed if config.seed is None else config.seed
     body = find_body(config, kind)
-    architecture, directory, keeps_head = body.architecture, None, True
+    architecture, directory, keeps_head = body.architecture, None, False
     choices: list[str] = []
     if config.path is not None and not config.from_scratch:
         directory = Path(config.path).expanduser()
         check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
         has_head = _has_head(architecture, HEADS[kind])
-        keeps_head = not has_head or not labels or _label_names(architecture) == labels
-        head = "its head" if has_head and keeps_head else "a new head"
+        keeps_head = has_head and (not labels or _label_names(architecture) == labels)
+        head = "its head" if keeps_head else "a new head"
         choices.append(
             f"model: weights of {directory}, with {head}" + (f" for {len(labels)} labels" if labels else "")
         )

@@ -31,7 +31,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: Path, threads: int) -> None:
         super().__init__()
-        runtime = _runtime()
+        runtime = onnx_runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -62,13 +62,13 @@ def export_onnx(
     Raises:
         ModelError: this architecture cannot be exported, or a library is missing.
     """
-    _runtime()
+    onnx_runtime()
     names = list(inputs)
     shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
     model.eval()
     attention = model.config._attn_implementation  # type: ignore[union-attr]
-    model.set_attn_implementation("sdpa")  # type: ignore[operator]
     try:
+        model.set_attn_implementation("sdpa")  # type: ignore[operator]
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 _Outputs(model, names),
@@ -79,21 +79,21 @@ def export_onnx(
                 opset_version=_OPSET,
                 dynamo=True,
             )
-    except Exception as error:
+        assert program is not None
+        with tempfile.TemporaryDirectory() as folder:
+            whole = path if not int8 else Path(folder) / "whole.onnx"
+            program.save(str(whole))
+            if int8:
+                _quantize(whole, path, tables)
+    except OSError:
+        raise
+    except Exception as error:  # each of the libraries has its own kinds
         raise ModelError(
-            f"a {type(model).__name__} cannot be written as ONNX: {str(error).splitlines()[0]}",
+            f"a {type(model).__name__} cannot be written as ONNX: {(str(error).splitlines() or [repr(error)])[0]}",
             "leave out onnx from the recipes",
         ) from error
     finally:
         model.set_attn_implementation(attention)  # type: ignore[operator]
-    assert program is not None
-    if not int8:
-        program.save(str(path))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.onnx"
-        program.save(str(whole))
-        _quantize(whole, path, tables)
 
 
 def _quantize(whole: Path, path: Path, tables: Bits) -> None:
@@ -158,7 +158,12 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _runtime() -> Any:
+def onnx_runtime() -> Any:
+    """The library.
+
+    Raises:
+        ModelError: it, or what torch writes ONNX with, is not installed.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - what torch.onnx writes with

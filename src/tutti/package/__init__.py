@@ -1,6 +1,23 @@
 """A model in a directory of its own, with all that it takes to ask it; written by `compress`."""
 
 from tutti.package.asker import Asker
-from tutti.package.directory import Package, is_package, open_package, package_bytes, write_package
+from tutti.package.directory import (
+    Package,
+    is_package,
+    open_package,
+    package_bytes,
+    publish_package,
+    refuse_to_replace,
+    write_package,
+)
 
-__all__ = ["Asker", "Package", "is_package", "open_package", "package_bytes", "write_package"]
+__all__ = [
+    "Asker",
+    "Package",
+    "is_package",
+    "open_package",
+    "package_bytes",
+    "publish_package",
+    "refuse_to_replace",
+    "write_package",
+]

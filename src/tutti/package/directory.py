@@ -4,7 +4,7 @@
     model.safetensors   quantized modules (`tutti.models.quantized`), or an ordinary Hugging Face model's weights
     model.onnx          or the whole computation, for onnxruntime
 
-Written beside its destination and renamed, so a directory of that name is always complete.
+`publish_package` puts one where it is to be used, so that a directory of that name is always complete.
 """
 
 from __future__ import annotations
@@ -89,43 +89,64 @@ def write_package(
     architecture: Any,
     tokenizer_directory: Path,
     save: Callable[[Path], None],
-    more: dict[str, str] | None = None,
 ) -> Path:
-    """Write `package` to `directory`, replacing what `compress` wrote there before.
+    """Write `package` to `directory`, which must not be there yet. `save` writes the weights to the path it is given.
 
-    `save` writes the weights to the path that it is given; `more`: files besides, by name.
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True)
+        architecture.save_pretrained(directory)
+        for file in sorted(tokenizer_directory.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, directory / file.name)
+        save(directory / (_ONNX if package.engine == "onnx" else _WEIGHTS))
+        write_json_atomically(directory / MANIFEST, package.as_json())
+        for file in directory.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone; a service may run as somebody else
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    return directory
+
+
+def publish_package(made: Path, directory: Path) -> None:
+    """Copy the package `made` to `directory`, in place of the one that is there: at every moment one of them is whole.
 
     Raises:
         RunError: something else is there, or it cannot be written.
     """
-    if (
-        directory.exists()
-        and not is_package(directory)
-        and (not directory.is_dir() or any(directory.iterdir()))
-    ):
-        raise RunError(
-            f"{directory} exists and is no compressed model", "choose a directory that is not there yet"
-        )
+    refuse_to_replace(directory)
+    directory = directory.resolve()  # a link stays one
     beside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        architecture.save_pretrained(beside)
-        for file in sorted(tokenizer_directory.iterdir()):
-            if file.is_file():
-                shutil.copyfile(file, beside / file.name)
-        save(beside / (_ONNX if package.engine == "onnx" else _WEIGHTS))
-        for name, text in (more or {}).items():
-            (beside / name).write_text(text, encoding="utf-8")
-        write_json_atomically(beside / MANIFEST, package.as_json())
-        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(made, beside)
+        fsync_directory(beside)
+        if directory.exists():
+            directory.rename(old)
         beside.rename(directory)
         fsync_directory(directory.parent)
     except OSError as error:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
         raise unwritable(directory, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return directory
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_to_replace(directory: Path) -> None:
+    """Raise RunError where something else than a package is at `directory`, or nothing can be written there."""
+    full = directory.is_dir() and any(directory.iterdir())
+    if directory.exists() and not is_package(directory) and (full or not directory.is_dir()):
+        raise RunError(
+            f"{directory} exists and is no compressed model", "choose a directory that is not there yet"
+        )
+    there = next(parent for parent in directory.absolute().parents if parent.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{there} cannot be written", "choose another place with --to")
 
 
 def package_bytes(directory: Path) -> int:
@@ -142,7 +163,10 @@ def open_package(directory: Path) -> Asker:
     package = Package.read(directory)
     task, labels = make_task(package.task), Labels(package.labels, package.label_counts)
     model = _onnx(directory) if package.engine == "onnx" else _torch(directory, package)
-    encoder = encoder_in(directory, task, Reader(package.length, package.types))
+    try:
+        encoder = encoder_in(directory, task, Reader(package.length, package.types))
+    except Exception as error:  # tokenizers raises its own kind
+        raise ModelError(f"the tokenizer in {directory} is damaged: {error}", "make it again") from error
     objective = task.objective(model, labels)
     objective.eval()
     return Asker(task, labels, encoder, objective)

@@ -73,7 +73,7 @@ class Scored(Objective):
     def _taught(self, teachers: Teachers, logits: Tensor, batch: Batch) -> LossSum:
         loss = self.loss(logits, batch)
         apart = teachers.apart(self, logits, batch, loss.targets)
-        addition = teachers.weight * (apart - loss.total)
+        addition = teachers.weight * (apart - loss.total) + teachers.hidden_apart(batch, loss.targets)
         self._beside += float(addition.detach())
         return LossSum(loss.total + addition, loss.targets)
 

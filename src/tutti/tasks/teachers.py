@@ -1,9 +1,9 @@
 """Learning from models that know already: what they think of a batch, beside what its labels say.
 
-    w T² Σ KL(p_T ‖ p) + (1 − w) ℓ          (Hinton et al. 2015, arXiv 1503.02531)
+    w T² Σ KL(p_T ‖ p) + (1 − w) ℓ + h L      (Hinton et al. 2015, arXiv 1503.02531)
 
 p and p_T: softened by the temperature T; p_T is the mean over the teachers. `reverse`: KL(p ‖ p_T) instead, which seeks
-one of what teachers think likely rather than all of it.
+one of what teachers think likely rather than all of it. L, of one teacher: how unlike last layers are (`attention`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutti.config.task import DistilConfig
 from tutti.core import Batch
+from tutti.tasks.attention import LastAttention, find_layers, relations_apart
 
 if TYPE_CHECKING:
     from tutti.tasks.scored import Scored
@@ -27,6 +28,11 @@ class Teachers:
     def __init__(self, objectives: Sequence[Scored], config: DistilConfig) -> None:
         self._objectives = [objective.requires_grad_(False).eval() for objective in objectives]
         self.weight, self._temperature, self._reverse = config.weight, config.temperature, config.reverse
+        self._hidden = config.hidden
+        self._attention = [
+            LastAttention(find_layers(objective.model)) for objective in self._objectives if config.hidden
+        ]
+        self._own: LastAttention | None = None
 
     @torch.no_grad()
     def chances(self, batch: Batch) -> Tensor:
@@ -38,6 +44,11 @@ class Teachers:
             told.append(objective.chances(objective.logits(batch) / self._temperature, batch))
         return torch.stack(told).logsumexp(0) - torch.tensor(float(len(told))).log().to(device)
 
+    def look_into(self, learner: nn.Module) -> None:
+        """Have the last layer of the model that learns watched, if it learns from hidden states."""
+        if self._hidden:
+            self._own = LastAttention(find_layers(learner))
+
     def apart(self, learner: Scored, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         """T² Σ KL between teachers and learner, as a sum over targets."""
         theirs = self.chances(batch)
@@ -45,3 +56,11 @@ class Teachers:
         one, other = (own, theirs) if self._reverse else (theirs, own)
         divergence = (one.exp() * (one - other)).sum()
         return divergence * self._temperature**2 * targets / max(1, len(own))
+
+    def hidden_apart(self, batch: Batch, targets: Tensor) -> Tensor:
+        """h L, scaled to a sum over targets; after `apart`, of the same batch."""
+        if self._own is None:
+            return targets.new_zeros((), dtype=torch.float32)
+        mask = batch["attention_mask"]
+        unlike = relations_apart(self._attention[0].take(), self._own.take(), mask)
+        return self._hidden * unlike * targets / len(mask)

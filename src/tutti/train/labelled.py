@@ -25,6 +25,7 @@ from tutti.models import (
     find_blocks,
     find_body,
 )
+from tutti.models.quantized import train_quantized
 from tutti.models.tuning import has_adapters, merged, save_adapters, tune
 from tutti.parallel import Split, World
 from tutti.tasks import Answers, RowEncoder, Task, make_task
@@ -139,8 +140,11 @@ def reader_of(config: Config) -> Reader:
     return Reader(config.data.sequence, body.types)
 
 
-def labelled_job(config: Config, prepared_directory: Path) -> LabelledJob:
-    """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU."""
+def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = False) -> LabelledJob:
+    """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU.
+
+    `learns`: it is about to, so it has its teachers.
+    """
     prepared = open_examples(prepared_directory)
     task = make_task(config.task, config.regularise)
     blueprint = blueprint_of(config, prepared)
@@ -150,9 +154,13 @@ def labelled_job(config: Config, prepared_directory: Path) -> LabelledJob:
     dense = config.memory.recompute == "none" and bool(blocks) and install(model, blocks, ATTENTION)
     if not dense:
         choices.append("padding is computed with the tokens: this architecture, or setting, needs it")
+    if config.tune.quantize is not None:  # after: whether padding can be left out is tried with exact numbers
+        count = train_quantized(model, 8 if config.tune.quantize == "int8" else 4)
+        choices.append(f"tune.quantize = {config.tune.quantize}: {count} layers compute with rounded weights")
     objective = task.objective(model, prepared.labels)
-    if (teachers := find_teachers(config, prepared, task)) is not None:
+    if learns and (teachers := find_teachers(config, prepared, task)) is not None:
         assert isinstance(objective, Scored)
+        teachers.look_into(model)
         objective.teachers = teachers
     parts = prepared.parts
     train = parts["train"]

@@ -350,7 +350,7 @@ def _job(
         job: Job = function_job(run.path)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     if config.task.asks:
-        job = labelled_job(config, assignment.prepared)
+        job = labelled_job(config, assignment.prepared, learns=True)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     return split_language_model_job(config, assignment.prepared, world, arithmetic)
 

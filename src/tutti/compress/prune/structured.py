@@ -88,16 +88,19 @@ def narrow_feed_forward(model: PreTrainedModel, share: float, run: Run) -> PreTr
             f"a {type(model).__name__} does not say in its configuration how wide its feed-forward layers are",
             "leave channels out of the recipe",
         )
-    keep = max(_MULTIPLE, round(share * channels / _MULTIPLE) * _MULTIPLE)
+    keep = min(channels, max(_MULTIPLE, round(share * channels / _MULTIPLE) * _MULTIPLE))
     text.intermediate_size = keep
     smaller = _like(model, config)
     state = model.state_dict()
     names = {id(module): name for name, module in model.named_modules()}
     for block in blocks:
         linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        last = [module for module in linear if module.in_features == channels]
-        first = [module for module in linear if module.out_features in (channels, 2 * channels)]
-        if len(last) != 1 or not first:
+        thinner = {id(m): smaller.get_submodule(names[id(m)]) for m in linear}
+        last = [module for module in linear if thinner[id(module)].in_features != module.in_features]
+        first = [module for module in linear if thinner[id(module)].out_features != module.out_features]
+        if keep == channels:
+            break
+        if len(last) != 1 or not first or any(m.out_features % channels for m in first):
             raise ModelError(
                 f"the feed-forward layers of a {type(model).__name__} are not understood",
                 "leave channels out of the recipe",

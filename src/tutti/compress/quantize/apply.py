@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from tutti.compress.quantize.awq import awq
 from tutti.compress.quantize.gptq import gptq
 from tutti.compress.quantize.inputs import Inputs, observe_inputs
-from tutti.models import find_blocks
 from tutti.models.quantized import (
+    GROUP,
     Arithmetic,
     Bits,
     Codes,
     QuantizedEmbedding,
     QuantizedLinear,
+    layers_of,
     round_to_nearest,
+    tables_of,
 )
 
 Method = Literal["nearest", "gptq", "awq"]
-#: Layers outside the blocks (heads, position tables) with fewer numbers stay as they are: nothing would be gained.
-_LEAST = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scheme:
     bits: Bits = 8
     arithmetic: Arithmetic = "dynamic"
     method: Method = "nearest"
-    group: int = 32
+    group: int = GROUP
     tables: Bits = 8
 
 
@@ -50,23 +50,14 @@ def quantize(model: nn.Module, scheme: Scheme, run: Callable[[], Iterable[object
 
     Layers whose inputs do not fall into groups have 8 bits.
     """
-    blocks = find_blocks(model)
-    tied = _tied(model)
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Embedding and module.weight.numel() >= _LEAST:
-            codes = _table(module.weight, scheme)
-            model.set_submodule(name, QuantizedEmbedding(codes))
-            for head in tied.get(id(module.weight), ()):
-                model.set_submodule(head, QuantizedLinear(codes, None, scheme.arithmetic))
+    tied, layers = _tied(model), layers_of(model)
+    for name, table in tables_of(model).items():
+        codes = _table(table.weight, scheme)
+        model.set_submodule(name, QuantizedEmbedding(codes))
+        for head in tied.get(id(table.weight), ()):
+            model.set_submodule(head, QuantizedLinear(codes, None, scheme.arithmetic))
     names = {id(module): name for name, module in model.named_modules()}
-    inside = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in blocks]
-    known = {id(module) for group in inside for module in group}
-    outside = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and id(module) not in known and module.weight.numel() >= _LEAST
-    ]
-    for group in filter(None, [*inside, outside]):
+    for group in layers:
         inputs = {} if scheme.method == "nearest" else observe_inputs(group, run)
         for layer in group:
             model.set_submodule(names[id(layer)], _quantized(layer, scheme, inputs.get(id(layer))))
@@ -92,7 +83,7 @@ def _table(weight: Tensor, scheme: Scheme) -> Codes:
 
 def _tied(model: nn.Module) -> dict[int, list[str]]:
     """Linear layers by the table whose weight is theirs."""
-    tables = {id(m.weight) for m in model.modules() if type(m) is nn.Embedding}
+    tables = {id(table.weight) for table in tables_of(model).values()}
     found: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and id(module.weight) in tables and module.bias is None:

@@ -1,10 +1,13 @@
 """Models whose weights are whole numbers of 8 or 4 bits: the codes, the modules that compute with them, their file."""
 
+from tutti.models.quantized.aware import GROUP, train_quantized
+from tutti.models.quantized.choose import layers_of, tables_of
 from tutti.models.quantized.codes import Bits, Codes, encode, grid, round_to_nearest
-from tutti.models.quantized.modules import Arithmetic, QuantizedEmbedding, QuantizedLinear, kernel_in_use
-from tutti.models.quantized.store import load_quantized, save_quantized, weight_bytes
+from tutti.models.quantized.modules import Arithmetic, QuantizedEmbedding, QuantizedLinear
+from tutti.models.quantized.store import load_quantized, save_quantized
 
 __all__ = [
+    "GROUP",
     "Arithmetic",
     "Bits",
     "Codes",
@@ -12,9 +15,10 @@ __all__ = [
     "QuantizedLinear",
     "encode",
     "grid",
-    "kernel_in_use",
+    "layers_of",
     "load_quantized",
     "round_to_nearest",
     "save_quantized",
-    "weight_bytes",
+    "tables_of",
+    "train_quantized",
 ]

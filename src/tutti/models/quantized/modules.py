@@ -67,6 +67,11 @@ class QuantizedEmbedding(nn.Module):
         self.codes = codes
         self.num_embeddings, self.embedding_dim = codes.code.shape
 
+    @property
+    def weight(self) -> Tensor:
+        """The whole table, fp32: some architectures look at it."""
+        return self.codes.weight()
+
     def forward(self, ids: Tensor) -> Tensor:
         """[…] → […, width]."""
         codes, flat = self.codes, ids.flatten()
@@ -80,12 +85,6 @@ def product_of(codes: Codes, bias: Tensor | None, arithmetic: Arithmetic) -> Pro
         eight = codes if codes.bits == 8 else round_to_nearest(codes.weight(), 8)
         return kernel(eight, bias)
     return _plain(codes, bias)
-
-
-def kernel_in_use() -> str:
-    """What computes `dynamic` layers on this processor, in words."""
-    kernel = _kernel()
-    return "fp32" if kernel is None else kernel.__name__.strip("_").replace("_", " ")
 
 
 def _plain(codes: Codes, bias: Tensor | None) -> Product:

@@ -56,7 +56,13 @@ def load_quantized(model: nn.Module, path: Path) -> None:
         raise ModelError(f"{path} is damaged: {error}", "make it again with compress") from error
     _put_modules(model, {n: kind for n, kind in metadata.items() if n != "format"}, tensors, path)
     rest = {name: tensor for name, tensor in tensors.items() if ".codes." not in name}
-    missing, unexpected = model.load_state_dict(rest, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(rest, strict=False)
+    except RuntimeError as error:  # another shape
+        raise ModelError(
+            f"{path} does not fit the config.json beside it: {str(error).splitlines()[-1].strip()}",
+            "make it again with compress",
+        ) from error
     tied = {name for names in _tied(model) for name in names}
     lost = [name for name in missing if name not in tied]
     if lost or unexpected:
@@ -103,15 +109,3 @@ def _tied(model: nn.Module) -> list[list[str]]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), []).append(name)
     return [some for some in names.values() if len(some) > 1]
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all that `save_quantized` would write of `model`, without the file's head."""
-    seen: dict[int, int] = {}
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-            stored = module.codes.stored().values()
-            seen[id(module.codes.code)] = sum(tensor.numel() * tensor.element_size() for tensor in stored)
-    for tensor in model.state_dict(keep_vars=True).values():
-        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())

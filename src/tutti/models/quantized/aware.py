@@ -1,0 +1,66 @@
+"""Training that knows of the rounding to come: layers compute with their weights as they will be written.
+
+Gradients pass through the rounding as if it were not there (Bengio et al. 2013, arXiv 1308.3432). Layers keep their
+names and their weights in full, so layouts, checkpoints and exports know nothing of it; `compress` rounds the trained
+weights on the same grid.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tutti.models.quantized.choose import layers_of, tables_of
+from tutti.models.quantized.codes import Bits, round_to_nearest
+
+#: Columns that share a scale, of 4 bits.
+GROUP = 32
+
+
+def train_quantized(model: nn.Module, bits: Bits) -> int:
+    """Let the layers of `model` that `compress` would write in `bits` compute so, in place; returns how many."""
+    layers = [layer for group in layers_of(model) for layer in group]
+    tables = list(tables_of(model).values())
+    for layer in layers:
+        layer.__class__ = _Eight if bits == 8 else _Four
+    for table in tables:
+        table.__class__ = _TableEight if bits == 8 else _TableFour
+    return len(layers) + len(tables)
+
+
+def rounded(weight: Tensor, bits: Bits) -> Tensor:
+    """`weight` [rows, columns] as it will be read again, with the gradient of `weight`."""
+    fits = bits == 8 or weight.shape[1] % GROUP == 0
+    codes = round_to_nearest(weight, bits, GROUP) if bits == 4 and fits else round_to_nearest(weight, 8)
+    return weight + (codes.weight().to(weight.dtype) - weight).detach()
+
+
+def _inputs(x: Tensor) -> Tensor:
+    """`x` in 256 steps over its range, zero among them, as layers in 8 bits take it."""
+    low, high = x.detach().amin().clamp_max(0), x.detach().amax().clamp_min(0)
+    scale = ((high - low) / 255).clamp_min(1e-12)
+    zero = (-low / scale).round()
+    steps = (x.detach() / scale + zero).round().clamp(0, 255)
+    return x + ((steps - zero) * scale - x).detach()
+
+
+class _Eight(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_inputs(x), rounded(self.weight, 8), self.bias)
+
+
+class _Four(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_inputs(x), rounded(self.weight, 4), self.bias)
+
+
+class _TableEight(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        found = super().forward(ids)
+        return rounded(found.flatten(0, -2), 8).view_as(found)
+
+
+class _TableFour(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        found = super().forward(ids)
+        return rounded(found.flatten(0, -2), 4).view_as(found)

@@ -1,0 +1,35 @@
+"""Which layers of a model are written in fewer bits."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tutti.models.blocks import find_blocks
+
+#: Layers outside the blocks (heads, position tables) with fewer numbers stay as they are: nothing would be gained.
+_LEAST = 100_000
+
+
+def tables_of(model: nn.Module) -> dict[str, nn.Embedding]:
+    """Its large tables of vectors, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.weight.numel() >= _LEAST
+    }
+
+
+def layers_of(model: nn.Module) -> list[list[nn.Linear]]:
+    """Its linear layers, block after block; at last those outside, if they are large and their weight is no table's."""
+    inside = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in find_blocks(model)]
+    known = {id(module) for group in inside for module in group}
+    tables = {id(table.weight) for table in tables_of(model).values()}
+    outside = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        and id(module) not in known
+        and module.weight.numel() >= _LEAST
+        and id(module.weight) not in tables
+    ]
+    return [group for group in (*inside, outside) if group]

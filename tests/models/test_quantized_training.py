@@ -1,0 +1,91 @@
+"""Training that knows of the rounding to come."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+from tutti.compress.quantize import Scheme, quantize
+from tutti.config.task import TuneConfig
+from tutti.models.quantized import (
+    Bits,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    round_to_nearest,
+    train_quantized,
+)
+from tutti.models.quantized.aware import rounded
+
+IDS = torch.arange(24).view(4, 6) * 53 % 2000
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+def encoder() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    config = BertConfig(vocab_size=2000, **shape, num_labels=3, hidden_dropout_prob=0.0)
+    config.attention_probs_dropout_prob = 0.0
+    return BertForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layers_compute_with_what_will_be_written(bits: Bits) -> None:
+    model = encoder().eval()
+    written = copy.deepcopy(model)
+    # Weights alone, so that only inputs are left, which both round in 255 or 256 steps.
+    quantize(written, Scheme(bits, "dynamic", tables=bits), list)
+    names = list(model.state_dict())
+    assert train_quantized(model, bits) == 2 * 6 + 1
+    assert list(model.state_dict()) == names
+    with torch.no_grad():
+        expected, found = written(IDS).logits, model(IDS).logits
+    plain = encoder().eval()(IDS).logits.detach()
+    assert (found - expected).abs().max() < 0.3 * (plain - expected).abs().max() + 0.01
+    kinds = [type(module) for module in written.modules()]
+    assert kinds.count(QuantizedLinear) == 12
+    assert kinds.count(QuantizedEmbedding) == 1
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_pass_through_the_rounding(bits: Bits) -> None:
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    seen = rounded(weight, bits)
+    torch.testing.assert_close(
+        seen.detach(), round_to_nearest(weight.detach(), bits, 32 if bits == 4 else None).weight()
+    )
+    (x @ seen.T).square().sum().backward()
+    assert weight.grad is not None
+    expected: Tensor = 2 * (x @ seen.detach().T).T @ x
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_rounding_changes_less_after_such_a_training() -> None:
+    def change(aware: bool) -> float:
+        """How far rounding moves what a model says that was trained to say it."""
+        model = encoder().train()
+        if aware:
+            train_quantized(model, 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(30):
+            optimizer.zero_grad()
+            F.cross_entropy(model(IDS).logits, LABELS).backward()
+            optimizer.step()
+        plain = encoder().eval()
+        plain.load_state_dict(model.state_dict())
+        quantize(plain, Scheme(4, tables=4), list)
+        model.eval()
+        with torch.no_grad():
+            return float((plain(IDS).logits - model(IDS).logits).abs().mean())
+
+    assert change(aware=True) < 0.5 * change(aware=False)
+
+
+def test_adapters_cannot_be_trained_so() -> None:
+    with pytest.raises(ValueError, match="quantize needs layers that learn themselves, not lora"):
+        TuneConfig(method="lora", quantize="int8")
