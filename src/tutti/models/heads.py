@@ -67,7 +67,7 @@ HEADS = {
 class HeadedBlueprint:
     """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences.
 
-    `keeps_head`: the head in the directory is for this task and these labels.
+    `other_head`: the directory has a head for another task or other labels, which may look as if it were this one's.
     """
 
     head: Head
@@ -75,7 +75,7 @@ class HeadedBlueprint:
     seed: int
     directory: Path | None = None
     choices: list[str] = field(default_factory=list)
-    keeps_head: bool = False
+    other_head: bool = False
 
     def lay_out(self) -> PreTrainedModel:
         """The model on the meta device: names and shapes, no memory.
@@ -94,7 +94,7 @@ class HeadedBlueprint:
         if self.directory is None:
             return self._make("cpu")
         model = load_weights(self.directory, self.architecture, self.head.factory, self.seed)
-        if self.keeps_head:
+        if not self.other_head:
             return model
         fresh = self._make("cpu")
         fresh.base_model.load_state_dict(model.base_model.state_dict())
@@ -201,13 +201,14 @@ def draw_headed_blueprint(
     """
     seed = seed if config.seed is None else config.seed
     body = find_body(config, kind)
-    architecture, directory, keeps_head = body.architecture, None, False
+    architecture, directory, other_head = body.architecture, None, False
     choices: list[str] = []
     if config.path is not None and not config.from_scratch:
         directory = Path(config.path).expanduser()
         check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
-        has_head = _has_head(architecture, HEADS[kind])
-        keeps_head = has_head and (not labels or _label_names(architecture) == labels)
+        keeps_head = _has_head(architecture, HEADS[kind])
+        keeps_head = keeps_head and (not labels or _label_names(architecture) == labels)
+        other_head = not keeps_head and any(_has_head(architecture, head) for head in HEADS.values())
         head = "its head" if keeps_head else "a new head"
         choices.append(
             f"model: weights of {directory}, with {head}" + (f" for {len(labels)} labels" if labels else "")
@@ -234,7 +235,7 @@ def draw_headed_blueprint(
         architecture.label2id = {name: number for number, name in enumerate(labels)}
     said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
     choices += filter(None, [said])
-    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, keeps_head)
+    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, other_head)
 
 
 def _has_head(architecture: Any, head: Head) -> bool:
