@@ -69,7 +69,6 @@ def plain(model: nn.Module, loss: Any, data: tuple[Tensor, Tensor], steps: int, 
     return model
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("sync", ["allreduce", "ddp"])
 def test_cnn_on_two_workers_equals_plain_torch(tmp_path: Path, sync: str) -> None:
     data = squares()
@@ -103,7 +102,6 @@ def report_first_loss(run: Path) -> float:
     return next(event["loss"] for event in read_events(run, "step") if event["step"] == 1)
 
 
-@pytest.mark.distributed
 def test_mlp_with_a_loss_sum_and_no_validation(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(64, 5, generator=generator)
@@ -144,7 +142,6 @@ print(f"{float(result.model.factor):.2f} {result.report['restarts']}")
 
 
 @pytest.mark.slow  # the README's script is run every day
-@pytest.mark.distributed
 def test_a_plain_script_without_a_guard_and_with_its_own_classes(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

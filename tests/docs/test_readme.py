@@ -114,7 +114,6 @@ def wanted(slow: bool) -> list[str]:
     ]
 
 
-@pytest.mark.distributed
 def test_the_quick_commands_work_as_typed(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     commands = wanted(slow=False)
     assert commands[0] == "make demo" and len(commands) > 4
@@ -140,7 +139,6 @@ def test_the_quick_commands_work_as_typed(place: Path, capfd: pytest.CaptureFixt
     exec(compile(opens.text, "README.md", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.distributed
 @pytest.mark.slow
 def test_fit_of_the_readme_works_as_a_script(place: Path) -> None:
     text = next(block.text for block in README if block.language == "python" and "tutti.fit" in block.text)
@@ -151,7 +149,6 @@ def test_fit_of_the_readme_works_as_a_script(place: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.distributed
 def test_the_slow_commands_work_as_typed(place: Path) -> None:
     commands = wanted(slow=True)
     assert len(commands) > 4

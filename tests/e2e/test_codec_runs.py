@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from commands import Here, events_of, losses_of, refused, write_config
 
-pytestmark = pytest.mark.distributed
 RUN = Path("runs") / "r"
 
 

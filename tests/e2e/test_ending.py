@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from commands import Here, events_of, write_config
 
-pytestmark = pytest.mark.distributed
-
 
 def on_a_terminal(directory: Path, *words: str) -> tuple[int, str]:
     """Exit code, and everything that a terminal of 100 columns is sent, colours and cursor moves included."""

@@ -16,7 +16,6 @@ from runs import regression
 from tutti.core import TuttiError
 from tutti.train.checkpoints import newest_valid
 
-pytestmark = pytest.mark.distributed
 SETTINGS = {
     "workers": 2,
     "batch": 8,

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from commands import Here, at_step, events_of, is_alive, losses_of, refused, worker_pid, write_config
 
-pytestmark = pytest.mark.distributed
 RUN = Path("runs") / "r"
 ALL_LEAVE_WITHIN_SECONDS = 30
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from commands import Here, events_of, losses_of, write_config
 
-pytestmark = pytest.mark.distributed
 STEPS = (
     "train.steps=30",
     "train.warmup=1",

@@ -12,7 +12,6 @@ import pytest
 import torch
 from commands import Here, events_of, losses_of, write_config
 
-pytestmark = pytest.mark.distributed
 STEPS = ("train.steps=40", "checkpoint.every=20", "evaluate.every=20")
 SHARDED, WHOLE = ("replicas=1", "layout=2"), ("replicas=1", "layout=1")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from commands import Here, events_of, losses_of, started, worker_pid, write_config
 
-pytestmark = pytest.mark.distributed
 TWO = ("--nproc-per-node", "2", "-m", "tutti", "train", "c.yaml")
 #: What torchrun says about itself is not ours; what ranks say must not stand twice on the terminal.
 SHORT = ("train.steps=20", "checkpoint.every=10")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from families import VOCABULARY, blueprint
 
@@ -50,7 +49,6 @@ def order_of_events(rank: int, layouts: list[dict[str, Any]]) -> list[list[str]]
     return found
 
 
-@pytest.mark.distributed
 def test_buckets_leave_during_the_last_backward_pass_of_a_pipeline() -> None:
     layouts = [{"pipeline": 2}, {"pipeline": 2, "schedule": "interleaved"}]
     for found in run_ranks(4, order_of_events, layouts):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from ranks import run_ranks
@@ -10,8 +9,6 @@ from tutti.config import LayoutConfig
 from tutti.core import LaunchError
 from tutti.parallel import World, arrange
 from tutti.parallel.world import require_same_versions
-
-pytestmark = pytest.mark.distributed
 
 
 def with_another_torch(rank: int) -> str:

@@ -78,7 +78,6 @@ def numpy_diloco(replicas: int, steps: int) -> list[np.ndarray]:
     return history
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("replicas", [1, 2, 3])
 def test_weights_follow_the_equation_and_samples_balance(replicas: int) -> None:
     steps = 8

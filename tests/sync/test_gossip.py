@@ -93,7 +93,6 @@ def numpy_push_sum(replicas: int, batch: int) -> Matrix:
     return np.stack(history)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(("replicas", "batch"), [(1, 4), (2, 8), (3, 6), (4, 4), (2, 3), (3, 7), (5, 11)])
 def test_weights_follow_the_papers_equations(replicas: int, batch: int) -> None:
     found = run_ranks(replicas, train, replicas, batch, {})
@@ -116,7 +115,6 @@ def sent_bytes(codec: Codec, replicas: int, rank: int) -> int:
     return roll + sums + (STEPS - len(meetings)) * parcel_bytes(codec, WIDTH)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("sync", [{"codec": "int8"}, {"codec": "topk", "density": 0.002}], ids=str)
 def test_bytes_with_a_codec_are_the_formula(sync: dict[str, Any]) -> None:
     codec: Codec = Blocks(8) if sync["codec"] == "int8" else TopK(0.002)
@@ -152,7 +150,6 @@ def drift(rank: int, replicas: int) -> list[Any]:
     return history
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(("replicas", "bound"), [(2, 0.0), (4, 1.0), (3, 2.0), (5, 4.0)])
 def test_distance_does_not_grow_with_the_round(replicas: int, bound: float) -> None:
     found = np.stack(run_ranks(replicas, drift, replicas))
@@ -193,7 +190,6 @@ def pushed(rank: int, members: int, name: str, squeeze: bool) -> list[tuple[Any,
     return history
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", CODECS)
 def test_sums_are_conserved_with_any_codec_and_no_number_grows(name: str) -> None:
     members = 3
@@ -244,7 +240,6 @@ def bereaved(rank: int, members: int, lost: int) -> tuple[Any, float]:
     return weights.detach()[0].double().numpy(), policy._mass
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("members", [2, 3, 4, 5])
 def test_those_who_are_left_go_on_with_each_other(members: int) -> None:
     """Member 1 is dead from the first exchange on."""
@@ -274,6 +269,5 @@ def stopping(rank: int) -> list[int]:
     return met
 
 
-@pytest.mark.distributed
 def test_who_is_asked_to_stop_waits_for_the_meeting() -> None:
     assert run_ranks(2, stopping) == [[(EVERY, True)]] * 2

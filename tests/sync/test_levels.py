@@ -85,7 +85,6 @@ def sums(request: Any) -> tuple[str, list[Any], list[Any]]:
     return machines, run_ranks(len(machines), in_two_levels, machines), run_ranks(2, among_machines, machines)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("codec", CODECS)
 def test_everybody_has_the_same_sum(codec: str, sums: Any) -> None:
     machines, members, reference = sums
@@ -102,7 +101,6 @@ def test_everybody_has_the_same_sum(codec: str, sums: Any) -> None:
     assert ours <= 1.1 * theirs + 1e-6
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("codec", CODECS)
 def test_nothing_is_lost_but_what_is_owed(codec: str, sums: Any) -> None:
     machines, members, _ = sums
@@ -114,7 +112,6 @@ def test_nothing_is_lost_but_what_is_owed(codec: str, sums: Any) -> None:
     assert np.abs(arrived + owed - sent).max() < (2e-2 if codec == "bf16" else 1e-4) * np.abs(sent).max()
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("codec", CODECS)
 def test_between_machines_only_one_buffer_of_each_travels(codec: str, sums: Any) -> None:
     machines, members, _ = sums
@@ -154,7 +151,6 @@ def moving(rank: int) -> tuple[list[Any], list[int], Any]:
 MOVES = ("aabb", "aaab", "abab", "aaaa")
 
 
-@pytest.mark.distributed
 def test_debts_are_paid_wherever_members_move() -> None:
     members = run_ranks(4, moving)
     sent = sum(

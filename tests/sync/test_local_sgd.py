@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -38,7 +37,6 @@ def train(rank: int) -> list[list[float]]:
     return history
 
 
-@pytest.mark.distributed
 def test_at_a_meeting_all_take_the_mean_weighted_by_targets() -> None:
     torch.manual_seed(0)
     start = torch.cat([p.detach().flatten() for p in nn.Linear(3, 2).parameters()]).double().numpy()

@@ -94,7 +94,6 @@ def serve(rank: int, sync: SyncConfig, shard: int) -> ServerAddress:
     return ServerAddress(*address[0])
 
 
-@pytest.mark.distributed
 def test_totals_and_buckets_keep_their_order_where_they_share_a_group() -> None:
     """With one rank a replica, the replicas' group is that of all ranks; sums of both kinds travel on it."""
     ours, theirs = run_ranks(2, train, [("allreduce", "int8"), ("allreduce", "topk")], 1, timeout_seconds=120)
@@ -117,7 +116,6 @@ EVERY_DAY = [
 ]
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("pairs", [EVERY_DAY, pytest.param(EVERY, marks=pytest.mark.slow)], ids=len)
 def test_what_may_be_together_trains_and_agrees(pairs: list[tuple[str, str]]) -> None:
     admitted = [pair for pair in pairs if inadmissible(settings(*pair), "fp32") is None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -63,7 +62,6 @@ def what_happens(rank: int) -> list[str]:
     return happened
 
 
-@pytest.mark.distributed
 def test_buckets_start_inside_the_last_backward() -> None:
     gradients = [f"gradient of layer {layer}" for layer in reversed(range(LAYERS))]
     bucket = f"all-reduce of {2 * WIDTH * WIDTH}"

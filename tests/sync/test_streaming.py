@@ -102,7 +102,6 @@ def simulate(every: int, fragments: int, overlap: int, alpha: float) -> np.ndarr
     return np.array(history)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("every", "fragments", "overlap", "alpha"),
     [(6, 2, 2, 0.5), (4, 1, 2, 0.25), (6, 2, 0, 0.5), (8, 4, 1, 0.0)],

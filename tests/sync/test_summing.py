@@ -71,7 +71,6 @@ def sums() -> list[dict[str, tuple[list[Any], Any, int]]]:
     return run_ranks(MEMBERS, sums_of, names)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", [*CODECS, "topkTrue", "int8True"])
 def test_all_members_have_the_same_bits(name: str, sums: Any) -> None:
     for member in sums[1:]:
@@ -79,7 +78,6 @@ def test_all_members_have_the_same_bits(name: str, sums: Any) -> None:
             assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", CODECS)
 def test_bytes_are_what_the_formula_says(name: str, sums: Any) -> None:
     for rank, member in enumerate(sums):
@@ -87,14 +85,12 @@ def test_bytes_are_what_the_formula_says(name: str, sums: Any) -> None:
         assert member[name][2] == expected
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["topk", "int8"])
 def test_zstd_changes_no_number(name: str, sums: Any) -> None:
     for ours, theirs in zip(sums[0][f"{name}True"][0], sums[0][name][0], strict=True):
         assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["int8", "int4", "topk", "powersgd"])
 def test_sums_and_debts_follow_the_definition(name: str, sums: Any) -> None:
     expected, owed = REFERENCES[name]()
@@ -104,7 +100,6 @@ def test_sums_and_debts_follow_the_definition(name: str, sums: Any) -> None:
         np.testing.assert_allclose(sums[rank][name][1], owed[rank], atol=1e-4)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", CODECS)
 def test_nothing_is_lost_but_what_is_owed(name: str, sums: Any) -> None:
     """Everything that arrived and everything that is owed are together what was sent."""

@@ -98,7 +98,6 @@ def test_a_talk_that_cannot_be_is_refused_by_its_place(record: dict[str, object]
     assert "f:1" in str(caught.value)
 
 
-@pytest.mark.distributed
 def test_a_model_learns_to_answer(tmp_path: Path) -> None:
     """Two kinds of questions, two answers, prompt and response; the export answers in plain transformers as well."""
     records = [

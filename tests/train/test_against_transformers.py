@@ -131,7 +131,6 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return data, request.param, load_file(directory / "gradients.safetensors")
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("ranks", "micro_batch", "shard"),
     [(1, 10, 1), (1, 5, 1), (1, 3, 1), (1, 2, 1), (2, 2, 1), (3, 4, 1), (2, 3, 2), (4, 2, 2)],

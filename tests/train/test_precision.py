@@ -70,7 +70,6 @@ def test_loss_scale_grows_again_and_other_precisions_have_none() -> None:
     assert LossScale("bf16").value == 1.0 and LossScale("bf16").accepts(math.nan)
 
 
-@pytest.mark.distributed
 def test_a_bf16_run_learns_as_fp32_does(tmp_path: Path) -> None:
     reports = {
         precision: tutti.fit(

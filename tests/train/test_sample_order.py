@@ -103,7 +103,6 @@ def disturbed_run(run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.distributed
 def test_the_samples_of_a_disturbed_run_are_those_of_the_list(tmp_path: Path) -> None:
     disturbed_run(tmp_path / "run")
     trained, expected = trained_samples(tmp_path / "run"), expected_steps()
@@ -121,7 +120,6 @@ def advance_cursor(checkpoints: Path) -> None:
     write_pointer(checkpoints / LATEST, path, write_manifest(path, manifest))
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("tampered", [False, True])
 def test_a_resume_one_sample_too_far_is_noticed(tmp_path: Path, tampered: bool) -> None:
     """The proof can fail: the same comparison tells a resume at cursor + 1 from a right one."""
