@@ -30,6 +30,7 @@ from tutti.cli import (
     validate,
 )
 from tutti.core.errors import TuttiError
+from tutti.core.threads import wait_politely
 
 app = typer.Typer(
     name="tutti",
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     # Bars of libraries would stand in the middle of ours; they read this when they are imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    wait_politely()
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     try:
         if sys.stdout is not None:

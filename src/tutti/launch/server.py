@@ -11,6 +11,8 @@ import os
 import signal
 from multiprocessing import forkserver, resource_tracker
 
+from tutti.core.threads import wait_politely
+
 START_METHOD = "forkserver"
 #: What a worker imports.
 _IMPORTS = ["tutti.train.worker", "transformers.models.llama.modeling_llama", "torchft"]
@@ -22,6 +24,7 @@ def start_server() -> None:
     It is started without Ctrl-C: it would die of it in mid-import, with a traceback on the terminal.
     """
     os.environ.setdefault("RUST_LOG", "error")  # torchft's servers narrate every heartbeat that they miss
+    wait_politely()
     multiprocessing.set_forkserver_preload(_IMPORTS)
     resource_tracker.ensure_running()  # starting it unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
