@@ -11,13 +11,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti import models
-from tutti.config import load_config
+from tutti.config import Config, load_config
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
+from tutti.data.labelled import PreparedExamples
 from tutti.package import Asker, is_package, open_package
-from tutti.tasks.chat import render
+from tutti.tasks.writing import render
+from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob
 from tutti.train.language import LanguageModelJob
+from tutti.train.writing import EncoderDecoderJob, asked, score_writing, write
 from tutti.trained import arithmetic_of, load_trained, measure, part_of
 
 
@@ -32,6 +35,8 @@ def evaluate(run: Path, *, split: str = "validation", samples: int | None = None
     began = time.perf_counter()
     job, config, step = load_trained(run)
     found = measure(job, job.objective, part_of(job, split, config), config, samples=samples)
+    if isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(job.prepared, PreparedExamples):
+        found |= score_writing(job.objective.model, config, job.prepared, split, samples)
     return {
         "run": str(run),
         "step": step,
@@ -52,12 +57,23 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
     if is_package(place):
         return open_package(place).predict(records)
     job, config, _ = load_trained(place)
+    if config.task.labelled and not config.task.asks:
+        return _write(job, config, records)
     if not isinstance(job, LabelledJob):
         raise RunError(
             f"{place} is a language model, which predicts no labels", "let it write with `tutti generate`"
         )
     asker = Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
     return asker.predict(records)
+
+
+def _write(job: Job, config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+    """What a model that learned to write from examples writes to `records`."""
+    assert isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(
+        job.prepared, PreparedExamples
+    )
+    written = write(job.objective.model, config, job.prepared, asked(config, records))
+    return [{"text": text} for text in written]
 
 
 def generate(
@@ -72,9 +88,10 @@ def generate(
     """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token."""
     directory = RunDirectory(run)
     directory.require()
-    if (config := load_config(directory.config)).task.asks:
+    if (config := load_config(directory.config)).task.kind not in ("language_model", "chat"):
         raise RunError(
-            f"{run} learned to {config.task.kind}, not to write", f"ask it with `tutti predict {run} …`"
+            f"{run} learned to {config.task.kind}, not to go on from a text",
+            f"ask it with `tutti predict {run} …`",
         )
     if _export_is_current(directory):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory.export)

@@ -21,7 +21,7 @@ from tutti.resolve import Facts, Resolved, resolve
 from tutti.sync import check_sync
 from tutti.tasks import Manner, find_manner, make_text_task
 from tutti.train.checkpoints.retention import entries
-from tutti.train.labelled import blueprint_of, reader_of
+from tutti.train.labelled import blueprint_of, has_head, reader_of
 from tutti.train.precision import DTYPES
 
 Say = Callable[[str], None]
@@ -119,7 +119,7 @@ def start_run(
     `continues`: the run whose text this must be; `groups`: runs that share this machine.
     """
     config = with_tokenizer(config)
-    if config.task.asks:
+    if has_head(config):
         return _start_labelled(config, say, processes, continues)
     prepared: Prepared | PreparedExamples
     if config.task.labelled:

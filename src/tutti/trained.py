@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ from tutti.parallel import Split, World
 from tutti.starting import prepare, text_has_changed
 from tutti.train import checkpoints
 from tutti.train.job import Job
-from tutti.train.labelled import LabelledJob, labelled_job
+from tutti.train.labelled import LabelledJob, has_head, labelled_job
 from tutti.train.language import LanguageModelJob, language_model_job, source_of
 from tutti.train.precision import compute_context
+from tutti.train.writing import EncoderDecoderJob, encoder_decoder_job
 
 
 class Trained(NamedTuple):
@@ -54,11 +56,10 @@ def load_trained(run: Path) -> Trained:
         raise CheckpointError(
             f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"
         )
-    job: Job = (
-        labelled_job(config, prepare(config).directory)
-        if config.task.asks
-        else language_model_job(config, prepare(config).directory)
-    )
+    make: Callable[[Config, Path], Job] = language_model_job
+    if has_head(config):
+        make = labelled_job if config.task.asks else encoder_decoder_job
+    job = make(config, prepare(config).directory)
     identity = checkpoints.read_manifest(path).meta["identity"]
     if identity["data"] != job.train_data.fingerprint:
         raise text_has_changed(run)
@@ -74,7 +75,7 @@ def part_of(job: Job, split: str, config: Config) -> SampleSource:
     Raises:
         TuttiError: it has no such part.
     """
-    if isinstance(job, LabelledJob):
+    if isinstance(job, LabelledJob | EncoderDecoderJob):
         if split not in job.prepared.parts:
             raise TuttiError(
                 f"this run has no part '{split}' of its data", f"there are: {', '.join(job.prepared.parts)}"

@@ -49,6 +49,7 @@ def test_a_head_is_kept_for_the_same_task_and_labels_alone(
         length=32,
         seed=3,
         pad=0,
+        end=3,
     )
     model = blueprint.build()
     assert bool((model.classifier.bias == 7.0).all()) is kept

@@ -59,6 +59,10 @@ def _line(prediction: dict[str, Any]) -> str:
     if isinstance(prediction.get("entities"), list):
         found = [f"{entity['text']} ({entity['label']})" for entity in prediction["entities"]]
         return ", ".join(found) or "no entities"
+    if isinstance(prediction.get("items"), list):
+        return ", ".join(f"{one['item']} {one['score']:.2f}" for one in prediction["items"][:5])
+    if "text" in prediction and "scores" not in prediction:
+        return str(prediction["text"])
     if "answer" in prediction:
         return prediction["answer"] or "no answer"
     scores = prediction["scores"]

@@ -14,26 +14,45 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "tag": ("text", "spans", "tokens", "tags"),
     "relate": ("text", "label"),
     "answer": ("question", "context", "answers"),
+    "recommend": ("items",),
     "chat": ("messages", "prompt", "response"),
+    "translate": ("source", "target"),
+    "summarise": ("text", "summary"),
 }
+#: Those whose models write.
+WRITING = ("chat", "translate", "summarise")
 #: Keys of the section that belong to some kinds only.
 _OF_KINDS = {
     "multiple": ("classify",),
     "balance": ("classify", "relate"),
     "none": ("relate",),
     "unanswerable": ("answer",),
+    "catalogue": ("recommend",),
+    "repeats": ("recommend",),
 }
 
 
 class TaskConfig(Section):
     """What the model is for."""
 
-    kind: Literal["language_model", "classify", "tag", "relate", "answer", "chat"] = Field(
+    kind: Literal[
+        "language_model",
+        "classify",
+        "tag",
+        "relate",
+        "answer",
+        "recommend",
+        "chat",
+        "translate",
+        "summarise",
+    ] = Field(
         default="language_model",
         description="`language_model`: to continue text. From labelled examples: `classify`: one label (or several) "
         "for a text or a pair of texts; `tag`: names and other entities in a text; `relate`: what two marked entities "
-        "of a text have to do with each other; `answer`: the stretch of a text that answers a question; `chat`: "
-        "what an assistant says in a talk, or answers to an instruction.",
+        "of a text have to do with each other; `answer`: the stretch of a text that answers a question; "
+        "`recommend`: what somebody wants next who had these things; `chat`: "
+        "what an assistant says in a talk, or answers to an instruction; `translate`, `summarise`: one text from "
+        "another.",
     )
     fields: dict[str, str] = Field(
         default_factory=dict,
@@ -55,6 +74,15 @@ class TaskConfig(Section):
         description="`answer`: some questions have no answer in their text, and saying so is right.",
     )
 
+    catalogue: str | None = Field(
+        default=None,
+        description="`recommend`: a file with fields `item` and `text` that describe the items; like ones begin alike, "
+        "and those that nobody had yet can be recommended too.",
+    )
+    repeats: bool = Field(
+        default=False, description="`recommend`: what somebody had may be recommended to them again."
+    )
+
     @property
     def labelled(self) -> bool:
         """Whether it learns from examples of the user's, not from running text."""
@@ -63,7 +91,7 @@ class TaskConfig(Section):
     @property
     def asks(self) -> bool:
         """Whether the model is asked and answers by a head of its own; else it writes."""
-        return self.kind not in ("language_model", "chat")
+        return self.labelled and self.kind not in WRITING
 
     @model_validator(mode="after")
     def _belong(self) -> TaskConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -126,6 +126,27 @@ def with_separators(tokenizer: Tokenizer) -> Tokenizer:
         single=f"{first} $A {end}",
         pair=f"{first} $A {end} $B:1 {end}:1",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in (first, end)],
+    )
+    return tokenizer
+
+
+def words_tokenizer(words: Sequence[str], between: str) -> Tokenizer:
+    """A tokenizer whose tokens are `words`, numbered as they come, then one for all others and the end token; in a text
+    `between` stands between them."""
+    numbers = {word: number for number, word in enumerate([*words, UNKNOWN])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(between, "removed")
+    tokenizer.add_special_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in (UNKNOWN, END_OF_TEXT)]
+    )
+    return tokenizer
+
+
+def with_end(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer`, trained here, that puts the end token behind a text: so encoder-decoders are given texts."""
+    tokenizer = with_separators(tokenizer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END_OF_TEXT}", special_tokens=[(END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))]
     )
     return tokenizer
 

@@ -52,6 +52,33 @@ def generate(
     return [_text(tokenizer, start, new) for start, new in zip(starts, written, strict=True)]
 
 
+def generate_from(
+    model: PreTrainedModel, tokenizer: Any, given: Sequence[Sequence[int]], new_tokens: int
+) -> list[str]:
+    """What an encoder-decoder writes to each of the tokens `given` (which end as its texts do), at most `new_tokens`;
+    always the likeliest."""
+    longest = max(map(len, given), default=0)
+    if not longest:
+        return ["" for _ in given]
+    whole: Any = model
+    pad = whole.config.pad_token_id
+    device, training = next(model.parameters()).device, model.training
+    ids = torch.tensor([[*one, *[pad] * (longest - len(one))] for one in given], device=device)
+    mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in given], device=device)
+    model.train(False)
+    try:
+        with torch.no_grad():
+            written: list[list[int]] = whole.generate(
+                ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, num_beams=1
+            ).tolist()
+    finally:
+        model.train(training)
+    texts: list[str] = tokenizer.batch_decode(
+        written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return texts
+
+
 def _continue(
     model: Any, starts: list[list[int]], new_tokens: int, end: int, temperature: float, top_k: int
 ) -> list[list[int]]:

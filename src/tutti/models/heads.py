@@ -1,4 +1,7 @@
-"""Models that end in a head for labels: an architecture, and weights of a directory below a head that may be new."""
+"""Models that are no causal language models: an architecture, and weights of a directory below a head that may be new.
+
+Their head gives labels, places, or the words of an encoder-decoder.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,27 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    LlamaConfig,
     ModernBertConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from tutti.config.schema import ModelConfig
+from tutti.config.task import WRITING
 from tutti.core import ModelError
 from tutti.models.architecture import (
+    CAUSAL,
     Purpose,
     config_from_directory,
     config_from_mapping,
@@ -48,10 +57,16 @@ _CLASSIFIER = Head(
     AutoModelForSequenceClassification,
     Purpose("text classifier", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, _EXAMPLES),
 )
-#: By kind of task.
+_ENCODER_DECODER = Head(
+    AutoModelForSeq2SeqLM,
+    Purpose("encoder-decoder", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "t5, bart, marian"),
+)
+#: By kind of task; of those that write: where the model is an encoder-decoder.
 HEADS = {
+    **dict.fromkeys(WRITING, _ENCODER_DECODER),
     "classify": _CLASSIFIER,
     "relate": _CLASSIFIER,
+    "recommend": Head(AutoModelForCausalLM, CAUSAL),
     "tag": Head(
         AutoModelForTokenClassification,
         Purpose("token classifier", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, _EXAMPLES),
@@ -184,6 +199,7 @@ def draw_headed_blueprint(
     length: int,
     seed: int,
     pad: int,
+    end: int,
 ) -> HeadedBlueprint:
     """The model for a task of `kind`.
 
@@ -195,12 +211,14 @@ def draw_headed_blueprint(
         length: tokens of a row, at most.
         seed: decides first weights, unless `config` has a seed of its own.
         pad: the token that stands for nothing.
+        end: the token that ends a text.
 
     Raises:
         ModelError: there is no such model; says what to do.
     """
     seed = seed if config.seed is None else config.seed
     body = find_body(config, kind)
+    labels = () if kind == "recommend" else labels  # they are its words
     architecture, directory, other_head = body.architecture, None, False
     choices: list[str] = []
     if config.path is not None and not config.from_scratch:
@@ -210,25 +228,23 @@ def draw_headed_blueprint(
         keeps_head = keeps_head and (not labels or _label_names(architecture) == labels)
         other_head = not keeps_head and any(_has_head(architecture, head) for head in HEADS.values())
         head = "its head" if keeps_head else "a new head"
+        with_head = f", with {head}" if kind not in WRITING else ""
         choices.append(
-            f"model: weights of {directory}, with {head}" + (f" for {len(labels)} labels" if labels else "")
+            f"model: weights of {directory}{with_head}" + (f" for {len(labels)} labels" if labels else "")
         )
     else:
         if config.size is not None:
-            preset = choose_preset(config.size, vocabulary)
-            architecture = ModernBertConfig(
-                hidden_size=preset.width,
-                intermediate_size=preset.feed_forward,
-                num_hidden_layers=preset.layers,
-                num_attention_heads=preset.heads,
-                max_position_embeddings=length,
-                bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None,
-            )  # fmt: skip
-            choices.append(preset.sentence(config.size).replace("a Llama", "a ModernBERT"))
+            architecture, sentence = _of_size(config.size, kind, vocabulary, length)
+            choices.append(sentence)
         text = architecture.get_text_config()
         text.vocab_size, text.pad_token_id = vocabulary, pad
         if getattr(text, "max_position_embeddings", length) < length:
             text.max_position_embeddings = length
+        if architecture.is_encoder_decoder:
+            architecture.eos_token_id, architecture.decoder_start_token_id = end, pad
+    if kind == "recommend":
+        # What fills up is also what begins, and has to learn: transformers would keep its embedding zero.
+        architecture.bos_token_id, architecture.eos_token_id, architecture.pad_token_id = end, end, None
     if labels:
         architecture.num_labels = len(labels)
         architecture.id2label = dict(enumerate(labels))
@@ -236,6 +252,22 @@ def draw_headed_blueprint(
     said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
     choices += filter(None, [said])
     return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, other_head)
+
+
+def _of_size(size: str, kind: str, vocabulary: int, length: int) -> tuple[Any, str]:
+    """An architecture of about so many parameters, and a sentence about it."""
+    preset = choose_preset(size, vocabulary)
+    if kind == "recommend":
+        return LlamaConfig(**preset.settings(length)), preset.sentence(size)
+    architecture = ModernBertConfig(
+        hidden_size=preset.width,
+        intermediate_size=preset.feed_forward,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        max_position_embeddings=length,
+        bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None,
+    )  # fmt: skip
+    return architecture, preset.sentence(size).replace("a Llama", "a ModernBERT")
 
 
 def _has_head(architecture: Any, head: Head) -> bool:

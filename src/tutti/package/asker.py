@@ -37,13 +37,13 @@ class Asker:
             TuttiError: a record is no example of the task.
         """
         task, labels = self.task, self.labels
-        if "text" not in FIELDS[task.kind] and any(isinstance(record, str) for record in records):
+        if task.asked is None and any(isinstance(record, str) for record in records):
             raise RunError(
                 f"this model learned to {task.kind}, and is asked with more than a text: "
                 f"{', '.join(FIELDS[task.kind][:-1])}",
                 "give a file with these fields: `tutti predict RUN --file FILE`",
             )
-        called = task.config.fields.get("text", "text")
+        called = task.config.fields.get(str(task.asked), str(task.asked))
         fields = [{called: record} if isinstance(record, str) else record for record in records]
         examples = [
             task.example(Record(f"record {number}", one), labelled=False)

@@ -8,12 +8,16 @@ from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy
 from tutti.tasks.classify import Classify
 from tutti.tasks.function import FunctionObjective
 from tutti.tasks.manner import Manner, find_manner
+from tutti.tasks.recommend import Recommend
 from tutti.tasks.relate import Relate
+from tutti.tasks.rewrite import Summarise, Translate
 from tutti.tasks.tag import Tag
 from tutti.tasks.task import Answers, Example, Labels, Record, RowEncoder, Task, TextTask
 from tutti.tasks.terms import Added, Addend, LossTerm
+from tutti.tasks.writing import Writing
 
-_ASKING: dict[str, type[Task]] = {task.kind: task for task in (Classify, Tag, Relate, Answer)}
+_ASKING: dict[str, type[Task]] = {task.kind: task for task in (Classify, Tag, Relate, Answer, Recommend)}
+_WRITING: dict[str, type[Writing]] = {task.kind: task for task in (Chat, Translate, Summarise)}
 
 
 def make_task(config: TaskConfig, regularise: RegulariseConfig | None = None) -> Task:
@@ -23,7 +27,12 @@ def make_task(config: TaskConfig, regularise: RegulariseConfig | None = None) ->
 
 def make_text_task(config: TaskConfig) -> TextTask:
     """What makes rows of the examples of the task that `config` names."""
-    return make_task(config) if config.asks else Chat(config)
+    return make_task(config) if config.asks else make_writing_task(config)
+
+
+def make_writing_task(config: TaskConfig) -> Writing:
+    """The task that `config` names, whose model writes."""
+    return _WRITING[config.kind](config)
 
 
 __all__ = [
@@ -41,8 +50,10 @@ __all__ = [
     "RowEncoder",
     "Task",
     "TextTask",
+    "Writing",
     "chunked_cross_entropy",
     "find_manner",
     "make_task",
     "make_text_task",
+    "make_writing_task",
 ]

@@ -36,6 +36,7 @@ class Answer(Task):
     """
 
     kind = "answer"
+    asked = None
     long = "their texts are read in pieces that overlap"
 
     def __init__(self, config: TaskConfig, regularise: RegulariseConfig | None = None) -> None:

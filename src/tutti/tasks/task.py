@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from tutti.tasks.dense import packed
 Example = dict[str, Any]
 #: What a model reads of an example, or of a part of it: columns of whole numbers, each of its own length.
 Row = dict[str, Sequence[int]]
+#: Stands between labels in a text of which they are the words: their names may hold spaces.
+BETWEEN = "\t"
 #: [rows, width] float64: what a model answered.
 Answers = NDArray[np.float64]
 
@@ -71,12 +73,19 @@ class Labels:
         return {name: number for number, name in enumerate(self.names)}
 
 
+class Ends(NamedTuple):
+    """How texts end for an encoder-decoder: the `end` token; `frames`: the tokenizer frames a text with it itself."""
+
+    end: int
+    frames: bool
+
+
 @dataclass(frozen=True)
 class RowEncoder:
     """How text becomes rows: at most `length` tokens in each, `pad` for what is not there.
 
     `types`: whether the model tells first and second texts apart (`token_type_ids`). `render`: what writes talks
-    (`tasks.chat`), for tasks that have them.
+    (`tasks.writing`), for tasks that have them. `ends`: of an encoder-decoder.
     """
 
     tokenizer: Tokenizer
@@ -84,6 +93,7 @@ class RowEncoder:
     pad: int
     types: bool
     render: Callable[[list[dict[str, str]], bool], str] | None = None
+    ends: Ends | None = None
 
     @cached_property
     def frames(self) -> Tokenizer:
@@ -108,6 +118,14 @@ class TextTask(ABC):
     long: ClassVar[str]
     #: What the counts of its labels count.
     counted: ClassVar[str] = "examples"
+    #: What its labels are called.
+    noun: ClassVar[str] = "labels"
+    #: What its tokens are: pieces of `text`, or `labels`.
+    words: ClassVar[Literal["text", "labels"]] = "text"
+    #: Whether every label must be among those to train on.
+    closed: ClassVar[bool] = True
+    #: Whether equal examples are one, and none to be judged by may be among those to train on.
+    distinct: ClassVar[bool] = True
     #: Tokens of every row, where they have to be equally many; None: as many as the longest of a batch has.
     fixed: int | None = None
 
@@ -208,6 +226,8 @@ class Task(TextTask):
 
     #: The metric that says which of two models is better; more is better.
     main: str
+    #: The field that a mere text is, where one is asked about; None: it takes more than a text.
+    asked: ClassVar[str | None] = "text"
 
     @abstractmethod
     def objective(self, model: nn.Module, labels: Labels) -> Objective:

@@ -24,6 +24,7 @@ from tutti.models import (
     export_model,
     find_blocks,
     find_body,
+    is_encoder_decoder,
 )
 from tutti.models.quantized import train_quantized
 from tutti.models.tuning import has_adapters, merged, save_adapters, tune
@@ -31,6 +32,7 @@ from tutti.parallel import Split, World
 from tutti.tasks import Answers, RowEncoder, Task, make_task
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
+from tutti.tasks.recommend import start_from
 from tutti.tasks.scored import Scored
 from tutti.tasks.task import Row, Rows
 from tutti.train.job import Job
@@ -128,7 +130,7 @@ def reader_of(config: Config) -> Reader:
     Raises:
         ModelError: there is none for the task, or it cannot see `data.sequence` tokens.
     """
-    if not config.task.asks:
+    if not has_head(config):
         return Reader(config.data.sequence, types=False)
     body = find_body(config.model, config.task.kind)
     if body.length is not None and body.length < config.data.sequence:
@@ -137,7 +139,12 @@ def reader_of(config: Config) -> Reader:
             f"{config.data.sequence}",
             f"set data.sequence to {body.length} or less",
         )
-    return Reader(config.data.sequence, body.types)
+    return Reader(config.data.sequence, body.types and config.task.asks, decodes=not config.task.asks)
+
+
+def has_head(config: Config) -> bool:
+    """Whether the model of `config` is none that continues text: it is asked, or reads one text and writes another."""
+    return config.task.asks or (config.task.labelled and is_encoder_decoder(config.model))
 
 
 def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = False) -> LabelledJob:
@@ -149,6 +156,8 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
     task = make_task(config.task, config.regularise)
     blueprint = blueprint_of(config, prepared)
     model = blueprint.build()
+    if (vectors := prepared.vectors) is not None and blueprint.directory is None:
+        start_from(model, vectors)
     choices = tune(model, config.tune, task.kind, config.train.seed)
     blocks = find_blocks(model)
     dense = config.memory.recompute == "none" and bool(blocks) and install(model, blocks, ATTENTION)
@@ -188,4 +197,5 @@ def blueprint_of(config: Config, prepared: PreparedExamples) -> HeadedBlueprint:
         length=config.data.sequence,
         seed=config.train.seed,
         pad=prepared.pad,
+        end=prepared.end_token,
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +19,9 @@ from tutti.data.labelled import ExampleSource, PreparedExamples, open_examples
 from tutti.models import Blueprint, count_parameters, draw_blueprint, export_model, flops_per_token, generate
 from tutti.parallel import Arithmetic, Split, World, apply_language_layout
 from tutti.tasks import CausalLanguageModelling, find_manner, make_text_task
-from tutti.tasks.chat import render
+from tutti.tasks.writing import render
 from tutti.train.job import Job
+from tutti.train.writing import examine_writing
 
 
 @dataclass(kw_only=True)
@@ -51,11 +54,20 @@ class LanguageModelJob(Job):
             seed=self.config.train.seed,
         )
         for prompt, text in zip(prompts, texts, strict=True):
-            say(prompt, text)
+            say(f"{prompt} → " if self.config.task.labelled else prompt, text)
+
+    def examine(self, model: nn.Module, context: AbstractContextManager[None]) -> dict[str, Any] | None:
+        if not isinstance(self.prepared, PreparedExamples):
+            return None
+        source = source_of(self.config, self.prepared, "test")
+        if source is None:
+            return None
+        objective = CausalLanguageModelling(model)
+        return examine_writing(model, objective, source, self.config, self.prepared, context)
 
     def asked(self, prompts: Sequence[str]) -> list[str]:
         """What the model is given for `prompts`: of an assistant the beginning of its turn."""
-        if self.config.task.kind != "chat":
+        if not self.config.task.labelled:
             return list(prompts)
         fill = render(self.prepared.tokenizer_directory)
         return [fill([{"role": "user", "content": prompt}], True) for prompt in prompts]

@@ -36,7 +36,7 @@ from tutti.train.cooperate import Neighbours, rotation_of, start_cooperation
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
 from tutti.train.job import Job
-from tutti.train.labelled import labelled_job
+from tutti.train.labelled import has_head, labelled_job
 from tutti.train.language import split_language_model_job
 from tutti.train.loop import Loop
 from tutti.train.optimizer import Optimizers, build_optimizers
@@ -48,6 +48,7 @@ from tutti.train.served import make_server_policy
 from tutti.train.settings import Settings, settings_of
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator
+from tutti.train.writing import encoder_decoder_job
 
 
 @dataclass(frozen=True)
@@ -351,6 +352,9 @@ def _job(
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     if config.task.asks:
         job = labelled_job(config, assignment.prepared, learns=True)
+        return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
+    if has_head(config):
+        job = encoder_decoder_job(config, assignment.prepared)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     return split_language_model_job(config, assignment.prepared, world, arithmetic)
 

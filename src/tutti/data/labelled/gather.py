@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tutti.config.schema import DataConfig
 from tutti.core.errors import DataError
+from tutti.data.labelled.catalogue import read_catalogue
 from tutti.data.labelled.records import read_records
 from tutti.data.listing import list_sources
 from tutti.data.reading import check_encoding
@@ -23,12 +24,13 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass
 class Gathered:
-    """Examples by part, and what was found on the way."""
+    """Examples by part, and what was found on the way. `described`: texts about labels, by their names."""
 
     parts: dict[str, list[Example]]
     labels: Labels
     counts: dict[str, int]
     choices: list[str] = field(default_factory=list)
+    described: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ def gather(config: DataConfig, task: TextTask) -> Gathered:
     if not found["train"]:
         raise DataError("data.source holds no examples", "check that these are the right files")
     choices: list[str] = []
-    if config.deduplicate:
+    if config.deduplicate and task.distinct:
         found = _without_duplicates(task, found, counts)
     found |= _split_off(config, task, found, choices)
-    labels = _labels(task, found)
+    described = read_catalogue(config, task.config.catalogue) if task.config.catalogue else {}
+    labels = _labels(task, found, described)
     choices += _remarks(task, labels, counts)
     parts = {part: [one.example for one in some] for part, some in found.items() if some}
-    return Gathered(parts, labels, dict(counts), choices)
+    return Gathered(parts, labels, dict(counts), choices, described)
 
 
 def _read(
@@ -178,9 +181,12 @@ def _split_off(
     return parts
 
 
-def _labels(task: TextTask, found: dict[str, list[_Found]]) -> Labels:
-    counted = Counter(name for one in found["train"] for name in task.label_names(one.example))
+def _labels(task: TextTask, found: dict[str, list[_Found]], described: Iterable[str]) -> Labels:
+    counted = Counter(dict.fromkeys(described, 0))
+    counted.update(name for one in found["train"] for name in task.label_names(one.example))
     labels = task.labels(counted)
+    if not task.closed:
+        return labels
     known = set(labels.names)
     for part in ("validation", "test"):
         for one in found.get(part, ()):
@@ -198,7 +204,7 @@ def _remarks(task: TextTask, labels: Labels, counts: Counter[str]) -> list[str]:
     if labels.names:
         low, high = min(labels.counts), max(labels.counts)
         rarest = labels.names[labels.counts.index(low)]
-        said.append(f"{len(labels.names)} labels, of which each has {low} to {high} {task.counted}")
+        said.append(f"{len(labels.names)} {task.noun}, of which each has {low} to {high} {task.counted}")
         if task.kind == "classify" and high >= _UNBALANCED * max(low, 1) and not task.config.balance:
             said.append(
                 f"labels are unbalanced ('{rarest}' has {low}, the commonest {high}): look at macro_f1 beside "

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tokenizers import Tokenizer
+
 from tutti.config.schema import DataConfig
 from tutti.core.errors import DataError
 from tutti.core.files import fsync_directory, write_json_atomically
 from tutti.core.rundir import unwritable
+from tutti.data.labelled.catalogue import vectors_of
 from tutti.data.labelled.gather import Gathered, gather
-from tutti.data.labelled.prepared import EXAMPLES, MANIFEST, PreparedExamples, digest, open_examples
+from tutti.data.labelled.prepared import EXAMPLES, MANIFEST, VECTORS, PreparedExamples, digest, open_examples
 from tutti.data.labelled.table import write_table
 from tutti.data.lock import locked
 from tutti.data.prepared import TOKENIZER
@@ -32,10 +36,12 @@ from tutti.data.tokenizer import (
     train_bpe,
     train_characters,
     vocabulary_of,
+    with_end,
     with_separators,
+    words_tokenizer,
 )
-from tutti.tasks.chat import give_template, render
-from tutti.tasks.task import Example, Row, RowEncoder, TextTask
+from tutti.tasks.task import BETWEEN, Ends, Example, Row, RowEncoder, TextTask
+from tutti.tasks.writing import Writing, give_template, render
 
 Say = Callable[[str], None]
 _BATCH = 1024
@@ -43,10 +49,14 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class Reader:
-    """The model that is to read the rows: tokens that it sees at once, and whether it tells texts of a pair apart."""
+    """The model that is to read the rows: tokens that it sees at once, and whether it tells texts of a pair apart.
+
+    `decodes`: it is an encoder-decoder, which reads one text and writes another.
+    """
 
     length: int
     types: bool
+    decodes: bool = False
 
 
 def prepare_examples(config: DataConfig, task: TextTask, reader: Reader, say: Say) -> PreparedExamples:
@@ -58,13 +68,15 @@ def prepare_examples(config: DataConfig, task: TextTask, reader: Reader, say: Sa
     """
     say("reading labelled examples")
     gathered = gather(config, task)
-    given = None if config.tokenizer in ("bpe", "characters") else hugging_face_directory(config.tokenizer)
+    own = config.tokenizer in ("bpe", "characters") or task.words == "labels"
+    given = None if own else hugging_face_directory(config.tokenizer)
     name = digest(
         [
             FORMAT,
             task.config.model_dump(mode="json"),
-            [reader.length, reader.types],
+            [reader.length, reader.types, *([True] if reader.decodes else ())],
             gathered.parts,
+            *([sorted(gathered.described.items())] if gathered.described else ()),
             [config.tokenizer, config.vocabulary] if given is None else digest_of_directory(given),
         ]
     )
@@ -92,10 +104,13 @@ def _write(
 ) -> None:
     directory.mkdir(parents=True)
     choices = list(gathered.choices)
-    choices += _make_tokenizer(config, gathered, task, directory / TOKENIZER)
-    if task.kind == "chat":
-        give_template(directory / TOKENIZER)
+    frame = with_end if reader.decodes else with_separators
+    choices += _make_tokenizer(config, gathered, task, directory / TOKENIZER, frame)
+    if isinstance(task, Writing) and not reader.decodes:
+        give_template(directory / TOKENIZER, task.template)
     encoder = encoder_in(directory / TOKENIZER, task, reader)
+    if gathered.described:
+        np.save(directory / VECTORS, vectors_of(gathered.labels.names, gathered.described))
     parts = {}
     for part, examples in gathered.parts.items():
         parts[part] = _write_part(task, examples, gathered, encoder, directory / part)
@@ -151,21 +166,30 @@ def _write_part(
     return {"examples": len(examples), "rows": rows, "tokens": tokens, "cut": cut, "columns": columns}
 
 
-def _make_tokenizer(config: DataConfig, gathered: Gathered, task: TextTask, directory: Path) -> list[str]:
-    """Put the tokenizer into `directory`; what was chosen."""
-    if config.tokenizer not in ("bpe", "characters"):
+def _make_tokenizer(
+    config: DataConfig,
+    gathered: Gathered,
+    task: TextTask,
+    directory: Path,
+    frame: Callable[[Tokenizer], Tokenizer],
+) -> list[str]:
+    """Put the tokenizer into `directory`; one that is trained gets its special tokens by `frame`. What was chosen."""
+    if config.tokenizer not in ("bpe", "characters") and task.words == "text":
         directory.mkdir()
         import_tokenizer(config.tokenizer, directory)
         return []
+    if task.words == "labels":
+        save_tokenizer(words_tokenizer(gathered.labels.names, BETWEEN), directory)
+        return []
     texts = [task.text(example) for example in gathered.parts["train"]]
     if config.tokenizer == "characters":
-        save_tokenizer(with_separators(train_characters(texts)), directory)
+        save_tokenizer(frame(train_characters(texts)), directory)
         return []
     size, choices = config.vocabulary, []
     if size == "auto":
         size, reason = choose_vocabulary(sum(len(text.encode()) for text in texts))
         choices = [f"data.vocabulary = {size}: {reason}"]
-    save_tokenizer(with_separators(train_bpe(texts, size, exactly=config.vocabulary != "auto")), directory)
+    save_tokenizer(frame(train_bpe(texts, size, exactly=config.vocabulary != "auto")), directory)
     return choices
 
 
@@ -186,5 +210,13 @@ def encoder_of(prepared: PreparedExamples, task: TextTask, reader: Reader) -> Ro
 def encoder_in(directory: Path, task: TextTask, reader: Reader) -> RowEncoder:
     """The same, with the tokenizer in `directory`."""
     tokenizer = load_for_encoding(directory)
-    fill = render(directory) if task.kind == "chat" else None
-    return RowEncoder(tokenizer, reader.length, pad_token_of(directory, tokenizer), reader.types, fill)
+    writes = isinstance(task, Writing)
+    fill = render(directory) if writes and not reader.decodes else None
+    ends = _ends(directory, tokenizer) if writes and reader.decodes else None
+    return RowEncoder(tokenizer, reader.length, pad_token_of(directory, tokenizer), reader.types, fill, ends)
+
+
+def _ends(directory: Path, tokenizer: Tokenizer) -> Ends:
+    """How the texts of an encoder-decoder end."""
+    end = end_token_of(directory, tokenizer)
+    return Ends(end, tokenizer.encode("a").ids[-1:] == [end])

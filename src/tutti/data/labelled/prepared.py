@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tutti.core.errors import DataError
 from tutti.data.labelled.table import Table
 from tutti.data.prepared import TOKENIZER
@@ -16,6 +19,7 @@ from tutti.tasks.task import Example, Labels
 
 MANIFEST = "manifest.json"
 EXAMPLES = "examples.jsonl"
+VECTORS = "vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ class PreparedExamples:
             name: Part(self.directory / name, **(part | {"columns": tuple(part["columns"])}))
             for name, part in self.manifest["parts"].items()
         }
+
+    @property
+    def vectors(self) -> NDArray[np.float32] | None:
+        """[labels, any]: what is said of each label; None: nothing is."""
+        path = self.directory / VECTORS
+        return np.load(path) if path.exists() else None
 
     def rows(self, part: str) -> int:
         """How many rows `part` has; 0 where there is no such part."""

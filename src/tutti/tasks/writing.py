@@ -1,0 +1,170 @@
+"""Examples from which a model learns to write: what it is given, and what it is to say to that.
+
+Every example is a talk of messages. A causal model reads it as the tokenizer's chat template writes it (`template` of
+the task where the tokenizer has none); targets are the tokens of the assistant's messages and the mark that ends each,
+so that the model learns to stop. What people wrote is always text: it cannot put special tokens into a talk. Talks
+stand side by side in windows of `data.sequence` tokens, and never see each other (`packing`). One that is longer than a
+window loses its end.
+
+An encoder-decoder (a row encoder with `ends`) reads what is given and writes the rest: a row for each example.
+
+Shapes: B windows or examples, S tokens, T tokens to write.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from tutti.core import Batch
+from tutti.tasks.chunked_loss import IGNORED
+from tutti.tasks.task import Example, Labels, Row, RowEncoder, TextTask, inputs_of, padded
+
+#: A message: `role` and `content`, as OpenAI has them.
+Message = dict[str, str]
+#: Stands for a message's text while the template is filled in: private use, so no template changes it.
+_MARK = re.compile("\ue000(\\d+)\ue001")
+
+
+class Writing(TextTask):
+    """A task whose model writes."""
+
+    long = "their ends are cut off"
+    #: Jinja, as transformers takes it, for tokenizers that have no chat template of their own.
+    template: ClassVar[str]
+
+    @abstractmethod
+    def talk(self, example: Example) -> list[Message]:
+        """`example` as messages; the last is what is to be written, if the example has it."""
+
+    @abstractmethod
+    def given(self, example: Example) -> list[Message]:
+        """What a model is given of `example`, to write the rest."""
+
+    def score(self, written: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        """Metrics of what was `written` to what is given in each of `examples`; {}: there are none."""
+        return {}
+
+    def label_names(self, example: Example) -> Iterable[str]:
+        return iter(())
+
+    def labels(self, counted: Counter[str]) -> Labels:
+        return Labels((), ())
+
+    def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
+        if encoder.ends is not None:
+            return [[_two_sides(encoder, self.talk(example))] for example in examples]
+        return [[_row(encoder, self.talk(example))] for example in examples]
+
+    def together(self, rows: Iterable[list[Row]], encoder: RowEncoder) -> Iterator[list[Row]]:
+        if encoder.ends is not None:
+            yield from rows
+            return
+        window: Row = {"input_ids": [], "targets": [], "places": [], "cut": [0]}
+        for (row,) in rows:
+            if len(window["input_ids"]) + len(row["input_ids"]) > encoder.length:
+                yield [window]
+                window = {"input_ids": [], "targets": [], "places": [], "cut": [0]}
+            window = {
+                "input_ids": [*window["input_ids"], *row["input_ids"]],
+                "targets": [*window["targets"], *row["targets"]],
+                "places": [*window["places"], *range(len(row["input_ids"]))],
+                "cut": [int(window["cut"][0] or row["cut"][0])],
+            }
+        if window["input_ids"]:
+            yield [window]
+
+    def batch(self, rows: Sequence[Row], pad: int) -> Batch:
+        if "places" not in rows[0]:
+            return inputs_of(rows, pad) | {"labels": padded([row["targets"] for row in rows], IGNORED)}
+        length = max(len(row["input_ids"]) for row in rows) if self.fixed is None else self.fixed
+        ids = torch.full((len(rows), length), pad)
+        labels = torch.full((len(rows), length), IGNORED)
+        positions = torch.zeros(len(rows), length, dtype=torch.int64)
+        for at, row in enumerate(rows):
+            count = len(row["input_ids"])
+            ids[at, :count] = torch.tensor(row["input_ids"])
+            labels[at, :count] = torch.tensor(row["targets"])
+            positions[at, :count] = torch.tensor(row["places"])
+            positions[at, count:] = torch.arange(length - count)  # what fills up is a talk of its own
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+    def blank(self, row: Row) -> Row:
+        return row | {"targets": [IGNORED] * len(row["targets"])}
+
+
+def give_template(directory: Path, template: str) -> None:
+    """Give the tokenizer in `directory` a chat template, if it has none; exports take it along."""
+    from transformers import AutoTokenizer  # takes seconds
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    if not tokenizer.chat_template:
+        (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def render(directory: Path | str) -> Callable[[list[Message], bool], str]:
+    """(messages, whether the assistant's turn begins) → text, by the chat template of the tokenizer in `directory`."""
+    from transformers import AutoTokenizer  # takes seconds
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+
+    def fill(messages: list[Message], begin: bool) -> str:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
+        return text
+
+    return fill
+
+
+def _two_sides(encoder: RowEncoder, messages: list[Message]) -> Row:
+    """What an encoder reads and a decoder writes, each ended by its mark, each at most `length` tokens."""
+    assert encoder.ends is not None
+    sides, cut = [], False
+    for message in messages:
+        ids = encoder.tokenizer.encode(message["content"], add_special_tokens=encoder.ends.frames).ids
+        ids = ids if ids[-1:] == [encoder.ends.end] else [*ids, encoder.ends.end]
+        cut |= len(ids) > encoder.length
+        sides.append(ids if len(ids) <= encoder.length else [*ids[: encoder.length - 1], encoder.ends.end])
+    return {"input_ids": sides[0], "targets": sides[1] if len(sides) > 1 else [], "cut": [int(cut)]}
+
+
+def _row(encoder: RowEncoder, messages: list[Message]) -> Row:
+    """The talk as tokens, and behind each the next one where it is a target."""
+    assert encoder.render is not None, "made for a task that writes"
+    marked = [message | {"content": f"\ue000{number}\ue001"} for number, message in enumerate(messages)]
+    pieces = _MARK.split(encoder.render(marked, False))
+    ids: list[int] = []
+    learned: list[bool] = []
+    speaks = False
+    for place, piece in enumerate(pieces):
+        if place % 2:  # the number of a message
+            message = messages[int(piece)]
+            some = encoder.tokenizer.encode(message["content"], add_special_tokens=False).ids
+            speaks = message["role"] == "assistant"
+            ids += some
+            learned += [speaks] * len(some)
+        else:
+            frame = encoder.frames.encode(piece, add_special_tokens=False)
+            ids += frame.ids
+            end = _first_special(frame, encoder) if speaks else 0
+            learned += [at < end for at in range(len(frame.ids))]
+    targets = [
+        number if is_learned else IGNORED for number, is_learned in zip(ids[1:], learned[1:], strict=True)
+    ]
+    cut = len(ids) - 1 > encoder.length
+    return {
+        "input_ids": ids[:-1][: encoder.length],
+        "targets": targets[: encoder.length],
+        "places": [],
+        "cut": [int(cut)],
+    }
+
+
+def _first_special(frame: Any, encoder: RowEncoder) -> int:
+    """How many tokens of a frame behind a message end it: up to the first special one, which is learned."""
+    return next((at + 1 for at, number in enumerate(frame.ids) if number in encoder.specials), 0)

@@ -1,0 +1,158 @@
+"""Models that learn from examples to write: what they write, what it is worth, and the encoder-decoders among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from tutti.config.schema import Config
+from tutti.config.task import FIELDS
+from tutti.core.types import SampleSource, module_device
+from tutti.data.labelled import ExampleSource, PreparedExamples, encoder_of, open_examples
+from tutti.evaluate import Evaluation, sum_losses
+from tutti.models import count_parameters, export_model, generate, generate_from
+from tutti.parallel import Split, World
+from tutti.tasks import Example, Record, Writing, make_writing_task
+from tutti.tasks.sequences import EncoderDecoder
+from tutti.tasks.writing import render
+from tutti.train.job import Job
+from tutti.train.labelled import blueprint_of, reader_of
+
+#: Texts that are written at once.
+_AT_ONCE = 32
+
+
+def asked(config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[Example]:
+    """`records` (texts, or the fields of examples as the files had that the model learned from) as its task has them.
+
+    Raises:
+        TuttiError: a record is no example of the task.
+    """
+    task = make_writing_task(config.task)
+    name = "prompt" if task.kind == "chat" else FIELDS[task.kind][0]
+    called = config.task.fields.get(name, name)
+    fields = [{called: record} if isinstance(record, str) else record for record in records]
+    return [
+        task.example(Record(f"record {number}", one), labelled=False) for number, one in enumerate(fields, 1)
+    ]
+
+
+def write(
+    model: nn.Module,
+    config: Config,
+    prepared: PreparedExamples,
+    examples: Sequence[Example],
+    new_tokens: int | None = None,
+) -> list[str]:
+    """What `model` writes to what is given in each of `examples`: always the likeliest token, at most `new_tokens`
+    (None: `evaluate.new_tokens`)."""
+    task, most = make_writing_task(config.task), new_tokens or config.evaluate.new_tokens
+    tokenizer: Any = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
+    assert isinstance(model, PreTrainedModel)
+    reader = reader_of(config)
+    read: list[Any]
+    answer: Callable[[list[Any]], list[str]]
+    if reader.decodes:
+        encoder = encoder_of(prepared, task, reader)
+        read = [list(row["input_ids"]) for (row,) in task.rows(examples, prepared.labels, encoder)]
+        answer = partial(generate_from, model, tokenizer, new_tokens=most)
+    else:
+        fill = render(prepared.tokenizer_directory)
+        read = [fill(task.given(example), True) for example in examples]
+        answer = partial(generate, model, tokenizer, new_tokens=most, temperature=0.0)
+    written = [""] * len(read)
+    order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together
+    for first in range(0, len(order), _AT_ONCE):
+        some = order[first : first + _AT_ONCE]
+        for number, text in zip(some, answer([read[number] for number in some]), strict=True):
+            written[number] = text
+    return written
+
+
+def score_writing(
+    model: nn.Module, config: Config, prepared: PreparedExamples, part: str, examples: int | None = None
+) -> dict[str, float]:
+    """Metrics of what `model` writes to the first `examples` (None: all) of `part`; {} where its task has none."""
+    task = make_writing_task(config.task)
+    if type(task).score is Writing.score:
+        return {}
+    judged = prepared.parts[part].read()[:examples]
+    return task.score(write(model, config, prepared, judged), judged)
+
+
+def examine_writing(
+    model: nn.Module,
+    objective: Any,
+    source: SampleSource,
+    config: Config,
+    prepared: PreparedExamples,
+    context: AbstractContextManager[None],
+) -> dict[str, Any]:
+    """Loss and metrics of the whole `model` on the final test."""
+    sums = sum_losses(
+        partial(Split(objective, World.alone()).measure, context=context),
+        source,
+        samples=source.samples_in_epoch(0),
+        part=0,
+        parts=1,
+        micro_batch=_AT_ONCE,
+        device=module_device(model),
+        target_bytes=None,
+    )
+    return {"loss": Evaluation.of(sums).loss, "metrics": score_writing(model, config, prepared, "test")}
+
+
+@dataclass(kw_only=True)
+class EncoderDecoderJob(Job):
+    """A model that reads one text and writes another."""
+
+    config: Config
+    prepared: PreparedExamples
+
+    def whole_model(self) -> nn.Module:
+        return blueprint_of(self.config, self.prepared).build()
+
+    def export(self, model: nn.Module, destination: Path) -> None:
+        export_model(model, self.prepared.tokenizer_directory, destination)
+
+    def examine(self, model: nn.Module, context: AbstractContextManager[None]) -> dict[str, Any] | None:
+        if "test" not in self.prepared.parts:
+            return None
+        source, objective = self.source("test"), EncoderDecoder(model)
+        return examine_writing(model, objective, source, self.config, self.prepared, context)
+
+    def write_samples(
+        self, model: nn.Module, say: Callable[[str, str], None], new_tokens: int | None = None
+    ) -> None:
+        prompts = self.config.evaluate.prompts
+        texts = write(model, self.config, self.prepared, asked(self.config, prompts), new_tokens)
+        for prompt, text in zip(prompts, texts, strict=True):
+            say(f"{prompt} → ", text)
+
+    def source(self, part: str) -> ExampleSource:
+        """The rows of `train`, `validation` or `test`."""
+        return ExampleSource(self.prepared, part, make_writing_task(self.config.task))
+
+
+def encoder_decoder_job(config: Config, prepared_directory: Path) -> EncoderDecoderJob:
+    """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU."""
+    prepared = open_examples(prepared_directory)
+    model = blueprint_of(config, prepared).build()
+    task, parts = make_writing_task(config.task), prepared.parts
+    train = parts["train"]
+    return EncoderDecoderJob(
+        objective=EncoderDecoder(model),
+        train_data=ExampleSource(prepared, "train", task),
+        validation_data=ExampleSource(prepared, "validation", task) if "validation" in parts else None,
+        tokens_per_sample=max(1, round(train.tokens / train.rows)),
+        parameters=count_parameters(model).total,
+        config=config,
+        prepared=prepared,
+    )
