@@ -18,6 +18,7 @@ from tutti.config import Config, dump_config, load_config
 from tutti.config.agreement import SyncConfig
 from tutti.core.rundir import RunDirectory
 from tutti.models import draw_blueprint
+from tutti.resolve import settle
 from tutti.train.checkpoints import newest_valid
 
 
@@ -39,6 +40,8 @@ class Origin:
         setting, config = self.setting, self.config
         last = setting.origin_steps + steps
         sync: dict[str, Any] = {} if arm.peer else arm.sync
+        # Even shares: at a pace by decree nobody is faster, and noise shall not change who does what.
+        agreed = SyncConfig(**{"shares": "even", "implementation": "auto", "membership": "elastic"} | sync)
         train = {
             "steps": last,
             "schedule": "wsd",
@@ -55,10 +58,7 @@ class Origin:
                 "evaluate": config.evaluate.model_copy(
                     update={"every": setting.validate_every if validate else 10**9}
                 ),
-                # Even shares: at a pace by decree nobody is faster, and noise shall not change who does what.
-                "sync": SyncConfig(
-                    **{"shares": "even", "implementation": "auto", "membership": "elastic"} | sync
-                ),
+                "sync": settle(agreed, setting.replicas, setting.precision, steps)[0],
             }
         )
         directory = RunDirectory(run)

@@ -37,6 +37,7 @@ from tutti.core.types import Batch
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.parallel import Arithmetic, World
 from tutti.sync import AllReduce, Place, StaticTransport, share
+from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.feed import Feed
 from tutti.train.language import split_language_model_job
@@ -224,7 +225,12 @@ def torchft_diloco(training: Training) -> Iterator[Method]:
     from torchft.process_group import ProcessGroupGloo
 
     model, servers, host = training.objective.model, training.task["servers"], training.task["host"]
-    outer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+    # The outer optimizer that Tutti's DiLoCo has: with its authors' settings so few rounds diverge, here as there.
+    every = training.task["sync"]["every"]
+    momentum = outer_momentum((training.settings.steps - training.state.step) / every)
+    outer = torch.optim.SGD(
+        model.parameters(), lr=outer_learning_rate(momentum), momentum=momentum, nesterov=momentum > 0
+    )
     inner = training.optimizers.optimizers[0]
     store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
 
@@ -252,7 +258,6 @@ def torchft_diloco(training: Training) -> Iterator[Method]:
         hostname=host,
         init_sync=False,
     )
-    every = training.task["sync"]["every"]
     diloco = DiLoCo(manager, [model], inner, outer, sync_every=every)
     # Whoever meets before the others have a heartbeat meets alone, and what it did is thrown away.
     meeting = dist.TCPStore(servers["host"], servers["store"], is_master=False, wait_for_workers=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from tutti.config.agreement import SyncConfig
 from tutti.core.errors import ConfigError
 from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
+from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate
 from tutti.train.recipe import choose_steps, tuning_rate
@@ -157,17 +159,18 @@ def _sync(
                 "by another",
                 "say what to take, for example sync=allreduce sync.codec=bf16",
             )
-        settled, said = settle(ladder[0].sync, replicas, precision, started=started)
+        settled, said = settle(ladder[0].sync, replicas, precision, steps, started=started)
         return settled, [f"sync = {ladder[0].name}: with one replica there is nobody to agree with", *said]
-    return settle(sync, replicas, precision, started=started)
+    return settle(sync, replicas, precision, steps, started=started)
 
 
 def settle(
-    sync: SyncConfig, replicas: int, precision: str, *, started: bool = False
+    sync: SyncConfig, replicas: int, precision: str, steps: int, *, started: bool = False
 ) -> tuple[SyncConfig, list[str]]:
-    """A decided `sync` with its `implementation` and `membership`, and the reasons for what was chosen."""
+    """A decided `sync` of a run of `steps` with nothing left open, and the reasons for what was chosen."""
     updates: dict[str, Any] = {}
     said: list[str] = []
+    updates |= _outer(sync, steps, said)
     if sync.every == "auto":  # policy allreduce, which has no rounds
         updates["every"] = SyncConfig.model_fields["every"].default
     if sync.policy == "allreduce" and sync.implementation == "auto":
@@ -186,6 +189,19 @@ def settle(
         updates["membership"] = how
         said.append(f"sync.membership = {how}: {why}")
     return sync.model_copy(update=updates), said
+
+
+def _outer(sync: SyncConfig, steps: int, said: list[str]) -> dict[str, float]:
+    """DiLoCo's outer optimizer; of other policies what nobody asks for."""
+    rounds = steps / sync.every if isinstance(sync.every, int) and sync.policy == "diloco" else math.inf
+    momentum = outer_momentum(rounds) if sync.outer_momentum == "auto" else sync.outer_momentum
+    rate = outer_learning_rate(momentum) if sync.outer_learning_rate == "auto" else sync.outer_learning_rate
+    if sync.policy == "diloco" and (sync.outer_momentum, sync.outer_learning_rate) != (momentum, rate):
+        said.append(
+            f"sync.outer_momentum = {momentum:g}, sync.outer_learning_rate = {rate:g}: {rounds:.0f} rounds, and "
+            "momentum should build up over a tenth of them"
+        )
+    return {"outer_momentum": momentum, "outer_learning_rate": rate}
 
 
 def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool) -> tuple[str, str]:

@@ -98,3 +98,24 @@ def test_what_can_be_known_before_the_run() -> None:
         resolved("sync=auto", processes=2)
     with pytest.raises(ConfigError, match="nothing is left to choose from"):
         resolved("sync={policy: allreduce, codec: auto, implementation: ddp, then: zstd}", "replicas=2")
+
+
+def test_outer_momentum_is_what_a_tenth_of_the_rounds_can_build_up() -> None:
+    """Of 18, 100 and 4 rounds; what the user says stays, and the other goes with it."""
+    found = []
+    for more in (["train.steps=180"], ["train.steps=1000"], ["train.steps=40"]):
+        run = resolved("sync=diloco", "sync.every=10", "replicas=2", *more)
+        found.append((run.config.sync.outer_momentum, run.config.sync.outer_learning_rate))
+    assert found == [(0.44, 0.85), (0.9, 0.7), (0.0, 1.0)]
+    assert any("outer_momentum = 0, " in choice and "4 rounds" in choice for choice in run.choices)
+    given = resolved("sync=diloco", "sync.outer_momentum=0.6", "replicas=2", "train.steps=100").config.sync
+    assert (given.outer_momentum, given.outer_learning_rate) == (0.6, 0.8)
+    both = resolved(
+        "sync=diloco",
+        "sync.outer_momentum=0.9",
+        "sync.outer_learning_rate=0.7",
+        "replicas=2",
+        "train.steps=100",
+    )
+    assert not any("outer" in choice for choice in both.choices)
+    assert resolved("sync=auto", "replicas=2").config.sync.outer_momentum == "auto"

@@ -59,10 +59,15 @@ class SyncConfig(Section):
         default=0,
         description="`local_sgd`, `diloco`, `gossip`: so many steps are made as by `allreduce` before the first round.",
     )
-    outer_learning_rate: Annotated[float, Field(gt=0)] = Field(
-        default=0.7, description="`diloco`: outer SGD."
+    outer_learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto",
+        description="`diloco`: outer SGD; `auto`: 1 - outer_momentum ÷ 3, so 0.7 in a long run.",
     )
-    outer_momentum: Fraction = Field(default=0.9, description="`diloco`: Nesterov momentum of the outer SGD.")
+    outer_momentum: Fraction | Auto = Field(
+        default="auto",
+        description="`diloco`: Nesterov momentum of the outer SGD; `auto`: 0.9 where there are 100 rounds or more, "
+        "else what builds up over a tenth of them.",
+    )
     fragments: Positive = Field(
         default=1, description="`diloco`: the weights take turns in so many parts (streaming)."
     )

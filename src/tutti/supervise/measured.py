@@ -85,6 +85,6 @@ def _settled(resolved: Resolved) -> dict[Rung, list[str]]:
     assert isinstance(config.replicas, int) and isinstance(config.train.steps, int)
     precision, found = config.train.precision, dict[Rung, list[str]]()
     for rung in rungs(config.sync, precision, config.train.steps):
-        sync, said = settle(rung.sync, config.replicas, precision)
+        sync, said = settle(rung.sync, config.replicas, precision, config.train.steps)
         found[Rung(sync, rung.price)] = said
     return found

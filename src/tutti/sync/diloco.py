@@ -16,6 +16,25 @@ from torch import Tensor, nn
 from tutti.sync.policy import placed_like
 from tutti.sync.rounds import Rounds
 
+#: Of the authors, for thousands of rounds (0.7 with 0.9).
+_MOST_MOMENTUM = 0.9
+#: Momentum remembers about 1 ÷ (1 − μ) rounds: this share of a run's.
+_REMEMBERED = 0.1
+
+
+def outer_momentum(rounds: float) -> float:
+    """μ of a run of so many rounds.
+
+    Deltas of few short rounds point the same way, and the learning rate falls while momentum still pushes as it did: at
+    0.9 a run of 18 rounds ended 10 % above all-reduce's loss, and above where it had begun.
+    """
+    return round(min(_MOST_MOMENTUM, max(0.0, 1 - 1 / (_REMEMBERED * max(rounds, 1)))), 2)
+
+
+def outer_learning_rate(momentum: float) -> float:
+    """η beside μ: 1 (the mean of the replicas) without momentum, 0.7 beside 0.9."""
+    return round(1 - momentum / 3, 2)
+
 
 class DiLoCo(Rounds):
     """`learning_rate` η and `momentum` μ of the outer optimizer; the rest as `Rounds`."""

@@ -120,6 +120,9 @@ def _rounds(sync: SyncConfig, shared: tuple[Any, ...], common: dict[str, Any]) -
     if sync.policy == "gossip":
         common["measured_shares"] = False  # neighbours wait for each other, so all make the same steps
         return Gossip(*shared, squeeze=sync.then == "zstd", **common)
+    assert sync.outer_momentum != "auto" and sync.outer_learning_rate != "auto", (
+        "resolved before a worker starts"
+    )
     common |= {"learning_rate": sync.outer_learning_rate, "momentum": sync.outer_momentum}
     if sync.fragments > 1 or sync.overlap:
         return StreamingDiLoCo(
