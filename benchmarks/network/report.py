@@ -39,6 +39,7 @@ def page(
         machine_line(machine) + ".",
         _method(origin),
         "## Targets",
+        _beginnings(rows),
         _targets(origin, rows),
         f"![loss gap against bytes, and time to the loss]({plot})",
         "## Loss",
@@ -57,7 +58,7 @@ def page(
         _missing(origin, rows, delays, full_runs),
         "Repeat: `make bench-network`" + (" with `--smoke`." if origin.setting.name == "smoke" else "."),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def rate_name(rate: float) -> str:
@@ -80,6 +81,15 @@ def _method(origin: Origin) -> str:
         f"where it does not run beside that. A step time is the mean of {s.timed_steps} steps (whole rounds; fewer "
         f"where they would take more than {s.timed_seconds:g} s) of the slowest replica."
     )
+
+
+def _beginnings(rows: Sequence[Row]) -> str:
+    """Whether all arms began from the very same weights."""
+    losses = sorted({result["curve"][0][1] for row in rows for result in row.curves.values()})
+    if len(losses) < 2:
+        return ""
+    between = f"{losses[0]:.4f} to {losses[-1]:.4f}"
+    return f"The checkpoint was made {len(losses)} times, by the same steps on other days: its loss was {between}."
 
 
 def _targets(origin: Origin, rows: Sequence[Row]) -> str:

@@ -18,7 +18,7 @@ class Store:
     """Of one setting, below `directory`. A result is found again while the setting and its arm are what they were."""
 
     def __init__(self, directory: Path, setting: Setting) -> None:
-        self._directory = directory / "results"
+        self._directory = directory
         self._setting = setting
 
     def get(self, kind: str, arm: Arm, *numbers: float) -> Result | None:

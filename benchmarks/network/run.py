@@ -4,7 +4,7 @@
 
 Three things are measured of every arm (`arms.py`): what it learns from one common checkpoint, what a step takes at
 each rate, and, of a few, a whole training over the network; `setting.py` has every number. Results are kept one by
-one below --work: what was interrupted goes on, and the page says what is missing.
+one below --out: what was interrupted goes on, also on another day, and the page says what is missing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start_server()
     budget = Budget(options.minutes)
     origin = make_origin(setting, work)
-    session = Session(origin, Store(work, setting), work, budget)
+    store = Store(options.out / setting.name, setting)
+    session = Session(origin, store, work, budget)
     for stage in options.stages:
         getattr(session, stage)(arms)
     write(options.out, machine, session, arms)

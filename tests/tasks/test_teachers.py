@@ -140,7 +140,7 @@ def test_hidden_states_are_learned_also_without_padding(kind: str, tmp_path: Pat
             models.append(model.eval())
         learner = OneLabel(models[0])
         learner.teachers = Teachers([OneLabel(models[1])], DistilConfig(teacher="x", hidden=2.0))
-        learner.teachers.look_into(models[0])
+        learner.teachers.look_into(*map(find_blocks, models))
         learner.train()
         models[0].eval()  # no dropout
         loss = learner(batch)

@@ -42,9 +42,9 @@ class Subject:
             TuttiError: there is none that can be made smaller.
         """
         job, config, step = load_trained(run)
-        if not isinstance(job, LabelledJob):
+        if not isinstance(job, LabelledJob) or job.task.words == "labels":
             raise RunError(
-                f"{run} learned to write; what is made smaller here answers by a head of its own",
+                f"{run} learned to {config.task.kind.replace('_', ' ')}; what is made smaller here is an encoder",
                 "compress a run with task: classify, tag, relate or answer",
             )
         if "validation" not in job.prepared.parts:

@@ -418,6 +418,8 @@ class Config(Section):
             raise ValueError(
                 "distil is for models that are asked (see task.kind); writers have `groups`, so far"
             )
+        if self.distil.hidden and self.task.kind == "recommend":
+            raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
         if self.distil.teachers and (own.r_drop or own.adversarial):
             raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
         if self.tune != TuneConfig() and not self.task.asks:

@@ -28,12 +28,6 @@ _APART = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "
 _TOGETHER = ("Wqkv", "qkv_proj", "qkv")
 
 
-def find_layers(model: nn.Module) -> list[nn.Module]:
-    """The blocks of `model`: the longest list of modules in it."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[model])
-
-
 class LastAttention:
     """Queries, keys and values [B, S, D] of the last of `blocks`, each time that it has computed.
 

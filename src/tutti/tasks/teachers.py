@@ -8,6 +8,7 @@ one of what teachers think likely rather than all of it. L, of one teacher: how 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tutti.config.task import DistilConfig
 from tutti.core import Batch
-from tutti.tasks.attention import LastAttention, find_layers, relations_apart
+from tutti.tasks.attention import LastAttention, relations_apart
 
 if TYPE_CHECKING:
     from tutti.tasks.scored import Scored
@@ -29,9 +30,7 @@ class Teachers:
         self._objectives = [objective.requires_grad_(False).eval() for objective in objectives]
         self.weight, self._temperature, self._reverse = config.weight, config.temperature, config.reverse
         self._hidden = config.hidden
-        self._attention = [
-            LastAttention(find_layers(objective.model)) for objective in self._objectives if config.hidden
-        ]
+        self._theirs: LastAttention | None = None
         self._own: LastAttention | None = None
 
     @torch.no_grad()
@@ -42,12 +41,16 @@ class Teachers:
         for objective in self._objectives:
             objective.to(device)
             told.append(objective.chances(objective.logits(batch) / self._temperature, batch))
-        return torch.stack(told).logsumexp(0) - torch.tensor(float(len(told))).log().to(device)
+        return torch.stack(told).logsumexp(0) - math.log(len(told))
 
-    def look_into(self, learner: nn.Module) -> None:
-        """Have the last layer of the model that learns watched, if it learns from hidden states."""
-        if self._hidden:
-            self._own = LastAttention(find_layers(learner))
+    @property
+    def models(self) -> list[nn.Module]:
+        """The teachers' models."""
+        return [objective.model for objective in self._objectives]
+
+    def look_into(self, learner: list[nn.Module], teacher: list[nn.Module]) -> None:
+        """Have the last of the blocks of the model that learns, and of its teacher's, watched."""
+        self._own, self._theirs = LastAttention(learner), LastAttention(teacher)
 
     def apart(self, learner: Scored, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         """T² Σ KL between teachers and learner, as a sum over targets."""
@@ -59,8 +62,8 @@ class Teachers:
 
     def hidden_apart(self, batch: Batch, targets: Tensor) -> Tensor:
         """h L, scaled to a sum over targets; after `apart`, of the same batch."""
-        if self._own is None:
+        if self._own is None or self._theirs is None:
             return targets.new_zeros((), dtype=torch.float32)
         mask = batch["attention_mask"]
-        unlike = relations_apart(self._attention[0].take(), self._own.take(), mask)
+        unlike = relations_apart(self._theirs.take(), self._own.take(), mask)
         return self._hidden * unlike * targets / len(mask)

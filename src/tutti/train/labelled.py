@@ -169,7 +169,8 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
     objective = task.objective(model, prepared.labels)
     if learns and (teachers := find_teachers(config, prepared, task)) is not None:
         assert isinstance(objective, Scored)
-        teachers.look_into(model)
+        if config.distil.hidden:
+            teachers.look_into(blocks, find_blocks(teachers.models[0]))
         objective.teachers = teachers
     parts = prepared.parts
     train = parts["train"]
