@@ -180,11 +180,12 @@ def _start_labelled(
     blueprint = blueprint_of(config, prepared)
     parameters = models.count_parameters(blueprint.lay_out()).total
     train, validation = prepared.parts["train"], prepared.parts.get("validation")
+    group = make_text_task(config.task).group
     facts = Facts(
         parameters,
-        max(1, round(train.tokens / train.rows)),
-        validation.rows if validation is not None else 0,
-        samples=train.rows,
+        max(1, round(group * train.tokens / train.rows)),
+        -(-validation.rows // group) if validation is not None else 0,
+        samples=max(1, train.rows // group),
         labelled=True,
         pretrained=blueprint.directory is not None,
         processes=processes,

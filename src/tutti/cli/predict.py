@@ -59,6 +59,9 @@ def _line(prediction: dict[str, Any]) -> str:
     if isinstance(prediction.get("entities"), list):
         found = [f"{entity['text']} ({entity['label']})" for entity in prediction["entities"]]
         return ", ".join(found) or "no entities"
+    if "embedding" in prediction:
+        first = ", ".join(f"{value:.3f}" for value in prediction["embedding"][:4])
+        return f"[{first}, …] ({len(prediction['embedding'])} numbers; --json gives all)"
     if isinstance(prediction.get("items"), list):
         return ", ".join(f"{one['item']} {one['score']:.2f}" for one in prediction["items"][:5])
     if "text" in prediction and "scores" not in prediction:

@@ -418,6 +418,8 @@ class Config(Section):
             raise ValueError(
                 "distil is for models that are asked (see task.kind); writers have `groups`, so far"
             )
+        if self.task.kind == "embed" and (own != RegulariseConfig() or self.distil.teachers):
+            raise ValueError("regularise and distil are not for task.kind embed, so far")
         if self.distil.hidden and self.task.kind == "recommend":
             raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
         if self.distil.teachers and (own.r_drop or own.adversarial):

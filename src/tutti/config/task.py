@@ -15,6 +15,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "relate": ("text", "label"),
     "answer": ("question", "context", "answers"),
     "recommend": ("items",),
+    "embed": ("query", "text"),
     "chat": ("messages", "prompt", "response"),
     "translate": ("source", "target"),
     "summarise": ("text", "summary"),
@@ -29,6 +30,7 @@ _OF_KINDS = {
     "unanswerable": ("answer",),
     "catalogue": ("recommend",),
     "repeats": ("recommend",),
+    "together": ("embed",),
 }
 
 
@@ -42,6 +44,7 @@ class TaskConfig(Section):
         "relate",
         "answer",
         "recommend",
+        "embed",
         "chat",
         "translate",
         "summarise",
@@ -50,7 +53,8 @@ class TaskConfig(Section):
         description="`language_model`: to continue text. From labelled examples: `classify`: one label (or several) "
         "for a text or a pair of texts; `tag`: names and other entities in a text; `relate`: what two marked entities "
         "of a text have to do with each other; `answer`: the stretch of a text that answers a question; "
-        "`recommend`: what somebody wants next who had these things; `chat`: "
+        "`recommend`: what somebody wants next who had these things; `embed`: "
+        "vectors that are alike where texts belong together; `chat`: "
         "what an assistant says in a talk, or answers to an instruction; `translate`, `summarise`: one text from "
         "another.",
     )
@@ -81,6 +85,12 @@ class TaskConfig(Section):
     )
     repeats: bool = Field(
         default=False, description="`recommend`: what somebody had may be recommended to them again."
+    )
+
+    together: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="`embed`: pairs of a group, each told apart from the others; a sample of the run is such a group. "
+        "`null`: 16.",
     )
 
     @property

@@ -24,11 +24,12 @@ def export_model(
     destination: Path,
     *,
     state: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files to `destination`.
 
     A directory that is there already is replaced. `state` holds other weights to write instead of the
-    model's own (whole tensors, by the model's parameter names).
+    model's own (whole tensors, by the model's parameter names). `beside`: other files to write, content by name.
 
     Raises:
         ModelError: `model` is no Hugging Face model, so there is no format that others could open.
@@ -39,34 +40,40 @@ def export_model(
             f"a {type(model).__name__} has no Hugging Face format to export to",
             "save it yourself with torch.save(model.state_dict(), …)",
         )
-    beside = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    new = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
-        model.save_pretrained(beside, state_dict=None if state is None else dict(state))
+        shutil.rmtree(new, ignore_errors=True)
+        model.save_pretrained(new, state_dict=None if state is None else dict(state))
         for file in sorted(tokenizer_directory.iterdir()):
             if file.is_file():
-                shutil.copyfile(file, beside / file.name)
-        for file in beside.iterdir():
+                shutil.copyfile(file, new / file.name)
+        for name, content in (beside or {}).items():
+            (new / name).parent.mkdir(exist_ok=True)
+            (new / name).write_text(content, encoding="utf-8")
+        for file in filter(Path.is_file, new.rglob("*")):
             file.chmod(0o644)  # safetensors writes for the owner alone; a service may run as somebody else
-        _fsync_all(beside)
+        _fsync_all(new)
         if destination.exists():
             destination.rename(old)
-        beside.rename(destination)
+        new.rename(destination)
         fsync_directory(destination.parent)
     except OSError as error:
         if old.exists() and not destination.exists():
             old.rename(destination)
         raise unwritable(destination, error) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return destination
 
 
 def _fsync_all(directory: Path) -> None:
-    for file in directory.iterdir():
-        with file.open("rb") as opened:
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            fsync_directory(path)
+            continue
+        with path.open("rb") as opened:
             os.fsync(opened.fileno())
     fsync_directory(directory)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
@@ -25,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 from tutti.config.schema import ModelConfig
@@ -66,6 +68,7 @@ HEADS = {
     **dict.fromkeys(WRITING, _ENCODER_DECODER),
     "classify": _CLASSIFIER,
     "relate": _CLASSIFIER,
+    "embed": Head(AutoModel, Purpose("encoder", MODEL_MAPPING_NAMES, _EXAMPLES)),
     "recommend": Head(AutoModelForCausalLM, CAUSAL),
     "tag": Head(
         AutoModelForTokenClassification,
@@ -226,9 +229,11 @@ def draw_headed_blueprint(
         check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
         keeps_head = _has_head(architecture, HEADS[kind])
         keeps_head = keeps_head and (not labels or _label_names(architecture) == labels)
-        other_head = not keeps_head and any(_has_head(architecture, head) for head in HEADS.values())
+        other_head = not keeps_head and any(
+            _has_head(architecture, head) for kind, head in HEADS.items() if kind != "embed"
+        )
         head = "its head" if keeps_head else "a new head"
-        with_head = f", with {head}" if kind not in WRITING else ""
+        with_head = f", with {head}" if kind not in (*WRITING, "embed") else ""
         choices.append(
             f"model: weights of {directory}{with_head}" + (f" for {len(labels)} labels" if labels else "")
         )

@@ -20,7 +20,10 @@ from tutti.core import ModelError
 from tutti.models.blocks import find_blocks
 
 #: By kind of task, as peft calls them.
-_KINDS = {"classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS"}
+_KINDS = {
+    "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
+    "recommend": "CAUSAL_LM", "embed": "FEATURE_EXTRACTION",
+}  # fmt: skip
 
 
 def tune(model: PreTrainedModel, config: TuneConfig, kind: str, seed: int) -> list[str]:
@@ -84,11 +87,7 @@ def _freeze_all_but_last(model: PreTrainedModel, layers: int) -> None:
             f"tune.layers is {layers}, but the model has {len(blocks)} blocks",
             f"set tune.layers to {len(blocks)} or less",
         )
-    body = getattr(model, model.base_model_prefix, None)
-    if body is None:
-        raise ModelError(
-            f"a {type(model).__name__} does not say which part is its body", "tune.method: full or lora"
-        )
+    body: Any = model.base_model
     for parameter in body.parameters():
         parameter.requires_grad_(False)
     learning = [

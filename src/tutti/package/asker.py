@@ -50,7 +50,7 @@ class Asker:
             for number, one in enumerate(fields, 1)
         ]
         rows = ListedRows(task.rows(examples, labels, self.encoder)) if examples else ListedRows([])
-        answers = np.zeros((len(rows), task.width(rows, labels)))
+        answers = np.zeros((len(rows), task.width(rows, labels, self.objective.model)))
         # Alike lengths together: less padding.
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
         self.objective.eval()

@@ -6,6 +6,7 @@ from tutti.tasks.causal import CausalLanguageModelling
 from tutti.tasks.chat import Chat
 from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy
 from tutti.tasks.classify import Classify
+from tutti.tasks.embed import Embed
 from tutti.tasks.function import FunctionObjective
 from tutti.tasks.manner import Manner, find_manner
 from tutti.tasks.recommend import Recommend
@@ -16,7 +17,9 @@ from tutti.tasks.task import Answers, Example, Labels, Record, RowEncoder, Task,
 from tutti.tasks.terms import Added, Addend, LossTerm
 from tutti.tasks.writing import Writing
 
-_ASKING: dict[str, type[Task]] = {task.kind: task for task in (Classify, Tag, Relate, Answer, Recommend)}
+_ASKING: dict[str, type[Task]] = {
+    task.kind: task for task in (Classify, Tag, Relate, Answer, Recommend, Embed)
+}
 _WRITING: dict[str, type[Writing]] = {task.kind: task for task in (Chat, Translate, Summarise)}
 
 

@@ -100,7 +100,7 @@ class Answer(Task):
     def objective(self, model: nn.Module, labels: Labels) -> Objective:
         return Spans(model, self.regularise)
 
-    def width(self, rows: Rows, labels: Labels) -> int:
+    def width(self, rows: Rows, labels: Labels, model: nn.Module) -> int:
         return 4
 
     def score(

@@ -112,7 +112,7 @@ class Classify(Task):
             weights = counts.sum() / (len(counts) * counts)
         return OneLabel(model, weights, self.regularise)
 
-    def width(self, rows: Rows, labels: Labels) -> int:
+    def width(self, rows: Rows, labels: Labels, model: nn.Module) -> int:
         return len(labels.names)
 
     def score(

@@ -112,7 +112,7 @@ class Recommend(Task):
     def objective(self, model: nn.Module, labels: Labels) -> Objective:
         return NextItem(model, len(labels.names), self.config.repeats, self.regularise)
 
-    def width(self, rows: Rows, labels: Labels) -> int:
+    def width(self, rows: Rows, labels: Labels, model: nn.Module) -> int:
         return 1 + 2 * SHOWN
 
     def score(

@@ -178,7 +178,7 @@ class Tag(Task):
     def objective(self, model: nn.Module, labels: Labels) -> Objective:
         return Tags(model, self.regularise)
 
-    def width(self, rows: Rows, labels: Labels) -> int:
+    def width(self, rows: Rows, labels: Labels, model: nn.Module) -> int:
         return max((len(rows[number]["starts"]) for number in range(len(rows))), default=0)
 
     def score(

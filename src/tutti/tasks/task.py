@@ -128,6 +128,8 @@ class TextTask(ABC):
     distinct: ClassVar[bool] = True
     #: Tokens of every row, where they have to be equally many; None: as many as the longest of a batch has.
     fixed: int | None = None
+    #: Rows of a sample: above 1, rows are judged by each other, and drawn together anew in every epoch.
+    group: int = 1
 
     def __init__(self, config: TaskConfig, regularise: RegulariseConfig | None = None) -> None:
         self.config = config
@@ -234,8 +236,8 @@ class Task(TextTask):
         """`model` and its loss, answering in its `answers`."""
 
     @abstractmethod
-    def width(self, rows: Rows, labels: Labels) -> int:
-        """Numbers in an answer, at most."""
+    def width(self, rows: Rows, labels: Labels, model: nn.Module) -> int:
+        """Numbers in the answer of `model` to a row, at most."""
 
     @abstractmethod
     def score(
@@ -248,6 +250,10 @@ class Task(TextTask):
         self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
     ) -> list[dict[str, Any]]:
         """A prediction for each of `examples`, as JSON has it."""
+
+    def exported(self, model: nn.Module, length: int) -> dict[str, str]:
+        """Files that others need beside the exported `model`, which reads `length` tokens: content by name."""
+        return {}
 
 
 class EmptyText(DataError):

@@ -57,14 +57,18 @@ class LabelledJob(Job):
 
     def export(self, model: nn.Module, destination: Path) -> None:
         """The model, adapters merged into it; they alone in `adapters/` beside it."""
-        export_model(merged(model), self.prepared.tokenizer_directory, destination)
+        beside = self.task.exported(model, self.config.data.sequence)
+        export_model(merged(model), self.prepared.tokenizer_directory, destination, beside=beside)
         if has_adapters(self.config.tune):
             fresh = blueprint_of(self.config, self.prepared).build()
             save_adapters(model, fresh, self.config.tune, self.task.kind, destination / "adapters")
 
     def __post_init__(self) -> None:
         labels = self.prepared.labels
-        self.answer_width = max(self.task.width(part.table, labels) for part in self.prepared.parts.values())
+        widths = [
+            self.task.width(part.table, labels, self.objective.model) for part in self.prepared.parts.values()
+        ]
+        self.answer_width = self.task.group * max(widths)
         self.main_metric = self.task.main
 
     def source(self, part: str) -> ExampleSource:
@@ -74,6 +78,8 @@ class LabelledJob(Job):
     def score(self, source: SampleSource, numbers: NDArray[np.int64], answers: Answers) -> dict[str, float]:
         assert isinstance(source, ExampleSource)
         table, examples = source.part.table, source.part.read()
+        if self.task.group > 1:
+            numbers, answers = rows_of_groups(numbers, answers, self.task.group, len(table))
         whole = whole_examples(table.example, numbers)
         kept = np.flatnonzero(np.isin(table.example[numbers], whole))
         rows = Chosen(table, numbers[kept], np.searchsorted(whole, table.example[numbers[kept]]))
@@ -90,7 +96,7 @@ class LabelledJob(Job):
             samples=count,
             part=0,
             parts=1,
-            micro_batch=_EXAMINED_AT_ONCE,
+            micro_batch=max(1, _EXAMINED_AT_ONCE // self.task.group),
             device=module_device(model),
             target_bytes=None,
             answering=Answering(objective, self.answer_width),
@@ -116,6 +122,16 @@ class Chosen:
 
     def __getitem__(self, number: int) -> Row:
         return self._table[int(self._numbers[number])]
+
+
+def rows_of_groups(
+    numbers: NDArray[np.int64], answers: Answers, group: int, rows: int
+) -> tuple[NDArray[np.int64], Answers]:
+    """The rows in the groups `numbers` of a part that has so many `rows`, and the answers to each; the last group may
+    not be full."""
+    each = (numbers[:, None] * group + np.arange(group)).flatten()
+    kept = each < rows
+    return each[kept], answers.reshape(len(each), -1)[kept]
 
 
 def whole_examples(example: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -174,7 +190,7 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
         objective.teachers = teachers
     parts = prepared.parts
     train = parts["train"]
-    tokens = max(1, round(train.tokens / train.rows))
+    tokens = max(1, round(task.group * train.tokens / train.rows))
     return LabelledJob(
         objective=objective,
         train_data=ExampleSource(prepared, "train", task, vary=config.train.seed),

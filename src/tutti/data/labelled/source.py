@@ -19,21 +19,41 @@ class ExampleSource(SampleSource):
     def __init__(
         self, prepared: PreparedExamples, part: str, task: TextTask, *, vary: int | None = None
     ) -> None:
-        """`vary`: a seed with which words are left out and moved as `task.regularise` says; None: none are."""
+        """`vary`: a seed with which words are left out and moved as `task.regularise` says, and rows come together
+        that are one sample; None: rows are as they are and in order."""
         self.part = prepared.parts[part]
         self.fingerprint = f"{prepared.fingerprint} {part}"
         self._task = task
         self._pad = prepared.pad
         drop, swap = task.regularise.word_drop, task.regularise.word_swap
         self._vary = (vary, drop, swap) if vary is not None and (drop or swap) else None
+        self._group, self._drawn = task.group, vary
+        self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def samples_in_epoch(self, epoch: int) -> int:
-        """Number of rows."""
-        return self.part.rows
+        """Number of rows, or of groups of them: those that are drawn are all full."""
+        rows, group = self.part.rows, self._group
+        return -(-rows // group) if self._drawn is None else max(1, rows // group)
 
     def load(self, epoch: int, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """The rows `indices`, in that order."""
-        return self._task.batch([self._row(epoch, int(number)) for number in indices], self._pad)
+        """The rows (of the groups) `indices`, in that order."""
+        rows: list[Row] = []
+        for number in indices:
+            rows += [self._row(epoch, row) for row in self._rows(epoch, int(number))]
+            rows += [self._task.blank(self.part.table[0])] * (-len(rows) % self._group)
+        return self._task.batch(rows, self._pad)
+
+    def _rows(self, epoch: int, number: int) -> list[int]:
+        """The rows of sample `number`; the last group may have fewer."""
+        if self._group == 1:
+            return [number]
+        places = range(number * self._group, min((number + 1) * self._group, self.part.rows))
+        if self._drawn is None:
+            return list(places)
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng([self._drawn, epoch]).permutation(self.part.rows)
+            self._order = (epoch, order)
+        return [int(self._order[1][place]) for place in places]
 
     def _row(self, epoch: int, number: int) -> Row:
         row = self.part.table[number]
@@ -44,4 +64,4 @@ class ExampleSource(SampleSource):
 
     def empty(self) -> Batch:
         """The first row with nothing to learn."""
-        return self._task.batch([self._task.blank(self.part.table[0])], self._pad)
+        return self._task.batch([self._task.blank(self.part.table[0])] * self._group, self._pad)
