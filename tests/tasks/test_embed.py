@@ -140,3 +140,15 @@ def test_what_cannot_be_is_refused(place: Path) -> None:
         load_config(None, words_of(place, "x", "regularise.r_drop=1.0"))
     with pytest.raises(ConfigError, match="together belongs to kind embed"):
         load_config(None, ["task={kind: tag, together: 4}"])
+
+
+@pytest.mark.slow
+def test_smaller_ones_give_nearly_the_same_vectors(place: Path) -> None:
+    train(place, "whole", "train.steps=100", "replicas=1")
+    run = place / "runs" / "whole"
+    texts = ["my card lost", "a bank", "transfer"]
+    before = np.array([one["embedding"] for one in api.predict(run, texts)])
+    for recipe in ("int8-mixed", "onnx+int8"):
+        api.compress(run, target="<20% worse", recipes=[recipe], destination=place / recipe)
+        after = np.array([one["embedding"] for one in api.predict(place / recipe, texts)])
+        assert ((before * after).sum(1) > 0.98).all()

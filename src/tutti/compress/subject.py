@@ -45,7 +45,7 @@ class Subject:
         if not isinstance(job, LabelledJob) or job.task.words == "labels":
             raise RunError(
                 f"{run} learned to {config.task.kind.replace('_', ' ')}; what is made smaller here is an encoder",
-                "compress a run with task: classify, tag, relate or answer",
+                "compress a run with task: classify, tag, relate, answer or embed",
             )
         if "validation" not in job.prepared.parts:
             raise RunError(
@@ -84,10 +84,11 @@ class Subject:
     def batches(self) -> Iterator[Batch]:
         """Some training examples, spread evenly, as they are given to the model."""
         source = self.job.source("train")
-        count = source.samples_in_epoch(0)
-        numbers = np.arange(min(count, _SHOWN)) * count // min(count, _SHOWN)
-        for start in range(0, len(numbers), _AT_ONCE):
-            yield source.load(0, numbers[start : start + _AT_ONCE])
+        count, group = source.samples_in_epoch(0), self.job.task.group
+        shown, at_once = min(count, max(1, _SHOWN // group)), max(1, _AT_ONCE // group)
+        numbers = np.arange(shown) * count // shown
+        for start in range(0, len(numbers), at_once):
+            yield source.load(0, numbers[start : start + at_once])
 
     def running(self, model: nn.Module) -> Iterator[Batch]:
         """Have `model` compute `batches`, one after the other."""
@@ -99,10 +100,10 @@ class Subject:
                 yield batch
 
     def rows(self, count: int) -> list[Row]:
-        """Up to `count` rows of validation examples, spread evenly."""
+        """Up to `count` rows of validation examples, spread evenly, each as it is asked about by itself."""
         table = self.job.prepared.parts["validation"].table
         count = min(count, len(table))
-        return [table[number * len(table) // count] for number in range(count)]
+        return [self.job.task.alone(table[number * len(table) // count]) for number in range(count)]
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """An example of what the model itself is called with: two rows."""

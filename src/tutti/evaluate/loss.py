@@ -38,15 +38,16 @@ class Answering:
     objective: Objective
     width: int
 
-    @contextmanager
-    def listening(self) -> Iterator[list[Tensor]]:
-        """What it answers meanwhile, batch by batch."""
-        answers: list[Tensor] = []
-        self.objective.answers = answers
-        try:
-            yield answers
-        finally:
-            self.objective.answers = None
+
+@contextmanager
+def listening(objective: Objective) -> Iterator[list[Tensor]]:
+    """What `objective` answers meanwhile, batch by batch."""
+    answers: list[Tensor] = []
+    objective.answers = answers
+    try:
+        yield answers
+    finally:
+        objective.answers = None
 
 
 def evaluation_numbers(source: SampleSource | None, samples: int, width: int) -> int:
@@ -103,7 +104,7 @@ def sum_losses(
     if answering is None:
         loss, targets = measure(batches())
         return torch.tensor([loss, targets, text_bytes], dtype=torch.float64)
-    with answering.listening() as answers:
+    with listening(answering.objective) as answers:
         loss, targets = measure(batches())
     sheet = torch.zeros(len(numbers), answering.width, dtype=torch.float64)
     first = int(np.searchsorted(numbers, mine[0])) if len(mine) else 0

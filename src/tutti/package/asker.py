@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tutti.config.task import FIELDS
 from tutti.core import Objective, RunError
 from tutti.data.labelled import ListedRows
-from tutti.evaluate import Answering
+from tutti.evaluate import listening
 from tutti.tasks import Labels, Record, RowEncoder, Task
 
 #: Rows that a model is asked about at once.
@@ -50,14 +51,17 @@ class Asker:
             for number, one in enumerate(fields, 1)
         ]
         rows = ListedRows(task.rows(examples, labels, self.encoder)) if examples else ListedRows([])
-        answers = np.zeros((len(rows), task.width(rows, labels, self.objective.model)))
+        found: dict[int, NDArray[np.float64]] = {}
         # Alike lengths together: less padding.
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
         self.objective.eval()
         with torch.no_grad(), self.context:
             for start in range(0, len(order), _AT_ONCE):
                 some = order[start : start + _AT_ONCE]
-                with Answering(self.objective, answers.shape[1]).listening() as given:
+                with listening(self.objective) as given:
                     self.objective(task.batch([rows[number] for number in some], self.encoder.pad))
-                answers[some, : given[0].shape[1]] = given[0].double().numpy()
+                found.update(zip(some, given[0].double().numpy(), strict=True))
+        answers = np.zeros((len(rows), max(map(len, found.values()), default=1)))
+        for number, answer in found.items():
+            answers[number, : len(answer)] = answer
         return task.decode(answers, rows, examples, labels)

@@ -92,6 +92,9 @@ class Embed(Task):
     def blank(self, row: Row) -> Row:
         return row | {"there": [0]}
 
+    def alone(self, row: Row) -> Row:
+        return row | {"input_ids": row["input_ids"][: row["split"][0]], "there": [0]}
+
     def objective(self, model: nn.Module, labels: Labels) -> Objective:
         return Contrast(model, self.group)
 
@@ -117,8 +120,7 @@ class Embed(Task):
     def decode(
         self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
     ) -> list[dict[str, Any]]:
-        width = answers.shape[1] // 2
-        return [{"embedding": [round(float(value), 6) for value in line[:width]]} for line in answers]
+        return [{"embedding": [round(float(value), 6) for value in line]} for line in answers]
 
     def exported(self, model: nn.Module, length: int) -> dict[str, str]:
         """What tells sentence-transformers to take the mean over tokens, with length 1."""

@@ -251,6 +251,10 @@ class Task(TextTask):
     ) -> list[dict[str, Any]]:
         """A prediction for each of `examples`, as JSON has it."""
 
+    def alone(self, row: Row) -> Row:
+        """`row` as it is asked about by itself."""
+        return row
+
     def exported(self, model: nn.Module, length: int) -> dict[str, str]:
         """Files that others need beside the exported `model`, which reads `length` tokens: content by name."""
         return {}
