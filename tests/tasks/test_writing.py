@@ -150,6 +150,45 @@ def test_a_pair_that_cannot_be_is_refused_by_its_place(record: dict[str, object]
     assert "f:1" in str(caught.value)
 
 
+def test_a_long_text_loses_its_own_end_and_not_what_is_made_of_it(place: Path) -> None:
+    """Both when it is learned from and when it is asked about."""
+    long = "abcdefgh " * 40
+    source = write_jsonl(
+        place / "long.jsonl", [{"text": f"{n} {long}", "summary": f"word {n}"} for n in range(9)]
+    )
+    words = [
+        *(
+            "name=long",
+            f"runs={place / 'runs'}",
+            f"data.cache={place / 'cache'}",
+            "task=summarise",
+            "model=60K",
+        ),
+        *(f"data.source={source}", f"data.validation_source={source}", "data.deduplicate=false"),
+        *(
+            "data.tokenizer=characters",
+            "data.sequence=64",
+            "train.steps=2",
+            "replicas=1",
+            "evaluate.new_tokens=16",
+        ),
+    ]
+    config = load_config(None, words)
+    api.train(config, console=False)
+    prepared = api.prepare(config)
+    table = prepared.parts["train"].table
+    assert prepared.parts["train"].cut == 9
+    tokenizer: Any = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
+    for number in range(len(table)):
+        row = table[number]
+        assert len(row["input_ids"]) == 64
+        learned = tokenizer.decode([at for at in row["targets"] if at >= 0])
+        assert learned == f"word {number}<|endoftext|>"
+        assert tokenizer.decode(row["input_ids"]).startswith(f"{number} abcdefgh")
+    (said,) = api.predict(place / "runs" / "long", [long])
+    assert len(said["text"]) <= 16
+
+
 def test_a_translator_is_not_asked_to_go_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(place, "short", "60K", "replicas=1")
     assert tutti_command(["generate", str(place / "runs" / "short"), "one"]) == 2

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tutti.tasks.task import Example, Record
+from tutti.tasks.task import Example, Record, RowEncoder
 from tutti.tasks.writing import Message, Writing
 
 #: Kana, Chinese characters, Hangul.
@@ -26,6 +26,7 @@ class Rewrite(Writing):
 
     #: Nothing but the two texts, each with its end: the task is in the weights, not in words.
     template = "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+    long = "of what is given the end is cut off"
     #: What the two fields are called.
     names: ClassVar[tuple[str, str]]
 
@@ -45,6 +46,13 @@ class Rewrite(Writing):
 
     def given(self, example: Example) -> list[Message]:
         return [{"role": "user", "content": example["given"]}]
+
+    def fit(self, example: Example, encoder: RowEncoder, over: int) -> Example:
+        tokens = encoder.tokenizer.encode(example["given"], add_special_tokens=False)
+        kept = max(1, len(tokens.ids) - over)
+        if kept >= len(tokens.ids):
+            return example
+        return example | {"given": example["given"][: tokens.offsets[kept - 1][1]]}
 
     def score(self, written: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         return self.compare([text.strip() for text in written], [example["wanted"] for example in examples])

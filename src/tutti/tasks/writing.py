@@ -4,7 +4,7 @@ Every example is a talk of messages. A causal model reads it as the tokenizer's 
 the task where the tokenizer has none); targets are the tokens of the assistant's messages and the mark that ends each,
 so that the model learns to stop. What people wrote is always text: it cannot put special tokens into a talk. Talks
 stand side by side in windows of `data.sequence` tokens, and never see each other (`packing`). One that is longer than a
-window loses its end.
+window loses its end; where one text is made of another, the one that is given does.
 
 An encoder-decoder (a row encoder with `ends`) reads what is given and writes the rest: a row for each example.
 
@@ -47,6 +47,10 @@ class Writing(TextTask):
     def given(self, example: Example) -> list[Message]:
         """What a model is given of `example`, to write the rest."""
 
+    def fit(self, example: Example, encoder: RowEncoder, over: int) -> Example:
+        """`example` with so many tokens less in what is given, as far as that goes; of talks nothing is left out."""
+        return example
+
     def score(self, written: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         """Metrics of what was `written` to what is given in each of `examples`; {}: there are none."""
         return {}
@@ -60,7 +64,21 @@ class Writing(TextTask):
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
         if encoder.ends is not None:
             return [[_two_sides(encoder, self.talk(example))] for example in examples]
-        return [[_row(encoder, self.talk(example))] for example in examples]
+        return [[self._row(example, encoder)] for example in examples]
+
+    def _row(self, example: Example, encoder: RowEncoder) -> Row:
+        ids, targets = read_talk(encoder, self.talk(example))
+        cut = len(ids) > encoder.length
+        if cut:
+            ids, targets = read_talk(
+                encoder, self.talk(self.fit(example, encoder, len(ids) - encoder.length))
+            )
+        return {
+            "input_ids": ids[: encoder.length],
+            "targets": targets[: encoder.length],
+            "places": [],
+            "cut": [int(cut)],
+        }
 
     def together(self, rows: Iterable[list[Row]], encoder: RowEncoder) -> Iterator[list[Row]]:
         if encoder.ends is not None:
@@ -133,8 +151,8 @@ def _two_sides(encoder: RowEncoder, messages: list[Message]) -> Row:
     return {"input_ids": sides[0], "targets": sides[1] if len(sides) > 1 else [], "cut": [int(cut)]}
 
 
-def _row(encoder: RowEncoder, messages: list[Message]) -> Row:
-    """The talk as tokens, and behind each the next one where it is a target."""
+def read_talk(encoder: RowEncoder, messages: list[Message]) -> tuple[list[int], list[int]]:
+    """The talk as tokens, and behind each the next one where it is a target (−100: it is none)."""
     assert encoder.render is not None, "made for a task that writes"
     marked = [message | {"content": f"\ue000{number}\ue001"} for number, message in enumerate(messages)]
     pieces = _MARK.split(encoder.render(marked, False))
@@ -156,13 +174,7 @@ def _row(encoder: RowEncoder, messages: list[Message]) -> Row:
     targets = [
         number if is_learned else IGNORED for number, is_learned in zip(ids[1:], learned[1:], strict=True)
     ]
-    cut = len(ids) - 1 > encoder.length
-    return {
-        "input_ids": ids[:-1][: encoder.length],
-        "targets": targets[: encoder.length],
-        "places": [],
-        "cut": [int(cut)],
-    }
+    return ids[:-1], targets
 
 
 def _first_special(frame: Any, encoder: RowEncoder) -> int:

@@ -21,7 +21,7 @@ from tutti.models import count_parameters, export_model, generate, generate_from
 from tutti.parallel import Split, World
 from tutti.tasks import Example, Record, Writing, make_writing_task
 from tutti.tasks.sequences import EncoderDecoder
-from tutti.tasks.writing import render
+from tutti.tasks.writing import read_talk, render
 from tutti.train.job import Job
 from tutti.train.labelled import blueprint_of, reader_of
 
@@ -57,15 +57,18 @@ def write(
     tokenizer: Any = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
     assert isinstance(model, PreTrainedModel)
     reader = reader_of(config)
+    encoder = encoder_of(prepared, task, reader)
     read: list[Any]
     answer: Callable[[list[Any]], list[str]]
     if reader.decodes:
-        encoder = encoder_of(prepared, task, reader)
         read = [list(row["input_ids"]) for (row,) in task.rows(examples, prepared.labels, encoder)]
         answer = partial(generate_from, model, tokenizer, new_tokens=most)
     else:
         fill = render(prepared.tokenizer_directory)
-        read = [fill(task.given(example), True) for example in examples]
+        read = []
+        for example in examples:
+            over = len(read_talk(encoder, task.given(example))[0]) + most - reader.length
+            read.append(fill(task.given(task.fit(example, encoder, over) if over > 0 else example), True))
         answer = partial(generate, model, tokenizer, new_tokens=most, temperature=0.0)
     written = [""] * len(read)
     order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together
