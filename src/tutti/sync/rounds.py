@@ -276,6 +276,10 @@ class Rounds(Policy):
 
     def _conclude(self, minutes: Minutes) -> Meeting:
         """Step the outer optimizer, settle the accounts and lease anew."""
+        if {entry.name for entry in minutes.roll} != self.ledger.loans.keys():
+            # Somebody new may come from a checkpoint as far as everybody is, which knows nothing of who was how fast:
+            # all go by this round alone, or they would lend the same samples to different members.
+            self._shares.begin({})
         meeting = self._settle(minutes)
         for number, mean in minutes.means.items():
             place = self._fragments[number]
