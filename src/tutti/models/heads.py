@@ -5,7 +5,7 @@ Their head gives labels, places, or the words of an encoder-decoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +263,6 @@ def _of_size(size: str, kind: str, vocabulary: int, length: int) -> tuple[Any, s
     """An architecture of about so many parameters, and a sentence about it."""
     preset = choose_preset(size, vocabulary)
     if kind == "recommend":
-        # What an item is read as it is also chosen as: so one that nobody had yet can be recommended.
-        preset = replace(preset, tied=True)
         return LlamaConfig(**preset.settings(length)), preset.sentence(size)
     architecture = ModernBertConfig(
         hidden_size=preset.width,
