@@ -81,7 +81,7 @@ class TaskConfig(Section):
     catalogue: str | None = Field(
         default=None,
         description="`recommend`: a file with fields `item` and `text` that describe the items; like ones begin alike, "
-        "and those that nobody had yet can be recommended too.",
+        "and those that nobody had yet may stand in a history.",
     )
     repeats: bool = Field(
         default=False, description="`recommend`: what somebody had may be recommended to them again."
