@@ -16,11 +16,12 @@ from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples
 from tutti.package import Asker, is_package, open_package
+from tutti.tasks import make_writing_task
 from tutti.tasks.writing import render
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob
 from tutti.train.language import LanguageModelJob
-from tutti.train.writing import EncoderDecoderJob, asked, score_writing, write
+from tutti.train.writing import EncoderDecoderJob, score_writing, write
 from tutti.trained import arithmetic_of, load_trained, measure, part_of
 
 
@@ -72,7 +73,8 @@ def _write(job: Job, config: Config, records: Sequence[Mapping[str, Any] | str])
     assert isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(
         job.prepared, PreparedExamples
     )
-    written = write(job.objective.model, config, job.prepared, asked(config, records))
+    examples = make_writing_task(config.task).asked_about(records)
+    written = write(job.objective.model, config, job.prepared, examples)
     return [{"text": text} for text in written]
 
 

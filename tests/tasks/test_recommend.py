@@ -15,7 +15,7 @@ from encoders import write_jsonl
 from tutti import api
 from tutti.config import load_config
 from tutti.config.schema import DataConfig
-from tutti.config.task import TaskConfig
+from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import ListedRows, PreparedExamples, Reader, encoder_in, prepare_examples
 from tutti.tasks import Record, make_task
@@ -134,13 +134,32 @@ def test_a_rule_is_learned_and_what_is_exported_knows_it(tmp_path: Path) -> None
     assert int(near.argmax()) in (numbers["item 0"], numbers["item 6"])
 
 
-def test_smoothing_and_repeats() -> None:
-    model = torch.nn.Embedding(6, 6)
+def test_repeats_are_kept_and_may_be_chosen_where_they_are_wanted() -> None:
     task = make_task(TaskConfig(kind="recommend", repeats=True))
     assert task.example(Record("x", {"items": "a|b|a"}))["items"] == ["a", "b", "a"]
     once = make_task(TaskConfig(kind="recommend"))
     assert once.example(Record("x", {"items": "a|b|a"}))["items"] == ["a", "b"]
-    assert isinstance(NextItem(model, 4, repeats=True), torch.nn.Module)
+    batch = {
+        "input_ids": torch.tensor([[5, 0, 1]]), "labels": torch.tensor([[0, 1, 1]]), "last": torch.tensor([2]),
+    }  # fmt: skip
+    logits = torch.tensor([1.0, 4.0, 3.0, 2.0]).expand(1, 3, 4)
+    shown = []
+    for repeats in (True, False):
+        objective = NextItem(torch.nn.Identity(), 4, repeats)
+        objective.answers = []
+        objective.answer_with(logits, batch)
+        shown.append([int(at) for at in objective.answers[0][0, :5]])
+    assert shown[0] == [1, 1, 2, 3, 0], "the item that was had is the likeliest, and the right one"
+    assert shown[1][1:] == [2, 3, -1, -1], "of those that were had none is shown"
+
+
+def test_smoothing_spreads_a_share_over_all_items() -> None:
+    logits, labels = torch.randn(1, 2, 4), torch.tensor([[3, -100]])
+    objective = NextItem(torch.nn.Identity(), 4, False, RegulariseConfig(label_smoothing=0.2)).train()
+    told = logits[0, 0].log_softmax(0)
+    expected = -(0.8 * told[3] + 0.2 * told.mean())
+    torch.testing.assert_close(objective.loss(logits, {"labels": labels}).total, expected)
+    torch.testing.assert_close(objective.eval().loss(logits, {"labels": labels}).total, -told[3])
 
 
 @pytest.mark.parametrize(

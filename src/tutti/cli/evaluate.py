@@ -17,7 +17,7 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=1, help="How many samples; all by default.")] = None,
     json_output: Json = False,
 ) -> None:
-    """Measure the loss and bits per byte of a run's newest weights."""
+    """Measure the model of a run: loss, and bits per byte or the metrics of its task."""
     from tutti.core.errors import RunError
 
     if split not in ("train", "validation", "test"):

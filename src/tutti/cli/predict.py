@@ -15,16 +15,19 @@ from tutti.cli.output import Json, find_run, only_the_answer, print_json
 
 def predict(
     run: Run,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to judge.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT...", help="Texts; of recommendations what was had, like a|b."),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Examples to judge, in any format that a run reads; `-`: JSONL from standard input."
+            help="Examples instead of texts, in any format that a run reads; `-`: JSONL from standard input."
         ),
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Say what the model of a run makes of texts: their labels, or the entities in them."""
+    """Say what the model of a run makes of texts: labels, entities, answers, items, vectors, or a text of its own."""
     from tutti.core.errors import RunError
 
     if (file is None) == (not texts):

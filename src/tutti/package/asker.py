@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tutti.config.task import FIELDS
-from tutti.core import Objective, RunError
+from tutti.core import Objective
 from tutti.data.labelled import ListedRows
 from tutti.evaluate import listening
-from tutti.tasks import Labels, Record, RowEncoder, Task
+from tutti.tasks import Labels, RowEncoder, Task
 
 #: Rows that a model is asked about at once.
 _AT_ONCE = 32
@@ -38,18 +37,7 @@ class Asker:
             TuttiError: a record is no example of the task.
         """
         task, labels = self.task, self.labels
-        if task.asked is None and any(isinstance(record, str) for record in records):
-            raise RunError(
-                f"this model learned to {task.kind}, and is asked with more than a text: "
-                f"{', '.join(FIELDS[task.kind][:-1])}",
-                "give a file with these fields: `tutti predict RUN --file FILE`",
-            )
-        called = task.config.fields.get(str(task.asked), str(task.asked))
-        fields = [{called: record} if isinstance(record, str) else record for record in records]
-        examples = [
-            task.example(Record(f"record {number}", one), labelled=False)
-            for number, one in enumerate(fields, 1)
-        ]
+        examples = task.asked_about(records)
         rows = ListedRows(task.rows(examples, labels, self.encoder)) if examples else ListedRows([])
         found: dict[int, NDArray[np.float64]] = {}
         # Alike lengths together: less padding.

@@ -18,6 +18,7 @@ class Chat(Writing):
     """Examples `{messages: [{role, content}, …]}`."""
 
     kind = "chat"
+    asked = "prompt"
     template = (
         "{% for message in messages %}"
         "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"

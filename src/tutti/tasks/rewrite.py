@@ -66,6 +66,7 @@ class Translate(Rewrite):
     """`source` in one language, `target` in another."""
 
     kind = "translate"
+    asked = "source"
     names = ("source", "target")
 
     def compare(self, written: list[str], wanted: list[str]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from tutti.config.task import FIELDS, RegulariseConfig, TaskConfig
-from tutti.core import Batch, DataError, Objective
+from tutti.core import Batch, DataError, Objective, RunError
 from tutti.tasks.dense import packed
 
 #: An example in a task's plain form: what JSON can say.
@@ -118,6 +118,8 @@ class TextTask(ABC):
     long: ClassVar[str]
     #: What the counts of its labels count.
     counted: ClassVar[str] = "examples"
+    #: The field that a mere text is, where one is asked about; None: it takes more than a text.
+    asked: ClassVar[str | None] = "text"
     #: What its labels are called.
     noun: ClassVar[str] = "labels"
     #: What its tokens are: pieces of `text`, or `labels`.
@@ -181,6 +183,25 @@ class TextTask(ABC):
         """`rows` of one example after another, as they are to be stored."""
         return iter(rows)
 
+    def asked_about(self, records: Sequence[Mapping[str, Any] | str]) -> list[Example]:
+        """`records` (texts, or the fields of examples as the user's files have them) as examples to be asked about.
+
+        Raises:
+            TuttiError: a record is none of the task's.
+        """
+        if self.asked is None and any(isinstance(record, str) for record in records):
+            raise RunError(
+                f"this model learned to {self.kind}, and is asked with more than a text: "
+                f"{', '.join(FIELDS[self.kind][:-1])}",
+                "give a file with these fields: `tutti predict RUN --file FILE`",
+            )
+        called = self.config.fields.get(str(self.asked), str(self.asked))
+        fields = [{called: record} if isinstance(record, str) else record for record in records]
+        return [
+            self.example(Record(f"record {number}", one), labelled=False)
+            for number, one in enumerate(fields, 1)
+        ]
+
     # What tasks share -----------------------------------------------------------------------------------------
 
     def field(self, record: Record, name: str) -> Any:
@@ -228,8 +249,6 @@ class Task(TextTask):
 
     #: The metric that says which of two models is better; more is better.
     main: str
-    #: The field that a mere text is, where one is asked about; None: it takes more than a text.
-    asked: ClassVar[str | None] = "text"
 
     @abstractmethod
     def objective(self, model: nn.Module, labels: Labels) -> Objective:

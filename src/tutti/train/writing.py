@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +13,12 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tutti.config.schema import Config
-from tutti.config.task import FIELDS
 from tutti.core.types import SampleSource, module_device
 from tutti.data.labelled import ExampleSource, PreparedExamples, encoder_of, open_examples
 from tutti.evaluate import Evaluation, sum_losses
 from tutti.models import count_parameters, export_model, generate, generate_from
 from tutti.parallel import Split, World
-from tutti.tasks import Example, Record, Writing, make_writing_task
+from tutti.tasks import Example, Writing, make_writing_task
 from tutti.tasks.sequences import EncoderDecoder
 from tutti.tasks.writing import read_talk, render
 from tutti.train.job import Job
@@ -27,21 +26,6 @@ from tutti.train.labelled import blueprint_of, reader_of
 
 #: Texts that are written at once.
 _AT_ONCE = 32
-
-
-def asked(config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[Example]:
-    """`records` (texts, or the fields of examples as the files had that the model learned from) as its task has them.
-
-    Raises:
-        TuttiError: a record is no example of the task.
-    """
-    task = make_writing_task(config.task)
-    name = "prompt" if task.kind == "chat" else FIELDS[task.kind][0]
-    called = config.task.fields.get(name, name)
-    fields = [{called: record} if isinstance(record, str) else record for record in records]
-    return [
-        task.example(Record(f"record {number}", one), labelled=False) for number, one in enumerate(fields, 1)
-    ]
 
 
 def write(
@@ -135,7 +119,13 @@ class EncoderDecoderJob(Job):
         self, model: nn.Module, say: Callable[[str, str], None], new_tokens: int | None = None
     ) -> None:
         prompts = self.config.evaluate.prompts
-        texts = write(model, self.config, self.prepared, asked(self.config, prompts), new_tokens)
+        texts = write(
+            model,
+            self.config,
+            self.prepared,
+            make_writing_task(self.config.task).asked_about(prompts),
+            new_tokens,
+        )
         for prompt, text in zip(prompts, texts, strict=True):
             say(f"{prompt} → ", text)
 
