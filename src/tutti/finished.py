@@ -14,9 +14,10 @@ from tutti import models
 from tutti.config import Config, load_config
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
-from tutti.data.labelled import PreparedExamples
+from tutti.data.labelled import PreparedExamples, read_file
 from tutti.package import Asker, is_package, open_package
 from tutti.tasks import make_writing_task
+from tutti.tasks.task import Example, Record
 from tutti.tasks.writing import render
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob
@@ -25,15 +26,21 @@ from tutti.train.writing import EncoderDecoderJob, score_writing, write
 from tutti.trained import arithmetic_of, load_trained, measure, part_of
 
 
-def evaluate(run: Path, *, split: str = "validation", samples: int | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Path, *, split: str = "validation", samples: int | None = None, file: Path | None = None
+) -> dict[str, Any]:
     """Loss (bits per byte of text, metrics of a task) of the run's model on `split`, over `samples` samples or all.
 
-    The model is that of the newest sound checkpoint; of a task with metrics, that of the best.
+    The model is that of the newest sound checkpoint; of a task with metrics, that of the best. `file`: labelled
+    examples to judge it by instead, in any format that a run reads; `run` may be what `compress` wrote then.
 
     Raises:
         TuttiError: there is no such run, checkpoint or part of the data.
     """
     began = time.perf_counter()
+    if file is not None:
+        found = _score(run, list(read_file(file))[:samples])
+        return {"run": str(run), "file": str(file), **found, "seconds": time.perf_counter() - began}
     job, config, step = load_trained(run)
     found = measure(job, job.objective, part_of(job, split, config), config, samples=samples)
     if isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(job.prepared, PreparedExamples):
@@ -64,18 +71,43 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
         raise RunError(
             f"{place} is a language model, which predicts no labels", "let it write with `tutti generate`"
         )
-    asker = Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
-    return asker.predict(records)
+    return _asker(job, config).predict(records)
+
+
+def _asker(job: LabelledJob, config: Config) -> Asker:
+    return Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
+
+
+def _score(place: Path, records: Sequence[Record]) -> dict[str, float]:
+    """Metrics of the model of `place` on labelled `records`."""
+    if is_package(place):
+        return open_package(place).score(records)
+    job, config, _ = load_trained(place)
+    if isinstance(job, LabelledJob):
+        return _asker(job, config).score(records)
+    if not config.task.labelled:
+        raise RunError(
+            f"{place} is a language model, which learned from no labelled examples",
+            "measure it on its own text: `tutti evaluate RUN`",
+        )
+    task = make_writing_task(config.task)
+    examples = [task.example(record) for record in records]
+    if not (found := task.score(_written(job, config, examples), examples)):
+        raise RunError(f"there is no metric of what a model writes for task {config.task.kind}", "read it")
+    return found
 
 
 def _write(job: Job, config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
     """What a model that learned to write from examples writes to `records`."""
+    examples = make_writing_task(config.task).asked_about(records)
+    return [{"text": text} for text in _written(job, config, examples)]
+
+
+def _written(job: Job, config: Config, examples: Sequence[Example]) -> list[str]:
     assert isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(
         job.prepared, PreparedExamples
     )
-    examples = make_writing_task(config.task).asked_about(records)
-    written = write(job.objective.model, config, job.prepared, examples)
-    return [{"text": text} for text in written]
+    return write(job.objective.model, config, job.prepared, examples)
 
 
 def generate(

@@ -48,7 +48,7 @@ def prepare_text(config: Config, say: Say = _silent) -> Prepared:
 
 def prepare_labelled(config: Config, say: Say = _silent) -> PreparedExamples:
     """The labelled examples of `config`, as `prepare` does it."""
-    return prepare_examples(config.data, make_text_task(config.task), reader_of(config), say)
+    return prepare_examples(config.data, make_text_task(config.task), reader_of(config), say, config.remember)
 
 
 def with_tokenizer(config: Config) -> Config:
@@ -178,6 +178,12 @@ def _start_labelled(
     if continues is not None:
         _refuse_other_data(continues, f"{prepared.fingerprint} train")
     blueprint = blueprint_of(config, prepared)
+    if config.remember.ewc and blueprint.new_head:
+        raise ConfigError(
+            f"{config.model.path} has no head for these labels, so it knows nothing of the examples in "
+            "remember.source that remember.ewc could hold",
+            "name the export of a run that learned them in model.path, or leave remember.ewc at 0",
+        )
     parameters = models.count_parameters(blueprint.lay_out()).total
     train, validation = prepared.parts["train"], prepared.parts.get("validation")
     group = make_text_task(config.task).group

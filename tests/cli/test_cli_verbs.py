@@ -57,7 +57,7 @@ def config(tmp_path: Path) -> str:
             ["evaluate", "r"],
             "evaluate",
             [Path("runs/r")],
-            {"split": "validation", "samples": None},
+            {"split": "validation", "samples": None, "file": None},
             "bits_per_byte",
         ),
         (

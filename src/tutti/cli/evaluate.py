@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,10 @@ def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="The part: train, validation or test.")] = "validation",
     samples: Annotated[int | None, typer.Option(min=1, help="How many samples; all by default.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Labelled examples to judge it by instead, in any format that a run reads."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Measure the model of a run: loss, and bits per byte or the metrics of its task."""
@@ -25,8 +30,8 @@ def evaluate(
     with only_the_answer(json_output):
         from tutti import api
 
-        result = api.evaluate(find_run(run), split=split, samples=samples)
+        result = api.evaluate(find_run(run), split=split, samples=samples, file=file)
     if json_output:
         print_json(result)
     else:
-        print_pairs(f"{split} of {run}", result)
+        print_pairs(f"{run} on {file}" if file is not None else f"{split} of {run}", result)

@@ -208,9 +208,33 @@ class DistilConfig(Section):
         return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
 
 
+class RememberConfig(Section):
+    """What keeps a trained model from forgetting what it knew, while it learns something else."""
+
+    source: str | list[str] | None = Field(
+        default=None,
+        description="Examples of what it knew, with the fields and in the formats of `data.source`: what it was "
+        "trained on, or a part of that.",
+    )
+    replay: Fraction = Field(
+        default=0.2,
+        description="Share of the training examples that come from `source`, drawn by the hash of their text; 0: none.",
+    )
+    ewc: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="EWC: how firmly each weight is held, the more the examples of `source` depend on it. `1`: as if "
+        "they had been learned together with the new ones; 0: not at all.",
+    )
+
+
 def task_section(value: Any) -> Any:
     """`task: classify` is short for its kind."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+def remember_section(value: Any) -> Any:
+    """`remember: FILE` is short for its source."""
+    return {"source": value} if isinstance(value, str | list) else value
 
 
 def distil_section(value: Any) -> Any:

@@ -85,7 +85,8 @@ HEADS = {
 class HeadedBlueprint:
     """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences.
 
-    `other_head`: the directory has a head for another task or other labels, which may look as if it were this one's.
+    `new_head`: the directory has none for this task and these labels; `other_head`: it has one for others, which may
+    look as if it were this one's.
     """
 
     head: Head
@@ -93,6 +94,7 @@ class HeadedBlueprint:
     seed: int
     directory: Path | None = None
     choices: list[str] = field(default_factory=list)
+    new_head: bool = False
     other_head: bool = False
 
     def lay_out(self) -> PreTrainedModel:
@@ -222,14 +224,15 @@ def draw_headed_blueprint(
     seed = seed if config.seed is None else config.seed
     body = find_body(config, kind)
     labels = () if kind == "recommend" else labels  # they are its words
-    architecture, directory, other_head = body.architecture, None, False
+    architecture, directory, new_head, other_head = body.architecture, None, True, False
     choices: list[str] = []
     if config.path is not None and not config.from_scratch:
         directory = Path(config.path).expanduser()
         check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
         keeps_head = _has_head(architecture, HEADS[kind])
         keeps_head = keeps_head and (not labels or _label_names(architecture) == labels)
-        other_head = not keeps_head and any(
+        new_head = not keeps_head
+        other_head = new_head and any(
             _has_head(architecture, head) for kind, head in HEADS.items() if kind != "embed"
         )
         head = "its head" if keeps_head else "a new head"
@@ -256,7 +259,7 @@ def draw_headed_blueprint(
         architecture.label2id = {name: number for number, name in enumerate(labels)}
     said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
     choices += filter(None, [said])
-    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, other_head)
+    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, new_head, other_head)
 
 
 def _of_size(size: str, kind: str, vocabulary: int, length: int) -> tuple[Any, str]:

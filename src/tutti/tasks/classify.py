@@ -108,7 +108,9 @@ class Classify(Task):
             return SeveralLabels(model, self.regularise)
         weights = None
         if self.config.balance:
-            counts = torch.tensor(labels.counts, dtype=torch.float32)
+            counts = torch.tensor(labels.counts, dtype=torch.float32).clamp_min(
+                1
+            )  # 0: only former examples have it
             weights = counts.sum() / (len(counts) * counts)
         return OneLabel(model, weights, self.regularise)
 

@@ -15,7 +15,7 @@ from torch import nn
 from tutti.config.schema import Config
 from tutti.core import ModelError
 from tutti.core.types import SampleSource, module_device
-from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, encoder_of, open_examples
+from tutti.data.labelled import FORMER, ExampleSource, PreparedExamples, Reader, encoder_of, open_examples
 from tutti.evaluate import Answering, Evaluation, answers_in, sum_losses
 from tutti.models import (
     HeadedBlueprint,
@@ -36,6 +36,7 @@ from tutti.tasks.recommend import start_from
 from tutti.tasks.scored import Scored
 from tutti.tasks.task import Row, Rows
 from tutti.train.job import Job
+from tutti.train.remembering import find_known
 from tutti.train.teaching import find_teachers
 
 #: Rows of the final test that are read at once.
@@ -188,6 +189,13 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
         if config.distil.hidden:
             teachers.look_into(blocks, find_blocks(teachers.models[0]))
         objective.teachers = teachers
+    known = None
+    if learns and config.remember.ewc:
+        known = find_known(objective, ExampleSource(prepared, FORMER, task))
+        choices.append(
+            f"remember.ewc = {config.remember.ewc:g}: weights are held by what {prepared.rows(FORMER)} rows of former "
+            "examples make of each"
+        )
     parts = prepared.parts
     train = parts["train"]
     tokens = max(1, round(task.group * train.tokens / train.rows))
@@ -197,6 +205,7 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
         validation_data=ExampleSource(prepared, "validation", task) if "validation" in parts else None,
         tokens_per_sample=tokens,
         choices=choices,
+        known=known,
         parameters=count_parameters(model).total,
         config=config,
         prepared=prepared,

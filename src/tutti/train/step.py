@@ -20,6 +20,7 @@ from tutti.parallel import Split
 from tutti.sync import Policy, Totals
 from tutti.sync.policy import StepMade, local_part
 from tutti.train.precision import LossScale
+from tutti.train.remembering import Hold
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Accumulator:
         context: AbstractContextManager[None],
         loss_scale: LossScale,
         seed: int,
+        hold: Hold | None = None,
     ) -> None:
         objective = split.objective
         self._split = split
@@ -60,6 +62,7 @@ class Accumulator:
         self._context = context
         self._scale = loss_scale
         self._seed = seed
+        self._hold = hold
         self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or any(
             _has_dropout(module) for module in objective.modules()
         )
@@ -132,6 +135,8 @@ class Accumulator:
         # FSDP averages over its ranks; the contract is a sum.
         over = self._split.world.layout.data
         factor = self._nominal * over / (max(totals.targets, 1) * self._scale.value)
+        if self._hold is not None:
+            self._hold.add_gradients(1 / factor)
         gradients = [local_part(p.grad) for p in self._objective.parameters() if p.grad is not None]
         norm = self._split.gradient_norm() * factor
         usable = self._scale.accepts(norm)

@@ -43,6 +43,7 @@ from tutti.train.optimizer import Optimizers, build_optimizers
 from tutti.train.precision import DTYPES, LossScale
 from tutti.train.process import StopRequest, die_with, redirect_output, report_error
 from tutti.train.rehearsal import Rehearsal
+from tutti.train.remembering import Hold
 from tutti.train.replicas import Elastic, make_policy, start_together
 from tutti.train.served import make_server_policy
 from tutti.train.settings import Settings, settings_of
@@ -217,6 +218,7 @@ def _train(rank: Rank) -> None:
         context=settings.context,
         loss_scale=LossScale(settings.precision),
         seed=settings.seed,
+        hold=Hold(split.objective, job.known, config.remember.ewc) if job.known is not None else None,
     )
     rotation = rotation_of(config, assignment.neighbours)
     identity = {"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch}

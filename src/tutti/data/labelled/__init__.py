@@ -1,5 +1,6 @@
 """Labelled examples: read, checked, cut into rows of tokens and kept in the cache, for the tasks of `tutti.tasks`."""
 
+from tutti.data.labelled.gather import FORMER
 from tutti.data.labelled.prepare import Reader, encoder_in, encoder_of, prepare_examples
 from tutti.data.labelled.prepared import PreparedExamples, open_examples
 from tutti.data.labelled.records import read_file, read_jsonl
@@ -7,6 +8,7 @@ from tutti.data.labelled.source import ExampleSource
 from tutti.data.labelled.table import ListedRows
 
 __all__ = [
+    "FORMER",
     "ExampleSource",
     "ListedRows",
     "PreparedExamples",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutti.config.schema import DataConfig
+from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.data.labelled.catalogue import read_catalogue
 from tutti.data.labelled.records import read_records
@@ -19,6 +20,10 @@ from tutti.tasks.task import EmptyText, Example, Labels, Record, TextTask
 
 #: From so many times more examples of the commonest label than of the rarest, the user is told.
 _UNBALANCED = 10
+#: The part with examples of what the model knew.
+FORMER = "former"
+#: Of them, at most: what each weight means to them hardly changes with more.
+_FORMER_MOST = 512
 _REPLACEMENT = "\ufffd"
 
 
@@ -42,8 +47,9 @@ class _Found:
     text: str
 
 
-def gather(config: DataConfig, task: TextTask) -> Gathered:
-    """Everything that `config` names, as examples of `task`.
+def gather(config: DataConfig, task: TextTask, remember: RememberConfig | None = None) -> Gathered:
+    """Everything that `config` names, as examples of `task`; and of what `remember` names, some to train on, and some
+    by which to tell what the model knew (part `former`).
 
     Raises:
         DataError: something cannot be read or used; says which file, which line, and what to do.
@@ -62,6 +68,8 @@ def gather(config: DataConfig, task: TextTask) -> Gathered:
     if config.deduplicate and task.distinct:
         found = _without_duplicates(task, found, counts)
     found |= _split_off(config, task, found, choices)
+    if remember is not None and remember.source is not None:
+        found |= _remembered(config, task, remember, found, choices)
     described = read_catalogue(config, task.config.catalogue) if task.config.catalogue else {}
     labels = _labels(task, found, described)
     choices += _remarks(task, labels, counts)
@@ -160,7 +168,7 @@ def _split_off(
     parts: dict[str, list[_Found]] = {"train": []}
     left = Counter(name for one in found["train"] for name in set(task.label_names(one.example)))
     for one in found["train"]:
-        place = int.from_bytes(hashlib.blake2b(one.text.encode(), digest_size=8).digest(), "big") / 2.0**64
+        place = _place(one.text)
         part = "train"
         if place < shares["validation"]:
             part = "validation"
@@ -181,9 +189,50 @@ def _split_off(
     return parts
 
 
+def _place(text: str) -> float:
+    """Where `text` stands between 0 and 1, by its hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2.0**64
+
+
+def _remembered(
+    config: DataConfig,
+    task: TextTask,
+    remember: RememberConfig,
+    found: dict[str, list[_Found]],
+    choices: list[str],
+) -> dict[str, list[_Found]]:
+    """Training examples with some of what the model knew among them, and those by which its weights are weighed.
+
+    Taken in the order of the hash of their text, so that more of them hold the fewer.
+    """
+    assert remember.source is not None
+    counts: Counter[str] = Counter()
+    known = {one.text for some in found.values() for one in some}
+    former = {one.text: one for one in _read(config, task, remember.source, counts) if one.text not in known}
+    if not former:
+        raise DataError(
+            "remember.source holds no example that is not among those to learn or to be judged by",
+            "name the examples that the model was trained on before",
+        )
+    order = sorted(former.values(), key=lambda one: _place(one.text))
+    new = found["train"]
+    wanted = round(len(new) * remember.replay / (1 - remember.replay))
+    parts = {"train": new + order[:wanted]}
+    if wanted:
+        taken = len(order[:wanted])
+        less = f", all that there are: remember.replay asks for {wanted:,}" if taken < wanted else ""
+        choices.append(
+            f"{taken:,} of {len(order):,} former examples are learned again among {len(new):,} new ones{less}"
+        )
+    if remember.ewc:
+        parts[FORMER] = order[:_FORMER_MOST]
+    return parts
+
+
 def _labels(task: TextTask, found: dict[str, list[_Found]], described: Iterable[str]) -> Labels:
     counted = Counter(dict.fromkeys(described, 0))
     counted.update(name for one in found["train"] for name in task.label_names(one.example))
+    counted.update({name: 0 for one in found.get(FORMER, ()) for name in task.label_names(one.example)})
     labels = task.labels(counted)
     if not task.closed:
         return labels

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tutti.config.schema import DataConfig
+from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.core.files import fsync_directory, write_json_atomically
 from tutti.core.rundir import unwritable
@@ -59,15 +60,17 @@ class Reader:
     decodes: bool = False
 
 
-def prepare_examples(config: DataConfig, task: TextTask, reader: Reader, say: Say) -> PreparedExamples:
-    """Prepare the examples that `config` names for `task`, or find them prepared already.
+def prepare_examples(
+    config: DataConfig, task: TextTask, reader: Reader, say: Say, remember: RememberConfig | None = None
+) -> PreparedExamples:
+    """Prepare the examples that `config` and `remember` name for `task`, or find them prepared already.
 
     Raises:
         DataError: files, examples, labels or tokenizer that cannot work; says which file and line.
         RunError: the cache cannot be written.
     """
     say("reading labelled examples")
-    gathered = gather(config, task)
+    gathered = gather(config, task, remember)
     own = config.tokenizer in ("bpe", "characters") or task.words == "labels"
     given = None if own else hugging_face_directory(config.tokenizer)
     name = digest(
