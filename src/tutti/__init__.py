@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tutti.api import (
         chaos,
         chaos_report,
+        combine,
         compare_runs,
         compress,
         doctor,
@@ -42,6 +43,7 @@ _WHERE = {
     "TuttiError": "tutti.core.errors",
     "chaos": "tutti.api",
     "chaos_report": "tutti.api",
+    "combine": "tutti.api",
     "compare_runs": "tutti.api",
     "compress": "tutti.api",
     "doctor": "tutti.api",
@@ -64,6 +66,7 @@ __all__ = [
     "TuttiError",
     "chaos",
     "chaos_report",
+    "combine",
     "compare_runs",
     "compress",
     "doctor",

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tutti import hardware, models
-from tutti.compress.session import compress as make_smaller
+from tutti.compress import combine as make_one
+from tutti.compress import compress as make_smaller
 from tutti.config import Config, count_groups, group_configs, load_config
-from tutti.core.errors import CheckpointError, ConfigError, LaunchError, TuttiError
+from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.disturb import read_schedule
@@ -40,6 +41,7 @@ from tutti.supervise import (
 __all__ = [
     "chaos",
     "chaos_report",
+    "combine",
     "compare_runs",
     "compress",
     "doctor",
@@ -283,6 +285,19 @@ def compress(
         recovery_steps=recovery_steps,
         say=printer(True) if console else None,
     )
+
+
+def combine(runs: Sequence[Path], *, destination: Path | None = None, console: bool = True) -> dict[str, Any]:
+    """Make one model of those of `runs`, which learned the same examples: the mean of their weights, if that is better
+    than each alone. Returns what `combination.json` in `destination` (default: `combined/` of the first run) holds: a
+    line for each way to combine them, and which is kept.
+
+    Raises:
+        TuttiError: there are fewer than two, or they cannot be compared.
+    """
+    if not runs:
+        raise RunError("there is nothing to combine", "name two runs or more")
+    return make_one(runs, destination or runs[0] / "combined", say=printer(console))
 
 
 def doctor() -> hardware.Machine:

@@ -14,6 +14,7 @@ import typer
 
 from tutti.cli import (
     chaos,
+    combine,
     compress,
     doctor,
     evaluate,
@@ -53,6 +54,7 @@ for verb in (
     generate.generate,
     predict.predict,
     compress.compress,
+    combine.combine,
     export.export,
 ):
     app.command()(verb)

@@ -16,7 +16,7 @@ from tutti.compress.recover import recover
 from tutti.compress.subject import Subject
 from tutti.models.onnx import export_onnx, onnx_runtime
 from tutti.models.quantized import save_quantized
-from tutti.package import Package, open_package, write_package
+from tutti.package import open_package, write_package
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,8 @@ class Maker:
                 quantize(model, recipe.scheme, lambda: subject.running(model))
             save_quantized(model, path)
 
-        prepared = subject.job.prepared
-        package = Package(
-            engine="onnx" if recipe.onnx else "torch",
-            task=subject.config.task,
-            labels=prepared.labels.names,
-            label_counts=prepared.labels.counts,
-            length=subject.length,
-            types=subject.types,
-            recipe=recipe.name,
-            made_from=subject.made_from(),
-        )
-        return write_package(directory, package, fp32.config, prepared.tokenizer_directory, save)
+        package = subject.package("onnx" if recipe.onnx else "torch", recipe.name, subject.made_from())
+        return write_package(directory, package, fp32.config, subject.job.prepared.tokenizer_directory, save)
 
     def _pruned(self, recipe: Recipe) -> PreTrainedModel:
         """With layers and channels taken out, after it has learned again."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tutti.config import Config
 from tutti.core import Batch, Objective, RunError
 from tutti.models.tuning import merged
+from tutti.package import Engine, Package
 from tutti.tasks.task import Row
 from tutti.train.labelled import LabelledJob, reader_of
 from tutti.trained import load_trained, measure
@@ -76,7 +77,10 @@ class Subject:
 
     def quality(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """Metrics of `model` on all examples of `part`, computed in fp32 (or as its modules do)."""
-        objective = self.objective(model)
+        return self.quality_of(self.objective(model), part)
+
+    def quality_of(self, objective: Objective, part: str = "validation") -> dict[str, float]:
+        """The same of an `objective` of the task."""
         objective.eval()
         found = measure(self.job, objective, self.job.source(part), self.config, context=nullcontext())
         return {name: value for name, value in found.items() if name != "targets"}
@@ -111,6 +115,20 @@ class Subject:
         batch = self.job.task.batch([rows[0], rows[-1]], self.job.prepared.pad)
         names = ("input_ids", "attention_mask", "token_type_ids")
         return {name: batch[name] for name in names if name in batch}
+
+    def package(self, engine: Engine, recipe: str, made_from: dict[str, Any]) -> Package:
+        """What stands beside a model that was made from this one by `recipe`."""
+        labels = self.job.prepared.labels
+        return Package(
+            engine=engine,
+            task=self.config.task,
+            labels=labels.names,
+            label_counts=labels.counts,
+            length=self.length,
+            types=self.types,
+            recipe=recipe,
+            made_from=made_from,
+        )
 
     def made_from(self) -> dict[str, Any]:
         """Where a smaller model comes from."""

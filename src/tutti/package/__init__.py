@@ -1,7 +1,8 @@
-"""A model in a directory of its own, with all that it takes to ask it; written by `compress`."""
+"""A model in a directory of its own, with all that it takes to ask it; written by `compress` and `combine`."""
 
 from tutti.package.asker import Asker
 from tutti.package.directory import (
+    Engine,
     Package,
     is_package,
     open_package,
@@ -13,6 +14,7 @@ from tutti.package.directory import (
 
 __all__ = [
     "Asker",
+    "Engine",
     "Package",
     "is_package",
     "open_package",
