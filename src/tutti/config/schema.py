@@ -33,7 +33,8 @@ class DataConfig(Section):
     source: str | list[str] = Field(
         default="python-stdlib",
         description="`python-stdlib` (the source of the Python standard library), a file, a folder, a glob, "
-        "an fsspec URL, or a list of these. Folders are read recursively for `*.txt`, `*.md`, `*.jsonl`, `*.py`.",
+        "an fsspec URL, or a list of these; labelled examples also `hf:NAME?split=SPLIT`, a data set of the Hugging "
+        "Face hub or in its format on this disk. Folders are read recursively for `*.txt`, `*.md`, `*.jsonl`, `*.py`.",
     )
     validation_source: str | list[str] | None = Field(
         default=None,

@@ -19,12 +19,12 @@ import fsspec
 
 from tutti.config.schema import DataConfig
 from tutti.core.errors import DataError
-from tutti.data.settings import ENDINGS, FORMATS
+from tutti.data.settings import ENDINGS, FORMATS, HUB
 from tutti.data.stdlib import stdlib_files
 
 _fsspec: Any = fsspec  # it has no types
 
-Kind = Literal["text", "jsonl", "python", "csv", "tsv", "conll", "json", "parquet"]
+Kind = Literal["text", "jsonl", "python", "csv", "tsv", "conll", "json", "parquet", "hub"]
 
 #: What file systems call the time or the version of a file.
 _STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created")
@@ -34,8 +34,9 @@ _STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", 
 class SourceFile:
     """One file to read.
 
-    `name`: a local path or a URL. `size`: bytes, -1 where the file system does not say. `stamp`: changes when
-    the content does; None where the file system has no such thing. `explicit`: named by the user himself.
+    `name`: a local path, a URL, or of kind `hub` the address of a data set. `size`: bytes, -1 where the file system does
+    not say. `stamp`: changes when the content does; None where the file system has no such thing. `explicit`: named by
+    the user himself.
     """
 
     name: str
@@ -88,6 +89,13 @@ def is_url(name: str) -> bool:
 def _expand(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterator[SourceFile]:
     if entry == "python-stdlib":
         return (_local(path, "python", explicit=False) for path in stdlib_files())
+    if entry.startswith(HUB):
+        if endings == ENDINGS:
+            raise DataError(
+                f"{entry} is a data set of the hub, which labelled examples can come from (see task), so far",
+                "write its texts to a file: one JSON object a line, with a field `text`",
+            )
+        return iter((SourceFile(entry, "hub", -1, None, explicit=True),))
     if is_url(entry):
         return _remote(config, entry, endings)
     return _on_this_machine(config, entry, endings)

@@ -44,6 +44,9 @@ FORMATS = {
     ".parquet": "parquet",
 }
 
+#: What the address of a data set of the Hugging Face hub begins with.
+HUB = "hf:"
+
 #: The parts of a corpus.
 PARTS = ("train", "validation", "test")
 

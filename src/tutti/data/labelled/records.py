@@ -2,7 +2,7 @@
 
 JSONL: an object a line. CSV and TSV: a row, by the names in the first; quotes may span lines. CoNLL: a sentence of
 lines `token … tag`, ended by an empty line: fields `tokens` and `tags`. JSON: a list of objects, or SQuAD's
-articles: a record for each question. Parquet: a row.
+articles: a record for each question. Parquet, and data sets of the hub: a row.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from tutti.config.schema import DataConfig
 from tutti.core.errors import DataError
+from tutti.data.labelled.hub import read_hub
 from tutti.data.listing import SourceFile, list_sources, open_binary, unreadable
 from tutti.data.settings import FORMATS
 from tutti.tasks.task import Record
@@ -29,6 +30,9 @@ def read_records(file: SourceFile, encoding: str) -> Iterator[Record]:
     Raises:
         DataError: it is not of its format; says in which line.
     """
+    if file.kind == "hub":
+        yield from read_hub(file.name)
+        return
     if file.kind == "parquet":
         yield from _parquet(file.name)
         return
