@@ -23,6 +23,7 @@ from tutti.config.task import (
     task_section,
     tune_section,
 )
+from tutti.config.tuned import check_tune
 
 
 class DataConfig(Section):
@@ -424,8 +425,7 @@ class Config(Section):
             raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
         if self.distil.teachers and (own.r_drop or own.adversarial):
             raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
-        if self.tune != TuneConfig() and not self.task.asks:
-            raise ValueError("tune is for models that are asked (see task.kind), so far")
+        check_tune(self)
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:
             raise ValueError(
                 "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "

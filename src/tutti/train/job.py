@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutti.core.types import Objective, SampleSource
+from tutti.models.adalora import RankAllocation
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Job(ABC):
     #: Bytes of text behind each target id [V]; None when targets are not text.
     target_bytes: Tensor | None = None
     choices: list[str] = field(default_factory=list)
+    #: What gives and takes rank while adapters learn, where they have no fixed one.
+    allocation: RankAllocation | None = None
     #: Numbers in the model's answer to a sample, of which `score` makes metrics; 0: there is none but the loss.
     answer_width: int = field(default=0, init=False)
     #: The metric, more of which is better, that decides which model is the best (None: the loss does).

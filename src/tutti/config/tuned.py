@@ -1,0 +1,67 @@
+"""What `tune` goes with: a part of a model that learns, and everything else that a run may ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tutti.config.schema import Config
+
+#: Kinds of task whose models are asked, and may be given a learned prompt: they say one thing of a whole text.
+_PROMPTED = ("classify", "relate")
+
+
+def check_tune(config: Config) -> None:
+    """Raise ValueError where what is to learn of a model does not go with the rest."""
+    method, kind, adapters = config.tune.method, config.task.kind, config.tune.method not in ("full", "last")
+    if method == "full" and not config.tune.quantize:
+        return
+    if config.tune.quantize and not config.task.asks:
+        raise ValueError("tune.quantize is for models that are asked (see task.kind), so far")
+    if (adapters or not config.task.asks) and (config.model.path is None or config.model.from_scratch):
+        raise ValueError(
+            f"tune.method: {method} keeps what a model knows, and a new one knows nothing; give a trained one as "
+            "model.path"
+        )
+    if not config.task.asks:
+        _check_writer(config)
+    if method == "prompt" and (config.task.asks or kind == "language_model") and kind not in _PROMPTED:
+        raise ValueError(
+            f"tune.method: prompt is for task.kind {' and '.join(_PROMPTED)}, and for encoder-decoders; {kind} has "
+            "something to say at each place, and those of a prompt are no places of the text"
+        )
+    if method == "adalora":
+        _check_adalora(config)
+
+
+def _check_writer(config: Config) -> None:
+    layout = config.layout
+    if layout.tensor * layout.pipeline * layout.context > 1:
+        raise ValueError(
+            f"tune.method: {config.tune.method} goes with layout.shard alone: adapters and frozen parts are put into "
+            "the whole model, which layout.tensor, layout.pipeline and layout.context cut before it exists"
+        )
+    if config.memory.budget is not None:
+        raise ValueError(
+            "memory.budget reckons with models that learn whole; with tune set memory.recompute, memory.offload "
+            "or train.micro_batch instead"
+        )
+    if config.groups != 1 and config.cooperate.exchange == "weights":
+        raise ValueError("cooperate.exchange: weights sends whole models; with tune use predictions")
+
+
+def _check_adalora(config: Config) -> None:
+    if config.sync.policy != "allreduce":
+        raise ValueError(
+            "tune.method: adalora takes rank away by the gradient of the whole batch, which all replicas have "
+            f"after every step only with sync.policy: allreduce; with {config.sync.policy} each would take away another"
+        )
+    if config.layout.ranks > 1:
+        raise ValueError(
+            "tune.method: adalora compares all ranks of a model with each other, for which every worker needs the "
+            "whole; set layout: 1, or tune.method: lora"
+        )
+    if config.train.optimizer != "adamw":
+        raise ValueError(
+            f"tune.method: adalora learns single numbers, which train.optimizer: {config.train.optimizer} cannot step"
+        )
