@@ -241,7 +241,7 @@ def _refuse_last_place(wrapped: nn.Module) -> None:
     wrapped.eval()
     alone = wrapped(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     mask = torch.cat([torch.ones_like(ids), torch.zeros_like(ids)], dim=1)
-    padded = wrapped(input_ids=ids.repeat(1, 2), attention_mask=mask).logits
+    padded = wrapped(input_ids=torch.cat([ids, torch.zeros_like(ids)], dim=1), attention_mask=mask).logits
     wrapped.train(training)
     if not torch.allclose(alone, padded, rtol=1e-3, atol=1e-4):
         raise ModelError(
