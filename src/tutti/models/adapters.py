@@ -72,16 +72,19 @@ class Adapters:
             wrapped = get_peft_model(model, settings)
         except ValueError as error:
             raise self._misfit(one_line(error)) from error
+        on_meta = next(model.parameters()).is_meta
+        if on_meta and getattr(settings, "rank_pattern", None):
+            settings.rank_pattern = None  # there is nothing to choose ranks of
         own = get_peft_model_state_dict(wrapped)
         heads = {name for name in own if not any(part in name for part in _ADAPTERS)}
         odd = sorted((own.keys() ^ given.keys()) - heads)
-        odd += sorted(
-            n for n in own.keys() & given.keys() if own[n].shape != given[n].shape and n not in heads
-        )
+        both = (own.keys() & given.keys()) - heads
+        odd += sorted(name for name in both if not _alike(name, own[name], given[name], on_meta))
         if odd:
             raise self._misfit(f"{len(odd)} of their matrices are missing or of another shape, e.g. {odd[0]}")
         fitting = {n: w for n, w in given.items() if n not in heads or own[n].shape == w.shape}
-        set_peft_model_state_dict(wrapped, own | fitting)
+        if not on_meta:
+            set_peft_model_state_dict(wrapped, own | fitting)
         return wrapped, heads <= fitting.keys()
 
     def _misfit(self, why: str) -> ModelError:
@@ -89,6 +92,14 @@ class Adapters:
             f"the adapters in {self.directory} do not fit the model in {self.base}: {why}",
             f"put the place of the model that they were made for into {_SETTINGS} (base_model_name_or_path)",
         )
+
+
+def _alike(name: str, own: Tensor, given: Tensor, whatever_rank: bool) -> bool:
+    """Whether the shapes are the same; of low-rank matrices perhaps but for the rank."""
+    if own.ndim != 2 or not whatever_rank or ".lora_" not in name:
+        return own.shape == given.shape
+    dimension = 0 if ".lora_B" in name else 1
+    return given.ndim == 2 and own.shape[dimension] == given.shape[dimension]
 
 
 def adapters_in(directory: Path) -> Adapters | None:
