@@ -134,17 +134,18 @@ def report(out: Path, machine: dict[str, Any]) -> Path:
             [
                 *(f"`{name}`", runs[0]["learning"].split(": ")[-1].split(" learn")[0], f"{rate:g}"),
                 *(str(len(runs)), f"{mean:.4f} ({spread['least']:.4f} to {spread['most']:.4f})"),
-                f"{runs[0]['bytes'] / 1e6:.2f} MB",
+                f"{runs[-1]['bytes'] / 1e6:.2f} MB",
             ]
         )
         tried = [json.loads(path.read_text()) for path in kept.glob(f"{name}-*-0.json")]
         tried.sort(key=lambda run: run["rate"])
         searched.append([f"`{name}`", ", ".join(f"{run['rate']:g}: {run['accuracy']:.4f}" for run in tried)])
+    steps = sorted({run["steps"] for runs in found.values() for run in runs})
     head = ["method", "what learns", "learning rate", "seeds", "accuracy: mean (least to most)", "file"]
     page = (
         f"# How much of a model learns\n\n{machine_line(machine)}\n\n"
         "SEntFiN headlines, MiniLM (6 layers, 22M parameters), one worker, "
-        f"{next(iter(found.values()))[0]['steps']} steps of 32 headlines. `file`: what has to be kept of a run beside "
+        f"{' or '.join(map(str, steps))} steps of 32 headlines. `file`: what has to be kept of a run beside "
         "the model that it began with.\n\n"
         + table(head, rows)
         + "\nAccuracy with seed 0 at every rate that was tried:\n\n"

@@ -159,7 +159,7 @@ def start_run(
         validation,
         samples=samples,
         labelled=config.task.labelled,
-        pretrained=config.task.labelled and blueprint.directory is not None,
+        pretrained=blueprint.directory is not None,
         processes=processes,
         groups=groups,
     )

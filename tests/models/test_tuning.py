@@ -202,6 +202,10 @@ def test_adapters_for_another_model_are_refused(bert: Path, tmp_path: Path) -> N
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(ModelError, match="only as pickle"):
         adapters_in(pickled)
+    strange = based_on(bert, "strange", note=True)
+    (strange / "adapter_config.json").write_text(json.dumps(settings | {"peft_type": "LOHA"}))
+    with pytest.raises(ModelError, match="not known here: loha"):
+        adapters_in(strange)
     torn = based_on(bert, "torn", note=True)
     (torn / "adapter_model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(ModelError, match="damaged"):

@@ -23,13 +23,15 @@ from tutti.core import ModelError
 from tutti.models.architecture import one_line
 
 _SETTINGS, _WEIGHTS, _BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+#: By peft's name: what `tune.method` calls it.
+_METHODS = {"lora": "lora", "adalora": "adalora", "ia3": "ia3", "prompt_tuning": "prompt"}
 #: Parts of the names of what peft adds; what else it saves is the head.
 _ADAPTERS = (".lora_", ".ia3_", "prompt_embeddings")
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Those in `directory`, for the model in `base`. `method`: what `tune.method` calls theirs, else peft's name."""
+    """Those in `directory`, for the model in `base`. `method`: what `tune.method` calls theirs."""
 
     directory: Path
     base: Path
@@ -73,6 +75,8 @@ class Adapters:
         except ValueError as error:
             raise self._misfit(one_line(error)) from error
         on_meta = next(model.parameters()).is_meta
+        if on_meta and self.method == "prompt":
+            return wrapped, True  # peft looks up what its vectors are
         if on_meta and getattr(settings, "rank_pattern", None):
             settings.rank_pattern = None  # there is nothing to choose ranks of
         own = get_peft_model_state_dict(wrapped)
@@ -116,6 +120,11 @@ def adapters_in(directory: Path) -> Adapters | None:
         named, method = content["base_model_name_or_path"], str(content["peft_type"]).lower()
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file} is no configuration of adapters: {error!r}", "fetch it again") from error
+    if method not in _METHODS or content.get("megatron_config"):
+        raise ModelError(
+            f"the adapters in {directory} are of a kind that is not known here: {method}",
+            "merge them into their model with peft (merge_and_unload), and give that directory",
+        )
     if not (directory / _WEIGHTS).is_file():
         pickled = (directory / "adapter_model.bin").is_file()
         raise ModelError(
@@ -132,7 +141,7 @@ def adapters_in(directory: Path) -> Adapters | None:
             f"download it, and put its place into {_SETTINGS} (base_model_name_or_path)",
         )
     _check_base(directory, base)
-    return Adapters(directory, base, {"prompt_tuning": "prompt"}.get(method, method))
+    return Adapters(directory, base, _METHODS[method])
 
 
 def model_directory(directory: Path) -> Path:
