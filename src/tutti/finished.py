@@ -155,7 +155,7 @@ def _export_is_current(directory: RunDirectory) -> bool:
 def export(run: Path, destination: Path | None = None) -> Path:
     """Write the run's model (see `evaluate`) in Hugging Face format (default: `export/` of the run)."""
     destination = destination or RunDirectory(run).export
-    is_export = (destination / "config.json").is_file()
+    is_export = any((destination / name).is_file() for name in ("config.json", "adapter_config.json"))
     if destination.exists() and not is_export and (not destination.is_dir() or any(destination.iterdir())):
         raise RunError(
             f"{destination} exists and is no exported model",

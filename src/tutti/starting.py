@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from tutti import data, models
 from tutti.config import Config, load_config
 from tutti.core.errors import CheckpointError, ConfigError
@@ -14,6 +16,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples, prepare_examples
 from tutti.hardware import usable_cores
+from tutti.models.tuning import has_prompt, is_plain, tune
 from tutti.parallel import anything_else, check_layout, limits_of, pick_device
 from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
@@ -55,10 +58,10 @@ def with_tokenizer(config: Config) -> Config:
     """`config` with a tokenizer: `auto` is the one that its model was trained with."""
     if config.data.tokenizer != "auto":
         return config
-    directory, tokenizer = config.model.path, "bpe"
-    own = directory is not None and not config.model.from_scratch
-    if own and (Path(str(directory)).expanduser() / "tokenizer.json").is_file():
-        tokenizer = str(directory)
+    tokenizer = "bpe"
+    if config.model.path is not None and not config.model.from_scratch:
+        directory = models.model_directory(Path(config.model.path).expanduser())
+        tokenizer = str(directory) if (directory / "tokenizer.json").is_file() else "bpe"
     return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
@@ -156,7 +159,7 @@ def start_run(
         validation,
         samples=samples,
         labelled=config.task.labelled,
-        pretrained=config.task.labelled and blueprint.directory is not None,
+        pretrained=blueprint.directory is not None,
         processes=processes,
         groups=groups,
     )
@@ -166,6 +169,7 @@ def start_run(
     assert isinstance(resolved.config.replicas, int)
     samples = config.train.batch // resolved.config.replicas
     check_layout(config.layout, limits_of(model, manner, samples))
+    _check_tuning(resolved.config, model)
     _spare_memory(config, resolved, blueprint, manner, samples)
     return resolved, prepared
 
@@ -184,7 +188,8 @@ def _start_labelled(
             "remember.source that remember.ewc could hold",
             "name the export of a run that learned them in model.path, or leave remember.ewc at 0",
         )
-    parameters = models.count_parameters(blueprint.lay_out()).total
+    model = blueprint.lay_out()
+    parameters = models.count_parameters(model).total
     train, validation = prepared.parts["train"], prepared.parts.get("validation")
     group = make_text_task(config.task).group
     facts = Facts(
@@ -207,7 +212,32 @@ def _start_labelled(
     _check_agreement(resolved.config, processes)
     assert isinstance(resolved.config.replicas, int)
     check_layout(config.layout, anything_else(config.train.batch // resolved.config.replicas))
+    _check_tuning(resolved.config, model)
     return resolved, prepared
+
+
+def _check_tuning(config: Config, model: PreTrainedModel) -> None:
+    """Raise ConfigError or ModelError unless `model` (on the meta device) can learn as the resolved `config` says."""
+    if is_plain(config):
+        return
+    layout = config.layout
+    if layout.tensor * layout.pipeline * layout.context > 1:
+        raise ConfigError(
+            f"adapters are put on the whole model, which layout {layout.sizes} cuts before it exists",
+            "use layout: {shard: …}",
+        )
+    if config.memory.budget is not None:
+        raise ConfigError(
+            "memory.budget reckons with models that have no adapters",
+            "set memory.recompute, memory.offload or train.micro_batch instead",
+        )
+    if has_prompt(config) and not has_head(config):
+        raise ConfigError(
+            "tune.method: prompt would have to stand before every text, and a causal model learns from windows in "
+            "which several stand side by side",
+            "choose tune.method: lora, or an encoder-decoder",
+        )
+    tune(model, config)
 
 
 def _check_agreement(config: Config, processes: int | None) -> None:

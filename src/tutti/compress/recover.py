@@ -94,7 +94,7 @@ def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | No
         "evaluate": {"every": "auto"},
         "checkpoint": {"every": "auto"},
     }
-    if has_adapters(config.tune):
+    if has_adapters(config):
         changed["train"]["learning_rate"] = "auto"
     values = config.model_dump()
     for section, new in changed.items():

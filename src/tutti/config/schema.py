@@ -25,6 +25,7 @@ from tutti.config.task import (
     task_section,
     tune_section,
 )
+from tutti.config.tuned import check_remember, check_tune
 
 
 class DataConfig(Section):
@@ -431,9 +432,8 @@ class Config(Section):
             raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
         if self.distil.teachers and (own.r_drop or own.adversarial):
             raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
-        if self.tune != TuneConfig() and not self.task.asks:
-            raise ValueError("tune is for models that are asked (see task.kind), so far")
-        self._check_remembering()
+        check_tune(self)
+        check_remember(self)
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:
             raise ValueError(
                 "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "
@@ -461,33 +461,6 @@ class Config(Section):
                 f"{self.replicas * self.layout.shard} workers that share them out"
             )
         return self
-
-    def _check_remembering(self) -> None:
-        remember = self.remember
-        if remember.source is None:
-            if remember != RememberConfig():
-                raise ValueError("remember needs examples of what the model knew: remember.source")
-            return
-        if not self.task.labelled or self.task.kind == "recommend":
-            raise ValueError(f"remember is not for task.kind {self.task.kind}, so far")
-        if not remember.replay and not remember.ewc:
-            raise ValueError("remember.source is of no use with both remember.replay and remember.ewc at 0")
-        if remember.replay >= 0.9:
-            raise ValueError(
-                "remember.replay leaves less than a tenth of the training examples to what is new"
-            )
-        if not remember.ewc:
-            return
-        if not self.task.asks:
-            raise ValueError("remember.ewc is for models that are asked (see task.kind), so far")
-        if self.tune.method not in ("full", "last"):
-            raise ValueError(
-                f"remember.ewc holds weights that learn themselves, not those of {self.tune.method}"
-            )
-        if self.model.path is None or self.model.from_scratch:
-            raise ValueError("remember.ewc holds what a model knows: name one in model.path")
-        if self.sync.policy == "server":
-            raise ValueError("remember.ewc is not for sync.policy server, where the optimizer is elsewhere")
 
     def of_replica(self, number: int) -> Config:
         """The configuration that replica `number` goes by."""

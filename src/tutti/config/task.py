@@ -121,17 +121,25 @@ class TaskConfig(Section):
 class TuneConfig(Section):
     """How much of a trained model learns."""
 
-    method: Literal["full", "last", "lora", "ia3"] = Field(
+    method: Literal["full", "last", "lora", "adalora", "ia3", "prompt"] = Field(
         default="full",
         description="`full`: everything; `last`: the last `layers` blocks and the head; adapters and the head: `lora` "
-        "(low-rank matrices beside every linear layer), `ia3` (a factor for each number of some layers).",
+        "(low-rank matrices beside every linear layer), `adalora` (the same, with rank for those layers that need it), "
+        "`ia3` (a factor for each number of some layers); `prompt`: vectors that stand before what the model reads, "
+        "and the head.",
     )
     layers: Positive = Field(default=2, description="`last`: blocks that learn.")
-    rank: Positive = Field(default=8, description="`lora`: of its matrices.")
-    alpha: Positive | Auto = Field(
-        default="auto", description="`lora`: what they add is multiplied by alpha ÷ rank; `auto`: 2 · rank."
+    rank: Positive = Field(
+        default=8,
+        description="`lora`: of its matrices; `adalora`: what is left of it in the end, on average.",
     )
-    dropout: Fraction = Field(default=0.0, description="`lora`: of its inputs.")
+    alpha: Positive | Auto = Field(
+        default="auto",
+        description="`lora`, `adalora`: what they add is multiplied by alpha ÷ rank (the rank that they begin with); "
+        "`auto`: 2 · rank.",
+    )
+    dropout: Fraction = Field(default=0.0, description="`lora`, `adalora`: of their inputs.")
+    tokens: Positive = Field(default=20, description="`prompt`: vectors of it.")
     quantize: Literal["int8", "int4"] | None = Field(
         default=None,
         description="Layers compute as if their weights were written in 8 or 4 bits already, so that `tutti compress` "

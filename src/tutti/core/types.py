@@ -5,7 +5,7 @@ Shapes: B samples, S tokens of a sequence, D model width, H heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +57,8 @@ class Objective(nn.Module):
     """
 
     model: nn.Module
+    #: A penalty on the weights, a scalar that is added to the mean of the loss while the model trains (None: nothing).
+    penalty: Callable[[], Tensor] | None = None
     #: While this is a list, `forward` appends what the model answers: a tensor [B, any] for each batch.
     answers: list[Tensor] | None = None
 

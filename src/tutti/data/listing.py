@@ -35,8 +35,8 @@ class SourceFile:
     """One file to read.
 
     `name`: a local path, a URL, or of kind `hub` the address of a data set. `size`: bytes, -1 where the file system
-    does not say. `stamp`: changes when the content does; None where the file system has no such thing. `explicit`: named by
-    the user himself.
+    does not say. `stamp`: changes when the content does; None where the file system has no such thing. `explicit`:
+    named by the user himself.
     """
 
     name: str

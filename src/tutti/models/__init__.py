@@ -1,13 +1,19 @@
 """Models: built from one dial, any Hugging Face configuration or directory; generated from; exported; counted."""
 
-from tutti.models.architecture import is_encoder_decoder
+from tutti.models.adapters import model_directory
 from tutti.models.blocks import find_blocks
 from tutti.models.blueprint import Blueprint, fill, units
 from tutti.models.build import build_model, draw_blueprint
-from tutti.models.export import export_model
+from tutti.models.export import export_model, publish_export
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_token
 from tutti.models.generate import generate, generate_from
-from tutti.models.heads import HeadedBlueprint, build_with_head, draw_headed_blueprint, find_body
+from tutti.models.heads import (
+    HeadedBlueprint,
+    build_with_head,
+    draw_headed_blueprint,
+    find_body,
+    is_encoder_decoder,
+)
 from tutti.models.presets import Preset, choose_preset, parse_size
 
 __all__ = [
@@ -29,6 +35,8 @@ __all__ = [
     "generate",
     "generate_from",
     "is_encoder_decoder",
+    "model_directory",
     "parse_size",
+    "publish_export",
     "units",
 ]

@@ -20,7 +20,6 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tutti.config.schema import ModelConfig
 from tutti.core import ModelError
 
 # Keys that every configuration file carries and no class declares.
@@ -121,20 +120,6 @@ def config_from_directory(directory: Path, purpose: Purpose = CAUSAL) -> Any:
         raise ModelError(
             f"{file} cannot be used: {one_line(error)}", "mend the value named, or fetch the file again"
         ) from error
-
-
-def is_encoder_decoder(config: ModelConfig) -> bool:
-    """Whether `config` names an architecture that reads with one part and writes with another."""
-    if config.path is not None:
-        try:
-            content = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False  # said by whoever opens it
-        return isinstance(content, dict) and bool(content.get("is_encoder_decoder"))
-    kind = (config.config or {}).get("model_type")
-    return (
-        isinstance(kind, str) and kind in CONFIG_MAPPING and bool(CONFIG_MAPPING[kind]().is_encoder_decoder)
-    )
 
 
 def config_from_json(text: str) -> Any:

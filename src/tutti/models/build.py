@@ -12,6 +12,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from tutti.config.schema import ModelConfig
 from tutti.core import ModelError
+from tutti.models.adapters import model_directory
 from tutti.models.architecture import (
     config_from_directory,
     config_from_mapping,
@@ -39,7 +40,8 @@ def draw_blueprint(
     """
     seed = seed if config.seed is None else config.seed
     if config.path is not None:
-        return _from_path(config, Path(config.path).expanduser(), vocabulary, sequence, seed, end_token)
+        directory = model_directory(Path(config.path).expanduser())
+        return _from_path(config, directory, vocabulary, sequence, seed, end_token)
     if config.size is not None:
         preset = choose_preset(config.size, vocabulary)
         architecture: Any = LlamaConfig(**preset.settings(sequence))

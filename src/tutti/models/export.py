@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ def export_model(
     *,
     state: Mapping[str, Tensor] | None = None,
     beside: Mapping[str, str] | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `config.json`, `generation_config.json`, `model.safetensors` and the tokenizer's files to `destination`.
 
     A directory that is there already is replaced. `state` holds other weights to write instead of the
     model's own (whole tensors, by the model's parameter names). `beside`: other files to write, content by name.
+    `also`: writes more into the directory that it is given.
 
     Raises:
         ModelError: `model` is no Hugging Face model, so there is no format that others could open.
@@ -40,18 +42,33 @@ def export_model(
             f"a {type(model).__name__} has no Hugging Face format to export to",
             "save it yourself with torch.save(model.state_dict(), …)",
         )
+
+    def write(directory: Path) -> None:
+        model.save_pretrained(directory, state_dict=None if state is None else dict(state))
+        for name, content in (beside or {}).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_text(content, encoding="utf-8")
+        if also is not None:
+            also(directory)
+
+    return publish_export(tokenizer_directory, destination, write)
+
+
+def publish_export(tokenizer_directory: Path, destination: Path, write: Callable[[Path], None]) -> Path:
+    """What `write` writes into the directory that it is given, with the tokenizer's files, at `destination`.
+
+    Raises:
+        RunError: `destination` cannot be written.
+    """
     new = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(new, ignore_errors=True)
-        model.save_pretrained(new, state_dict=None if state is None else dict(state))
+        new.mkdir(parents=True)
+        write(new)
         for file in sorted(tokenizer_directory.iterdir()):
             if file.is_file():
                 shutil.copyfile(file, new / file.name)
-        for name, content in (beside or {}).items():
-            (new / name).parent.mkdir(exist_ok=True)
-            (new / name).write_text(content, encoding="utf-8")
         for file in filter(Path.is_file, new.rglob("*")):
             file.chmod(0o644)  # safetensors writes for the owner alone; a service may run as somebody else
         _fsync_all(new)

@@ -69,7 +69,7 @@ def generate_from(
     try:
         with torch.no_grad():
             written: list[list[int]] = whole.generate(
-                ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, num_beams=1
+                input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, num_beams=1
             ).tolist()
     finally:
         model.train(training)

@@ -5,6 +5,7 @@ Their head gives labels, places, or the words of an encoder-decoder.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
     ModernBertConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -32,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
 from tutti.config.schema import ModelConfig
 from tutti.config.task import WRITING
 from tutti.core import ModelError
+from tutti.models.adapters import model_directory
 from tutti.models.architecture import (
     CAUSAL,
     Purpose,
@@ -171,6 +174,21 @@ class Body:
     types: bool
 
 
+def is_encoder_decoder(config: ModelConfig) -> bool:
+    """Whether `config` names an architecture that reads with one part and writes with another."""
+    if config.path is not None:
+        try:
+            file = model_directory(Path(config.path).expanduser()) / "config.json"
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, ModelError):
+            return False  # said by whoever opens it
+        return isinstance(content, dict) and bool(content.get("is_encoder_decoder"))
+    kind = (config.config or {}).get("model_type")
+    return (
+        isinstance(kind, str) and kind in CONFIG_MAPPING and bool(CONFIG_MAPPING[kind]().is_encoder_decoder)
+    )
+
+
 def find_body(config: ModelConfig, kind: str) -> Body:
     """The architecture for a task of `kind`.
 
@@ -179,7 +197,7 @@ def find_body(config: ModelConfig, kind: str) -> Body:
     """
     purpose = HEADS[kind].purpose
     if config.path is not None:
-        directory = Path(config.path).expanduser()
+        directory = model_directory(Path(config.path).expanduser())
         architecture = config_from_directory(directory, purpose)
         if not config.from_scratch:
             require_weights(directory)
@@ -227,7 +245,7 @@ def draw_headed_blueprint(
     architecture, directory, new_head, other_head = body.architecture, None, True, False
     choices: list[str] = []
     if config.path is not None and not config.from_scratch:
-        directory = Path(config.path).expanduser()
+        directory = model_directory(Path(config.path).expanduser())
         check_vocabulary(directory, architecture.get_text_config().vocab_size, vocabulary)
         keeps_head = _has_head(architecture, HEADS[kind])
         keeps_head = keeps_head and (not labels or _label_names(architecture) == labels)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutti.core.types import Objective, SampleSource
+from tutti.models.adalora import RankAllocation
 from tutti.train.remembering import Known
 
 
@@ -38,6 +39,8 @@ class Job(ABC):
     choices: list[str] = field(default_factory=list)
     #: What the model must not forget; None: nothing is held.
     known: Known | None = None
+    #: What gives and takes rank while adapters learn, where they have no fixed one.
+    allocation: RankAllocation | None = None
     #: Numbers in the model's answer to a sample, of which `score` makes metrics; 0: there is none but the loss.
     answer_width: int = field(default=0, init=False)
     #: The metric, more of which is better, that decides which model is the best (None: the loss does).

@@ -21,13 +21,12 @@ from tutti.models import (
     HeadedBlueprint,
     count_parameters,
     draw_headed_blueprint,
-    export_model,
     find_blocks,
     find_body,
     is_encoder_decoder,
 )
 from tutti.models.quantized import train_quantized
-from tutti.models.tuning import has_adapters, merged, save_adapters, tune
+from tutti.models.tuning import has_prompt, tune
 from tutti.parallel import Split, World
 from tutti.tasks import Answers, RowEncoder, Task, make_task
 from tutti.tasks.dense import install
@@ -35,6 +34,7 @@ from tutti.tasks.packing import ATTENTION
 from tutti.tasks.recommend import start_from
 from tutti.tasks.scored import Scored
 from tutti.tasks.task import Row, Rows
+from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.remembering import find_known
 from tutti.train.teaching import find_teachers
@@ -52,17 +52,12 @@ class LabelledJob(Job):
     task: Task
 
     def whole_model(self) -> nn.Module:
-        model = blueprint_of(self.config, self.prepared).build()
-        tune(model, self.config.tune, self.task.kind, self.config.train.seed)
-        return model
+        return tune(blueprint_of(self.config, self.prepared).build(), self.config).model
 
     def export(self, model: nn.Module, destination: Path) -> None:
-        """The model, adapters merged into it; they alone in `adapters/` beside it."""
         beside = self.task.exported(model, self.config.data.sequence)
-        export_model(merged(model), self.prepared.tokenizer_directory, destination, beside=beside)
-        if has_adapters(self.config.tune):
-            fresh = blueprint_of(self.config, self.prepared).build()
-            save_adapters(model, fresh, self.config.tune, self.task.kind, destination / "adapters")
+        blueprint = blueprint_of(self.config, self.prepared)
+        export_tuned(model, self.config, blueprint, self.prepared.tokenizer_directory, destination, beside)
 
     def __post_init__(self) -> None:
         labels = self.prepared.labels
@@ -150,11 +145,13 @@ def reader_of(config: Config) -> Reader:
     if not has_head(config):
         return Reader(config.data.sequence, types=False)
     body = find_body(config.model, config.task.kind)
-    if body.length is not None and body.length < config.data.sequence:
+    prompt = config.tune.tokens if has_prompt(config) else 0
+    if body.length is not None and body.length < config.data.sequence + prompt:
         raise ModelError(
             f"the model in {config.model.path} sees {body.length} tokens at once, but data.sequence is "
-            f"{config.data.sequence}",
-            f"set data.sequence to {body.length} or less",
+            f"{config.data.sequence}"
+            + (f", and {prompt} of a learned prompt stand before them" if prompt else ""),
+            f"set data.sequence to {body.length - prompt} or less",
         )
     return Reader(config.data.sequence, body.types and config.task.asks, decodes=not config.task.asks)
 
@@ -172,18 +169,21 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
     prepared = open_examples(prepared_directory)
     task = make_task(config.task, config.regularise)
     blueprint = blueprint_of(config, prepared)
-    model = blueprint.build()
+    fresh = blueprint.build()
     if (vectors := prepared.vectors) is not None and blueprint.directory is None:
-        start_from(model, vectors)
-    choices = tune(model, config.tune, task.kind, config.train.seed)
+        start_from(fresh, vectors)
+    tuned = tune(fresh, config)
+    model, choices = tuned.model, tuned.choices
     blocks = find_blocks(model)
-    dense = config.memory.recompute == "none" and bool(blocks) and install(model, blocks, ATTENTION)
-    if not dense:
+    can = config.memory.recompute == "none" and bool(blocks) and not has_prompt(config)
+    if not (can and install(model, blocks, ATTENTION)):
         choices.append("padding is computed with the tokens: this architecture, or setting, needs it")
     if config.tune.quantize is not None:  # after: whether padding can be left out is tried with exact numbers
         count = train_quantized(model, 8 if config.tune.quantize == "int8" else 4)
         choices.append(f"tune.quantize = {config.tune.quantize}: {count} layers compute with rounded weights")
     objective = task.objective(model, prepared.labels)
+    if tuned.allocation is not None:
+        objective.penalty = tuned.allocation.penalty
     if learns and (teachers := find_teachers(config, prepared, task)) is not None:
         assert isinstance(objective, Scored)
         if config.distil.hidden:
@@ -206,6 +206,7 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
         tokens_per_sample=tokens,
         choices=choices,
         known=known,
+        allocation=tuned.allocation,
         parameters=count_parameters(model).total,
         config=config,
         prepared=prepared,

@@ -16,10 +16,12 @@ from tutti.config.schema import Config
 from tutti.core.types import Objective
 from tutti.data import Prepared, TokenSource, open_prepared
 from tutti.data.labelled import ExampleSource, PreparedExamples, open_examples
-from tutti.models import Blueprint, count_parameters, draw_blueprint, export_model, flops_per_token, generate
-from tutti.parallel import Arithmetic, Split, World, apply_language_layout
+from tutti.models import Blueprint, count_parameters, draw_blueprint, flops_per_token, generate
+from tutti.models.tuning import is_plain, tune
+from tutti.parallel import Arithmetic, Split, World, apply_language_layout, apply_layout
 from tutti.tasks import CausalLanguageModelling, find_manner, make_text_task
 from tutti.tasks.writing import render
+from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.writing import examine_writing
 
@@ -32,11 +34,11 @@ class LanguageModelJob(Job):
     prepared: Prepared | PreparedExamples
 
     def whole_model(self) -> nn.Module:
-        return _blueprint(self.config, self.prepared).build()
+        return tune(_blueprint(self.config, self.prepared).build(), self.config).model
 
     def export(self, model: nn.Module, destination: Path) -> None:
-        assert isinstance(model, PreTrainedModel)
-        export_model(model, self.prepared.tokenizer_directory, destination)
+        blueprint = _blueprint(self.config, self.prepared)
+        export_tuned(model, self.config, blueprint, self.prepared.tokenizer_directory, destination)
 
     def write_samples(
         self, model: nn.Module, say: Callable[[str, str], None], new_tokens: int | None = None
@@ -76,16 +78,21 @@ class LanguageModelJob(Job):
 def language_model_job(config: Config, prepared_directory: Path) -> LanguageModelJob:
     """The job of a run with `config` on the text prepared in `prepared_directory`, its model whole on the CPU."""
     prepared = _open(config, prepared_directory)
-    model = _blueprint(config, prepared).build()
-    return _job(config, prepared, CausalLanguageModelling(model), model)
+    return _tuned_job(config, prepared, _blueprint(config, prepared))
 
 
 def split_language_model_job(
     config: Config, prepared_directory: Path, world: World, arithmetic: Arithmetic
 ) -> tuple[LanguageModelJob, Split]:
-    """The same, with the model split over the ranks of `world` from the start: no rank ever holds the whole."""
+    """The same, with the model split over the ranks of `world` from the start: no rank ever holds the whole.
+
+    One of which a part alone learns is built whole, and sharded then.
+    """
     prepared = _open(config, prepared_directory)
     blueprint = _blueprint(config, prepared)
+    if not is_plain(config):
+        job = _tuned_job(config, prepared, blueprint)
+        return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     manner = find_manner(blueprint.twin())
     assert not isinstance(config.train.micro_batch, str), "api.py resolves every auto before a worker starts"
     split = apply_language_layout(
@@ -101,12 +108,25 @@ def split_language_model_job(
     return job, split
 
 
+def _tuned_job(
+    config: Config, prepared: Prepared | PreparedExamples, blueprint: Blueprint
+) -> LanguageModelJob:
+    tuned = tune(blueprint.build(), config)
+    objective = CausalLanguageModelling(tuned.model)
+    if tuned.allocation is not None:
+        objective.penalty = tuned.allocation.penalty
+    job = _job(config, prepared, objective, tuned.model)
+    job.choices += tuned.choices
+    job.allocation = tuned.allocation
+    return job
+
+
 def _open(config: Config, directory: Path) -> Prepared | PreparedExamples:
     return open_examples(directory) if config.task.labelled else open_prepared(directory)
 
 
 def _job(
-    config: Config, prepared: Prepared | PreparedExamples, objective: Objective, model: PreTrainedModel
+    config: Config, prepared: Prepared | PreparedExamples, objective: Objective, model: nn.Module
 ) -> LanguageModelJob:
     """`model`: in memory or not, the whole that is counted."""
     sequence = config.data.sequence

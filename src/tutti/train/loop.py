@@ -110,7 +110,7 @@ class Loop:
         if self.policy.behind:
             self._missed.append(Missed(step, factor, gradient.usable, self._gradients()))
         elif gradient.usable and made is None:
-            self.optimizers.step()
+            self._update(step)
         if self.cooperation is not None:
             self.cooperation.after_step(step, leads=self.policy.leads)
         stepped = time.perf_counter()
@@ -152,9 +152,14 @@ class Loop:
                 self.optimizers.set_learning_rate(missed.factor)
                 for parameter, gradient in zip(self._parameters(), missed.gradients, strict=True):
                     parameter.grad = gradient
-                self.optimizers.step()
+                self._update(missed.step)
         self._missed = []
         self.events.write("healed", step=step)
+
+    def _update(self, step: int) -> None:
+        self.optimizers.step()
+        if self.job.allocation is not None:
+            self.job.allocation.after_step(step)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for p in self.split.objective.parameters() if p.requires_grad]

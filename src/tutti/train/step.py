@@ -121,11 +121,17 @@ class Accumulator:
             with self._policy.micro_batch(last=last):
                 with self._context:
                     total, counted = self._module(batch)
-                (total / divisor).backward()
+                penalised = self._with_penalty(total, counted)
+                (penalised / divisor).backward()  # type: ignore[no-untyped-call]
             losses.append(total.detach().double())
             targets += int(counted)
         loss = float(torch.stack(losses).sum())  # one wait for the device a step
         return loss - self._objective.added(), targets
+
+    def _with_penalty(self, total: Tensor, counted: Tensor) -> Tensor:
+        """Every target carries the penalty once, so that divided by all of them it is there once, whoever has which."""
+        penalty = self._objective.penalty
+        return total if penalty is None else total + counted * penalty()
 
     def _seed_dice(self, key: int, number: int) -> None:
         if self._draws:

@@ -171,6 +171,10 @@ def build(rank: Rank) -> Trainee:
         and not served
     ):
         keep_optimizer_state(optimizers.optimizers, files)
+    if job.allocation is not None:
+        for optimizer in optimizers.optimizers:
+            checkpoints.initialise(optimizer)
+        job.allocation.keep_in(optimizers.optimizers)
     return Trainee(config, world, settings, job, split, optimizers)
 
 

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from tutti.config.schema import Config
 from tutti.core.types import SampleSource, module_device
 from tutti.data.labelled import ExampleSource, PreparedExamples, encoder_of, open_examples
 from tutti.evaluate import Evaluation, sum_losses
-from tutti.models import count_parameters, export_model, generate, generate_from
+from tutti.models import count_parameters, generate, generate_from
+from tutti.models.tuning import tune
 from tutti.parallel import Split, World
 from tutti.tasks import Example, Writing, make_writing_task
 from tutti.tasks.sequences import EncoderDecoder
 from tutti.tasks.writing import read_talk, render
+from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.labelled import blueprint_of, reader_of
 
@@ -37,23 +39,23 @@ def write(
 ) -> list[str]:
     """What `model` writes to what is given in each of `examples`: always the likeliest token, at most `new_tokens`
     (None: `evaluate.new_tokens`)."""
+    whole: Any = model
     task, most = make_writing_task(config.task), new_tokens or config.evaluate.new_tokens
     tokenizer: Any = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
-    assert isinstance(model, PreTrainedModel)
     reader = reader_of(config)
     encoder = encoder_of(prepared, task, reader)
     read: list[Any]
     answer: Callable[[list[Any]], list[str]]
     if reader.decodes:
         read = [list(row["input_ids"]) for (row,) in task.rows(examples, prepared.labels, encoder)]
-        answer = partial(generate_from, model, tokenizer, new_tokens=most)
+        answer = partial(generate_from, whole, tokenizer, new_tokens=most)
     else:
         fill = render(prepared.tokenizer_directory)
         read = []
         for example in examples:
             over = len(read_talk(encoder, task.given(example))[0]) + most - reader.length
             read.append(fill(task.given(task.fit(example, encoder, over) if over > 0 else example), True))
-        answer = partial(generate, model, tokenizer, new_tokens=most, temperature=0.0)
+        answer = partial(generate, whole, tokenizer, new_tokens=most, temperature=0.0)
     written = [""] * len(read)
     order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together
     for first in range(0, len(order), _AT_ONCE):
@@ -104,10 +106,11 @@ class EncoderDecoderJob(Job):
     prepared: PreparedExamples
 
     def whole_model(self) -> nn.Module:
-        return blueprint_of(self.config, self.prepared).build()
+        return tune(blueprint_of(self.config, self.prepared).build(), self.config).model
 
     def export(self, model: nn.Module, destination: Path) -> None:
-        export_model(model, self.prepared.tokenizer_directory, destination)
+        blueprint = blueprint_of(self.config, self.prepared)
+        export_tuned(model, self.config, blueprint, self.prepared.tokenizer_directory, destination)
 
     def examine(self, model: nn.Module, context: AbstractContextManager[None]) -> dict[str, Any] | None:
         if "test" not in self.prepared.parts:
@@ -137,15 +140,20 @@ class EncoderDecoderJob(Job):
 def encoder_decoder_job(config: Config, prepared_directory: Path) -> EncoderDecoderJob:
     """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU."""
     prepared = open_examples(prepared_directory)
-    model = blueprint_of(config, prepared).build()
+    tuned = tune(blueprint_of(config, prepared).build(), config)
+    objective = EncoderDecoder(tuned.model)
+    if tuned.allocation is not None:
+        objective.penalty = tuned.allocation.penalty
     task, parts = make_writing_task(config.task), prepared.parts
     train = parts["train"]
     return EncoderDecoderJob(
-        objective=EncoderDecoder(model),
+        objective=objective,
         train_data=ExampleSource(prepared, "train", task),
         validation_data=ExampleSource(prepared, "validation", task) if "validation" in parts else None,
         tokens_per_sample=max(1, round(train.tokens / train.rows)),
-        parameters=count_parameters(model).total,
+        parameters=count_parameters(tuned.model).total,
+        choices=tuned.choices,
+        allocation=tuned.allocation,
         config=config,
         prepared=prepared,
     )

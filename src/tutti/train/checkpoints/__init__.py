@@ -14,7 +14,7 @@ import warnings
 from tutti.train.checkpoints.load import best_valid, load, newest_valid
 from tutti.train.checkpoints.manifest import Damaged, Manifest, read_manifest, verify
 from tutti.train.checkpoints.save import Checkpointer, Saved
-from tutti.train.checkpoints.state import apply_state, bare_model, gather_state
+from tutti.train.checkpoints.state import apply_state, bare_model, gather_state, initialise
 
 # A single process saves and loads without collectives on purpose; DCP would remark on it every time. Set
 # once, here: a filter around each call would not be thread-safe.
@@ -29,6 +29,7 @@ __all__ = [
     "bare_model",
     "best_valid",
     "gather_state",
+    "initialise",
     "load",
     "newest_valid",
     "read_manifest",
