@@ -63,8 +63,7 @@ def load_trained(run: Path) -> Trained:
     identity = checkpoints.read_manifest(path).meta["identity"]
     if identity["data"] != job.train_data.fingerprint:
         raise text_has_changed(run)
-    state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
-    meta = checkpoints.load(path, state)
+    meta = checkpoints.load_weights(path, job.objective.model)
     job.objective.eval()
     return Trained(job, config, int(meta["step"]))
 

@@ -192,6 +192,11 @@ class TrainConfig(Section):
     clip: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="Largest norm of the whole gradient."
     )
+    average: Fraction = Field(
+        default=0.0,
+        description="Weights are averaged over about this share of the run, and the average is what is validated and "
+        "handed on; 0: not at all.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="Arithmetic of matrix products; master weights stay fp32. `auto`: what is measured fastest here.",
@@ -434,6 +439,8 @@ class Config(Section):
             raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
         check_tune(self)
         check_remember(self)
+        if self.train.average and self.sync.policy == "server":
+            raise ValueError("train.average is not for sync.policy server, where the optimizer is elsewhere")
         if self.sync.implementation == "ddp" and self.layout.ranks > 1:
             raise ValueError(
                 "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "

@@ -18,7 +18,7 @@ from tutti.core.files import fsync_directory
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import SampleSource
 from tutti.tasks import FunctionObjective
-from tutti.train.checkpoints import gather_state, load, newest_valid
+from tutti.train.checkpoints import load_weights, newest_valid
 from tutti.train.job import Job
 
 _FILE = "fit.pickle"
@@ -81,5 +81,5 @@ def load_trained(model: nn.Module, run: RunDirectory) -> nn.Module:
     """`model` with the weights of the run's newest sound checkpoint; as it is when there is none."""
     path = newest_valid(run.checkpoints)
     if path is not None:
-        load(path, {"model": gather_state(model)["model"]})
+        load_weights(path, model)
     return model

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +22,7 @@ from tutti.core.types import SampleSource
 from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
 from tutti.parallel import Split, World
 from tutti.sync import Meeting, Policy, share
+from tutti.train.average import WeightAverage
 from tutti.train.cooperate import Cooperation
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
@@ -60,12 +62,14 @@ class Loop:
     live: LiveSign
     stop_requested: Callable[[], bool]
     cooperation: Cooperation | None = None
+    average: WeightAverage | None = None
 
     def run(self) -> str:
         """Train from `state.step` to `settings.steps`."""
         self._guard = LossGuard()
         self._due_validation = self._due_checkpoint = self._enough = False
         self._missed: list[Missed] = []
+        self._averaged = self.state.step
         first = self.policy.start(self.state.step, self.settings.steps)
         self._note_meeting(first)
         stopping = first is not None and first.stop
@@ -160,6 +164,8 @@ class Loop:
         self.optimizers.step()
         if self.job.allocation is not None:
             self.job.allocation.after_step(step)
+        if self.average is not None and not self.policy.drifts:
+            self.average.update(1, step)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for p in self.split.objective.parameters() if p.requires_grad]
@@ -211,6 +217,10 @@ class Loop:
         self._due_checkpoint |= _has_passed(self.settings.checkpoint_every, before, now) or last
         if self.policy.drifts and meeting is None:
             return
+        if self.policy.drifts and self.average is not None:
+            with self.policy.consensus():
+                self.average.update(now - self._averaged, now)
+            self._averaged = now
         if not (self._due_validation or self._due_checkpoint):
             return
         with self.policy.consensus():
@@ -229,7 +239,8 @@ class Loop:
         began = time.perf_counter()
         with self.live.phase("evaluating"):
             self._settle()
-            sums = self.policy.sum_evaluation(partial(self._sum_losses, source))
+            with self.average.in_place() if self.average is not None else nullcontext():
+                sums = self.policy.sum_evaluation(partial(self._sum_losses, source))
             result = Evaluation.of(sums)
             metrics = self._metrics(source, sums)
         value = result.loss if self.job.main_metric is None else -metrics[self.job.main_metric]
@@ -335,6 +346,7 @@ class Loop:
             return
         if meeting.healed:
             self.events.write("healed", step=meeting.step)
+            self._averaged = meeting.step  # the average came with the rest
         self.state.step = meeting.step
         self.state.rounds = self.policy.rounds
         if self.world.part != 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tutti.parallel import (
 )
 from tutti.sync import Policy, StaticTransport
 from tutti.train import checkpoints
+from tutti.train.average import WeightAverage
 from tutti.train.checkpoints import Checkpointer
 from tutti.train.cooperate import Neighbours, rotation_of, start_cooperation
 from tutti.train.feed import Feed
@@ -95,6 +97,7 @@ class Trainee:
     job: Job
     split: Split
     optimizers: Optimizers
+    average: WeightAverage | None = None
 
 
 def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) -> None:
@@ -175,7 +178,15 @@ def build(rank: Rank) -> Trainee:
         for optimizer in optimizers.optimizers:
             checkpoints.initialise(optimizer)
         job.allocation.keep_in(optimizers.optimizers)
-    return Trainee(config, world, settings, job, split, optimizers)
+    average = None
+    if config.train.average:
+        horizon = max(1.0, config.train.average * settings.steps)
+        average = WeightAverage(optimizers.optimizers, horizon)
+        job.choices.append(
+            f"train.average = {config.train.average:g}: what is validated and handed on is the average of about the "
+            f"last {horizon:.0f} steps"
+        )
+    return Trainee(config, world, settings, job, split, optimizers, average)
 
 
 def _train(rank: Rank) -> None:
@@ -295,6 +306,7 @@ def _train(rank: Rank) -> None:
         live=live,
         stop_requested=lambda: stop.asked and not guest,  # who leaves does not stop the others
         cooperation=cooperation,
+        average=trainee.average,
     )
     stop.training = True
     try:
@@ -313,22 +325,25 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
         loop.keeper.finish()
         loop.keeper.note_saves(loop.events)
         if outcome == "finished" and loop.leads:
-            model = _final_model(loop, run)
-            loop.job.export(model, run.export)
-            if (found := loop.job.examine(model, loop.settings.context)) is not None:
-                loop.events.write("test", step=loop.state.best_step, **found)
-            loop.job.write_samples(
-                model,
-                lambda prompt, text: loop.events.write(
-                    "sample_text", step=loop.state.step, prompt=prompt, text=text
-                ),
-            )
+            with loop.average.in_place() if loop.average is not None else nullcontext():
+                _hand_on(loop, run)
         loop.note_memory()
         loop.live.set(step=loop.state.step)
         if loop.leads:
             loop.events.write("finished", step=loop.state.step, state=outcome)
         loop.policy.close()
         leave_world()
+
+
+def _hand_on(loop: Loop, run: RunDirectory) -> None:
+    model = _final_model(loop, run)
+    loop.job.export(model, run.export)
+    if (found := loop.job.examine(model, loop.settings.context)) is not None:
+        loop.events.write("test", step=loop.state.best_step, **found)
+    loop.job.write_samples(
+        model,
+        lambda prompt, text: loop.events.write("sample_text", step=loop.state.step, prompt=prompt, text=text),
+    )
 
 
 def _final_model(loop: Loop, run: RunDirectory) -> nn.Module:
@@ -338,7 +353,7 @@ def _final_model(loop: Loop, run: RunDirectory) -> nn.Module:
     saved = checkpoints.best_valid(run.checkpoints)
     assert saved is not None, "present weights were saved a moment ago"
     model = loop.job.whole_model()
-    checkpoints.load(saved, {"model": checkpoints.gather_state(model)["model"]})
+    checkpoints.load_weights(saved, model)
     return model
 
 
@@ -377,7 +392,7 @@ def _whole_model(job: Job, world: World, find: Callable[[], Path | None]) -> nn.
     saved = find()
     assert saved is not None, "present weights were saved a moment ago"
     model = job.whole_model()
-    checkpoints.load(saved, {"model": checkpoints.gather_state(model)["model"]})
+    checkpoints.load_weights(saved, model)
     return model
 
 

@@ -11,7 +11,7 @@ state.py      model and optimizers as one dict with layout-free names
 
 import warnings
 
-from tutti.train.checkpoints.load import best_valid, load, newest_valid
+from tutti.train.checkpoints.load import AVERAGE, best_valid, load, load_weights, newest_valid
 from tutti.train.checkpoints.manifest import Damaged, Manifest, read_manifest, verify
 from tutti.train.checkpoints.save import Checkpointer, Saved
 from tutti.train.checkpoints.state import apply_state, bare_model, gather_state, initialise
@@ -21,6 +21,7 @@ from tutti.train.checkpoints.state import apply_state, bare_model, gather_state,
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 __all__ = [
+    "AVERAGE",
     "Checkpointer",
     "Damaged",
     "Manifest",
@@ -31,6 +32,7 @@ __all__ = [
     "gather_state",
     "initialise",
     "load",
+    "load_weights",
     "newest_valid",
     "read_manifest",
     "verify",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -32,7 +32,10 @@ from tutti.train.checkpoints.manifest import (
     verify,
 )
 from tutti.train.checkpoints.retention import Entry, entries, pointed
+from tutti.train.checkpoints.state import gather_state
 
+#: What an optimizer's state calls the average of a parameter, where there is one.
+AVERAGE = "average"
 _SHOWN = 5
 
 
@@ -129,6 +132,18 @@ def load(
             "check the disk; --resume verifies every file",
         ) from error
     return {**manifest.meta, "saved_with": manifest.versions}
+
+
+def load_weights(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Give `model`, whole and unsharded, the weights of the checkpoint at `path`: their averages, where it has them.
+    Returns and raises as `load`."""
+    live = gather_state(model)["model"]
+    meta = load(path, {"model": live})
+    saved = frozenset(FileSystemReader(path).read_metadata().state_dict_metadata)
+    averaged = {name: {AVERAGE: w} for name, w in live.items() if f"optimizer.{name}.{AVERAGE}" in saved}
+    if averaged:
+        load(path, {"optimizer": averaged}, others=saved)
+    return meta
 
 
 class _ComparingPlanner(DefaultLoadPlanner):
