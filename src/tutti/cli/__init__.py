@@ -27,6 +27,7 @@ from tutti.cli import (
     runs,
     schema,
     train,
+    tune,
     validate,
 )
 from tutti.core.errors import TuttiError
@@ -47,6 +48,7 @@ for verb in (
     doctor.doctor,
     prepare.prepare,
     train.train,
+    tune.tune,
     join.join,
     chaos.chaos,
     evaluate.evaluate,
