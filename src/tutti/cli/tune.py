@@ -58,7 +58,8 @@ def tune(
     if json_output:
         print_json(report)
     else:
-        _print_ending(report, Path(wanted.runs).expanduser() / wanted.name, shlex.join(words))
+        verb = "generate" if wanted.task.kind in ("language_model", "chat") else "predict"
+        _print_ending(report, Path(wanted.runs).expanduser() / wanted.name, shlex.join(words), verb)
     if report["state"] == "interrupted":
         raise SystemExit(INTERRUPTED)
 
@@ -70,8 +71,8 @@ def _as_override(text: str) -> str:
     return f"search.{key}{equals}{values}"
 
 
-def _print_ending(report: dict[str, Any], run: Path, words: str) -> None:
-    """The table, what mattered, and commands that work as printed."""
+def _print_ending(report: dict[str, Any], run: Path, words: str, verb: str) -> None:
+    """The table, what mattered, and commands that work as printed; `verb`: that asks such a model."""
     from tutti.observe.words import percent
     from tutti.search.outcome import table
 
@@ -90,10 +91,9 @@ def _print_ending(report: dict[str, Any], run: Path, words: str) -> None:
         typer.echo(f"\nresume with:\n  {program} {words} --resume")
         return
     rename = f" name={run.name}-best" if run.exists() else ""
-    writes = report["goal"] == "validation loss"
     moves = [
         (f"train {directory / 'best.yaml'}{rename}", "train with the best settings"),
-        (f"{'generate' if writes else 'predict'} {best['run']} 'your text'", "ask the best model"),
+        (f"{verb} {best['run']} 'your text'", "ask the best model"),
         (f"{words} --resume --trials {2 * report['trials_planned']}", "search on, to twice the trials"),
     ]
     width = min(60, max(len(command) for command, _ in moves))

@@ -84,9 +84,10 @@ def begin(config: Config, parallel: int, say: Say, study: Study | None = None) -
         TuttiError: `config` cannot be trained, there is nothing to judge it by, or a setting cannot be.
     """
     notes = {} if study is None else study.notes
-    if notes and config.train.precision == "auto":
-        config = _with_precision(config, notes["precision"])
-    resolved, prepared = start_run(config, say, groups=parallel)
+    plain = config.model_copy(update={"search": {}})
+    # What is measured as fastest may be another in each run; trials must not differ by it.
+    pinned = _with_precision(plain, notes["precision"]) if notes else plain
+    resolved, prepared = start_run(pinned, say, groups=parallel)
     if resolved.config.sync.undecided:
         raise ConfigError(
             "sync: auto is measured anew before every run, so trials would differ by more than their settings",
@@ -99,7 +100,6 @@ def begin(config: Config, parallel: int, say: Say, study: Study | None = None) -
         )
     if notes and notes["data"] != prepared.fingerprint:
         raise text_has_changed(SearchDirectory.of(config).path)
-    plain = config.model_copy(update={"search": {}})
     base = _with_precision(plain, resolved.config.train.precision)
     base = base.model_copy(update={"replicas": resolved.config.replicas})
     # Judged again: now it is known how many workers share a batch.

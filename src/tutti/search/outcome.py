@@ -56,9 +56,9 @@ class Outcome:
                 one.key: {"values": one.as_setting(), "reason": self.reasons.get(one.key)}
                 for one in self.space
             },
-            "best": None if best is None else self._line(best),
+            "best": None if best is None else self._line(best, state),
             "importances": study.importances(),
-            "trials": [self._line(record) for record in records],
+            "trials": [self._line(record, state) for record in records],
         }
         try:
             if best is not None:
@@ -69,11 +69,13 @@ class Outcome:
             raise unwritable(self.place.path, error) from error
         return report
 
-    def _line(self, record: Record) -> dict[str, Any]:
+    def _line(self, record: Record, state: str) -> dict[str, Any]:
+        """`state`: of the search; while it rests, no trial runs."""
         run = self.place.trial(record.number).path
+        left = record.state == "running" and state != "running"
         return {
             "trial": record.number,
-            "state": record.state,
+            "state": "interrupted" if left else record.state,
             "value": record.value,
             "settings": record.settings,
             **{key: record.notes.get(key) for key in ("reason", "step", "seconds")},
@@ -89,7 +91,7 @@ class Outcome:
 def ranked(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The trials of a report, best first; those that were pruned after those that came to their end, then the rest."""
     sign = -1.0 if report["larger_is_better"] else 1.0
-    places = ("complete", "pruned", "running", "failed")
+    places = ("complete", "pruned", "running", "interrupted", "failed")
 
     def order(line: dict[str, Any]) -> tuple[int, float, int]:
         return (places.index(line["state"]), sign * (line["value"] or 0.0), line["trial"])
