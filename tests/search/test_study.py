@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tutti.config import Choice, Dimension, Range
 from tutti.core.errors import ConfigError, RunError
 from tutti.search.directory import SearchDirectory
-from tutti.search.study import Study
+from tutti.search.study import Study, Trial
 
 SPACE: list[Dimension] = [
     Range("train.learning_rate", 1e-5, 1e-2, log=True, whole=False),
@@ -106,22 +106,32 @@ def test_one_killed_while_its_settings_were_written_gets_the_same(tmp_path: Path
     assert left.settings == whole[7]
 
 
+def said_behind(trial: Trial, values: list[float]) -> list[bool]:
+    """Whether it had fallen behind after each of its first tenths."""
+    said = []
+    for tenth, value in enumerate(values, 1):
+        trial.report(tenth, value)
+        said.append(trial.behind)
+    return said
+
+
 def test_what_falls_behind_the_median_is_pruned_after_three_tenths(tmp_path: Path) -> None:
     study = make(tmp_path / "s.db")
     curves = [0.5, 0.6, 0.7, 0.8]
     for end in curves:  # these are compared with nothing: there must be four first
         trial = study.ask()
-        assert not any(trial.report(tenth, end * tenth / 10) for tenth in range(1, 10))
+        assert said_behind(trial, [end * tenth / 10 for tenth in range(1, 10)]) == [False] * 9
         study.conclude(trial, "complete", end)
     for end in (0.4, 0.64, 0.66, 0.9):
         trial = study.ask()
-        said = [trial.report(tenth, end * tenth / 10) for tenth in range(1, 6)]
+        said = said_behind(trial, [end * tenth / 10 for tenth in range(1, 6)])
         behind = end < np.median(curves)
         assert said == [False, False, behind, behind, behind], end
-        assert not trial.report(3, 0.0), "what was said is not said again"
+        (again,) = Study.load(tmp_path / "s.db", SPACE, 3).under_way()
+        assert again.behind == behind, "who is killed before it is stopped is stopped afterwards"
         study.conclude(trial, "pruned" if behind else "failed")
     pruned = [record for record in study.records() if record.state == "pruned"]
-    assert [record.value for record in pruned] == [0.2, 0.32]
+    assert [record.value for record in pruned] == pytest.approx([0.12, 0.192])
 
 
 def test_which_settings_mattered_is_said_when_there_are_enough(tmp_path: Path) -> None:

@@ -107,14 +107,15 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             str(line["trial"]),
-            line["state"] + (f" after {line['step']:,} steps" if line["state"] == "pruned" else ""),
+            line["state"],
             words.figure(line["value"]),
+            f"{line['step']:,}" if line["step"] else "–",
             words.seconds(line["seconds"]),
             *(show_setting(line["settings"][key]) if key in line["settings"] else "–" for key in keys),
         ]
         for line in ranked(report)
     ]
-    return ["trial", "state", report["goal"], "took", *names], rows
+    return ["trial", "state", report["goal"], "steps", "took", *names], rows
 
 
 def as_words(settings: dict[str, Plain]) -> str:
@@ -141,7 +142,7 @@ def _page(report: dict[str, Any]) -> str:
         )
         parts.append(f"```sh\ntutti train {directory / 'best.yaml'}\n```")
     head, rows = table(report)
-    parts.append(f"## Trials\n\n{markdown_table(head, rows, 'rlrr' + 'r' * (len(head) - 4))}")
+    parts.append(f"## Trials\n\n{markdown_table(head, rows, 'rl' + 'r' * (len(head) - 2))}")
     if report["importances"]:
         shares = [(f"`{key}`", words.percent(share)) for key, share in report["importances"].items()]
         parts.append(

@@ -34,9 +34,6 @@ class TrialRun:
     _steps: int = 1
     report: dict[str, Any] | None = None
     error: BaseException | None = None
-    #: Tenths of its length after which it had fallen behind, and the value that it had.
-    behind: int | None = None
-    last: float | None = None
     _told: int = 0
     _tail: Tail = field(init=False)
     _thread: threading.Thread | None = None
@@ -97,7 +94,6 @@ class TrialRun:
         """Validations since the last call: tenths of its length that were over, and the value."""
         for event in self._tail.poll():
             if event["kind"] == "validation" and (value := goal.at(event)) is not None:
-                self.last = value
                 tenth = round(TENTHS * int(event["step"]) / self._steps)
                 if tenth < TENTHS:
                     yield tenth, value

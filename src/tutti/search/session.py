@@ -96,14 +96,13 @@ class Session:
     def _attend(self, run: TrialRun) -> None:
         over, trial, goal = run.over, run.trial, self.outcome.goal  # asked first: then all it wrote is there
         for tenth, value in run.news(goal):
-            if run.behind is None and trial.report(tenth, value):
-                run.behind = tenth
+            trial.report(tenth, value)
             if time.monotonic() - self._told[trial.number] >= _TELL_SECONDS:
                 self._told[trial.number] = time.monotonic()
                 self.say(
                     f"trial {trial.number}: {goal.name} {words.figure(value)} after {tenth / TENTHS:.0%} of its steps"
                 )
-        run.stop(max(self._stops + (self._broken is not None), run.behind is not None))
+        run.stop(max(self._stops + (self._broken is not None), trial.behind))
         if over:
             del self._running[trial.number]
             self._judge(run)
@@ -113,7 +112,7 @@ class Session:
         trial, goal = run.trial, self.outcome.goal
         report = run.report or {}
         figures = {"step": report.get("validation_step"), "seconds": report.get("wall_seconds")}
-        if run.behind is not None:
+        if trial.behind:
             self._conclude(trial, "pruned", **figures)
         elif isinstance(run.error, RunError):
             self._broken = self._broken or run.error

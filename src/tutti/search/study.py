@@ -53,15 +53,17 @@ class Trial:
         self._space = space
         self.settings: dict[str, Plain] = {one.key: _suggest(trial, one) for one in space}
         self._reported = set(trial.study.trials[trial.number].intermediate_values)
+        #: Whether it has fallen behind (of what was reported, the last decides).
+        self.behind = bool(self._reported) and trial.should_prune()
 
-    def report(self, tenth: int, value: float) -> bool:
-        """Note its `value` when so many tenths of it are over; whether it has fallen behind."""
-        if tenth in self._reported:
-            return False
+    def report(self, tenth: int, value: float) -> None:
+        """Note its `value` when so many tenths of it are over, unless that was done."""
+        if tenth in self._reported or self.behind:
+            return
         self._reported.add(tenth)
         with _database():
             self._trial.report(value, tenth)
-            return self._trial.should_prune()
+            self.behind = self._trial.should_prune()
 
     def note(self, **notes: Any) -> None:
         """Keep JSON values with it."""
