@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         prepare,
         show_run,
         train,
+        tune,
     )
     from tutti.config import Config, load_config
     from tutti.core.errors import TuttiError
@@ -58,6 +59,7 @@ _WHERE = {
     "prepare": "tutti.api",
     "show_run": "tutti.api",
     "train": "tutti.api",
+    "tune": "tutti.api",
 }
 
 __all__ = [
@@ -81,6 +83,7 @@ __all__ = [
     "prepare",
     "show_run",
     "train",
+    "tune",
 ]
 
 

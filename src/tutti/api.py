@@ -25,6 +25,7 @@ from tutti.disturb.trouble import Trouble
 from tutti.finished import evaluate, export, generate, predict
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
+from tutti.search import tune as find_settings
 from tutti.starting import check_run, prepare, printer, start_run
 from tutti.supervise import (
     GroupsSupervision,
@@ -54,6 +55,7 @@ __all__ = [
     "prepare",
     "show_run",
     "train",
+    "tune",
 ]
 
 
@@ -298,6 +300,27 @@ def combine(runs: Sequence[Path], *, destination: Path | None = None, console: b
     if not runs:
         raise RunError("there is nothing to combine", "name two runs or more")
     return make_one(runs, destination or runs[0] / "combined", say=printer(console))
+
+
+def tune(
+    config: Config,
+    *,
+    trials: int | None = None,
+    parallel: int = 1,
+    resume: bool = False,
+    console: bool = True,
+) -> dict[str, Any]:
+    """Find the settings that train best: try values of the keys in `config.search` (or usual ones), train by train.
+
+    Each trial is an ordinary run in `trials/` of `runs/NAME-search`; the best settings are written there as
+    `best.yaml`, for `train`. Returns what `search.json` there holds. `trials`: of all calls together; None: 20, or what
+    the search had. `parallel`: trials at the same time, which share the machine's cores. `resume`: go on with the
+    search that is there; a trial that was under way goes on from its last checkpoint, or begins again.
+
+    Raises:
+        TuttiError: Optuna is not installed, something cannot be searched, or no trial came to its end.
+    """
+    return find_settings(config, trials=trials, parallel=parallel, resume=resume, say=printer(console))
 
 
 def doctor() -> hardware.Machine:

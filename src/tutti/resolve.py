@@ -219,7 +219,7 @@ def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool)
 
 def _replicas(config: Config, facts: Facts) -> tuple[int, str]:
     parts = config.layout.ranks
-    of_each = " for each group" if facts.groups > 1 else ""
+    of_each = f" for each of {facts.groups} runs" if facts.groups > 1 else ""
     if facts.processes is not None:
         return max(1, facts.processes // parts), f"{facts.processes} processes were started"
     if torch.accelerator.is_available():

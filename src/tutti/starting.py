@@ -124,7 +124,7 @@ def start_run(
     """
     config = with_tokenizer(config)
     if has_head(config):
-        return _start_labelled(config, say, processes, continues)
+        return _start_labelled(config, say, processes, continues, groups)
     prepared: Prepared | PreparedExamples
     if config.task.labelled:
         prepared = prepare_labelled(config, say)
@@ -176,7 +176,7 @@ def start_run(
 
 
 def _start_labelled(
-    config: Config, say: Say, processes: int | None, continues: RunDirectory | None
+    config: Config, say: Say, processes: int | None, continues: RunDirectory | None, groups: int
 ) -> tuple[Resolved, PreparedExamples]:
     """`start_run` for labelled examples."""
     prepared = prepare_labelled(config, say)
@@ -201,6 +201,7 @@ def _start_labelled(
         labelled=True,
         pretrained=blueprint.directory is not None,
         processes=processes,
+        groups=groups,
     )
     if config.memory.budget is not None:
         raise ConfigError(

@@ -19,6 +19,7 @@ VERBS = [
     ["train"],
     ["join"],
     ["chaos"],
+    ["tune"],
     ["evaluate"],
     ["generate"],
     ["export"],

@@ -36,6 +36,26 @@ def test_every_field_of_the_report_is_explained() -> None:
     assert set(compute_figures(Path("runs/none"), History())) <= explained
 
 
+def test_every_field_of_a_search_is_explained(tmp_path: Path) -> None:
+    from tutti.config import Choice, Config
+    from tutti.search.directory import SearchDirectory
+    from tutti.search.goal import Goal
+    from tutti.search.outcome import Outcome
+    from tutti.search.study import Study
+
+    space = [Choice("train.optimizer", ("adamw", "muon"))]
+    place = SearchDirectory(tmp_path / "s")
+    place.create(lambda _: None)
+    study = Study.create(place.study, space, 0, larger=False)
+    study.ask()
+    outcome = Outcome(place, Config(), Goal.of(Config()), space, {})
+    found = outcome.write(study, 1, "running")
+    section = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
+    section = section.partition("## A search")[2].partition("\n## ")[0]
+    explained = set(re.findall(r"`(\w+)`", section))
+    assert set(found) | set(found["trials"][0]) | set(found["space"]["train.optimizer"]) <= explained
+
+
 def test_every_field_of_the_chaos_report_is_explained(tmp_path: Path) -> None:
     from tutti.observe.resilience import resilience_figures
 
@@ -75,6 +95,8 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "predict",
         "export",
         "chaos",
+        "compress",
+        "tune",
     )
     assert all(f"## `tutti {verb}`" in page for verb in (*verbs, "runs list", "runs show", "runs compare"))
     assert "--resume" in page

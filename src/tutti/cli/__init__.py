@@ -28,6 +28,7 @@ from tutti.cli import (
     runs,
     schema,
     train,
+    tune,
     validate,
 )
 from tutti.core.errors import TuttiError
@@ -48,6 +49,7 @@ for verb in (
     doctor.doctor,
     prepare.prepare,
     train.train,
+    tune.tune,
     join.join,
     chaos.chaos,
     evaluate.evaluate,

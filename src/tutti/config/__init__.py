@@ -1,7 +1,7 @@
 """One strict schema; loading with every problem reported at once."""
 
 from tutti.config.agreement import CooperateConfig, SyncConfig
-from tutti.config.dump import dump_config
+from tutti.config.dump import dump_changes, dump_config
 from tutti.config.groups import count_groups, group_configs
 from tutti.config.load import load_config, parse_config
 from tutti.config.problems import InvalidConfig, Problem
@@ -16,25 +16,44 @@ from tutti.config.schema import (
     TrainConfig,
     WatchConfig,
 )
+from tutti.config.search import (
+    Choice,
+    Dimension,
+    Plain,
+    Range,
+    search_space,
+    show_setting,
+    value_at,
+    with_settings,
+)
 
 __all__ = [
     "CheckpointConfig",
+    "Choice",
     "Config",
     "CooperateConfig",
     "DataConfig",
+    "Dimension",
     "EvaluateConfig",
     "InvalidConfig",
     "LayoutConfig",
     "ModelConfig",
+    "Plain",
     "Problem",
+    "Range",
     "SyncConfig",
     "TrainConfig",
     "WatchConfig",
     "count_groups",
+    "dump_changes",
     "dump_config",
     "group_configs",
     "json_schema",
     "load_config",
     "parse_config",
     "reference_page",
+    "search_space",
+    "show_setting",
+    "value_at",
+    "with_settings",
 ]

@@ -35,7 +35,15 @@ _Dumper.add_implicit_resolver(TAG + "int", INT, None)
 
 def dump_config(config: Config) -> str:
     """Resolved YAML; `parse_config(dump_config(c), "")` equals `c`."""
-    values = config.model_dump()  # not as JSON, which knows no infinity
+    return _dump(config.model_dump())  # not as JSON, which knows no infinity
+
+
+def dump_changes(config: Config) -> str:
+    """The same without defaults: what somebody would write by hand."""
+    return _dump(config.model_dump(exclude_defaults=True))
+
+
+def _dump(values: dict[str, Any]) -> str:
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 

@@ -11,6 +11,7 @@ from tutti.config.overrides import apply_overrides, expand_short_forms
 from tutti.config.problems import InvalidConfig, Origin, Problem, SourceMap
 from tutti.config.read import LARGEST_BYTES, Document, read_yaml
 from tutti.config.schema import Config
+from tutti.config.search import check_search
 from tutti.config.validate import validate
 from tutti.core.errors import ConfigError
 
@@ -49,7 +50,11 @@ def parse_config(text: str | None, file: str, overrides: Sequence[str] = ()) -> 
     expand_short_forms(document)
     apply_overrides(document, overrides)
     result = validate(document.value, document.sources, document.broken)
-    found = result if isinstance(result, list) else check_groups(document, result)
+    found = (
+        result
+        if isinstance(result, list)
+        else [*check_groups(document, result), *check_search(document, result)]
+    )
     problems = [*document.problems, *document.broken.values(), *found]
     if problems or not isinstance(result, Config):
         raise InvalidConfig(problems, _SCHEMA)

@@ -1,7 +1,8 @@
 """Dotted overrides: `train.steps=200`, `sync=diloco`, `data.source=[a.txt, b.txt]`.
 
 The value is YAML and takes the place of what the file says for that key. Where the file uses a section's
-short form, the override sees through it: `sync.every=20` after `sync: diloco` keeps the policy.
+short form, the override sees through it: `sync.every=20` after `sync: diloco` keeps the policy. What follows
+`search.` is one key: `search.train.learning_rate=1e-5..1e-3`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def _apply(document: Document, text: str, origin: Origin) -> str:
     """Returns what is wrong with the override itself, or ""."""
     name, equals, written = text.partition("=")
     path: KeyPath = tuple(name.strip().split("."))
+    if path[0] == "search" and len(path) > 1:  # there a dotted name is one key
+        path = ("search", ".".join(map(str, path[1:])))
     if not equals:
         return "an override is written key=value, for example train.steps=200"
     if not all(path):

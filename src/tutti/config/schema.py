@@ -409,6 +409,31 @@ class Config(Section):
         "of what each has of its own, such as `[{model: 1M}, {model: 4M}]`.",
     )
     cooperate: CooperateConfig = Field(default_factory=CooperateConfig)
+    search: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What `tutti tune` tries: other keys by their dotted names, each with a range (`1e-5..1e-3`, or "
+        "`{low: 1e-5, high: 1e-3, log: true}`) or a list to choose from, such as `{train.learning_rate: 1e-5..1e-3, "
+        "tune.rank: [4, 8, 16]}`. `log`: on a logarithmic scale; left out: where high is 10 · low or more. `{}`: what "
+        "suits the task.",
+        json_schema_extra={
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "string", "pattern": r"^.+\.\..+$"},
+                    {"type": "array", "minItems": 2},
+                    {
+                        "type": "object",
+                        "properties": {
+                            "low": {"type": "number"},
+                            "high": {"type": "number"},
+                            "log": {"type": "boolean"},
+                        },
+                        "required": ["low", "high"],
+                        "additionalProperties": False,
+                    },
+                ]
+            }
+        },
+    )
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)

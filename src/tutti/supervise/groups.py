@@ -92,7 +92,7 @@ class GroupsSupervision:
         """Tell each group where it meets the others."""
         before = 0
         for number, run in enumerate(self.runs):
-            run.neighbours = Neighbours(number, len(self.runs), board.port, secret, before)
+            run.neighbours, run.ranks_before = Neighbours(number, len(self.runs), board.port, secret), before
             config = run.resolved.config
             assert isinstance(config.replicas, int), "resolve() leaves no auto"
             before += config.replicas * config.layout.ranks

@@ -44,7 +44,8 @@ class Supervision:
     """One run on this machine. `prepared` None: the job of `tutti.fit` lies in the run directory already.
 
     `trouble`: how the run is disturbed on purpose. `reception`: how replicas on other machines join. `neighbours`: the
-    groups that this run is one of; `label`: what the lines that it prints begin with.
+    groups that this run is one of; `ranks_before`: workers of other runs on this machine, which come first where
+    devices are given out; `label`: what the lines that it prints begin with.
     """
 
     run: RunDirectory
@@ -56,6 +57,7 @@ class Supervision:
     neighbours: Neighbours | None = None
     label: str = ""
     reception: Reception | None = None
+    ranks_before: int = 0
     _secret: bytes = field(default_factory=new_secret, init=False)
     #: Policy `server`: where it will listen.
     _server: ServerAddress | None = None
@@ -198,6 +200,7 @@ class Supervision:
             launcher_pid=os.getpid(),
             choices=tuple(self.resolved.choices),
             neighbours=self.neighbours,
+            ranks_before=self.ranks_before,
         )
 
     def _server_assignment(self, address: ServerAddress) -> ServerAssignment:

@@ -72,6 +72,8 @@ class Assignment:
     choices: tuple[str, ...] = ()
     #: The groups that this one learns from.
     neighbours: Neighbours | None = None
+    #: Workers of other runs on this machine that come first where devices are given out.
+    ranks_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def build(rank: Rank) -> Trainee:
         layout=config.layout,
         elastic_replica=elastic.replica if elastic else None,
         device_kind=own.device if own else None,
-        ranks_before=assignment.neighbours.ranks_before if assignment.neighbours else 0,
+        ranks_before=assignment.ranks_before,
     )
     rank.live.set(phase="building the model")
     settings = settings_of(config, world.device)

@@ -34,16 +34,12 @@ _MEET_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Where a worker finds the other groups: this is group `group` of `groups`, and the board is on this machine.
-
-    `ranks_before`: workers of the groups before this one, which come first where devices are given out.
-    """
+    """Where a worker finds the other groups: this is group `group` of `groups`, and the board is on this machine."""
 
     group: int
     groups: int
     port: int
     secret: bytes = field(repr=False)
-    ranks_before: int = 0
 
 
 def rotation_of(config: Config, neighbours: Neighbours | None) -> Rotation | None:
