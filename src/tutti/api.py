@@ -21,7 +21,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.disturb import read_schedule
 from tutti.disturb.trouble import Trouble
-from tutti.finished import evaluate, export, generate, predict
+from tutti.finished import evaluate, export, generate, label, predict
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
 from tutti.starting import check_run, prepare, printer, start_run
@@ -47,6 +47,7 @@ __all__ = [
     "export",
     "generate",
     "join",
+    "label",
     "list_runs",
     "predict",
     "prepare",

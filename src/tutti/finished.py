@@ -68,6 +68,58 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
     return asker.predict(records)
 
 
+def label(
+    run: Path, records: Sequence[Mapping[str, Any] | str], *, above: float = 0.9, most: int | None = None
+) -> dict[str, Any]:
+    """Labels for `records` by the model of a run, where it is sure: what another run can learn from as well.
+
+    Returns `examples` (the fields that the run reads, the label, and the `score`, its chance), the surest first;
+    `labels`: how many there are of each of the run's labels; and the numbers of records that are `unsure` (their chance
+    is not above `above`), `known` (the run has their text, to train on or to be judged by, or another record has) and
+    `surplus` (there are `most` surer ones of that label).
+
+    Raises:
+        TuttiError: there is no such run, its task gives no text one label, or a record is not one of its.
+    """
+    if not 0 <= above < 1 or (most is not None and most < 1):
+        raise RunError(
+            f"above is {above} and most is {most}", "give a chance from 0 to below 1, and 1 or more examples"
+        )
+    job, config, _ = load_trained(run)
+    if not isinstance(job, LabelledJob) or config.task.kind != "classify" or config.task.multiple:
+        raise RunError(f"{run} gives no text one label", "name a run with task: classify, without multiple")
+    task, names = job.task, job.prepared.labels.names
+    examples = task.asked_about(records)
+    texts = {
+        " ".join(task.text(example).split())
+        for part in job.prepared.parts.values()
+        for example in part.read()
+    }
+    known, counts, new = 0, dict.fromkeys(names, 0), []
+    for number, example in enumerate(examples):
+        text = " ".join(task.text(example).split())
+        if text in texts:
+            known += 1
+        else:
+            texts.add(text)
+            new.append(number)
+    asker = Asker(task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
+    said = asker.predict([records[number] for number in new])
+    score = [max(one["scores"].values()) for one in said]
+    kept: list[dict[str, Any]] = []
+    unsure = sum(value <= above for value in score)
+    for at in sorted(range(len(new)), key=lambda at: -score[at]):
+        name = said[at]["label"]
+        if score[at] <= above or (most is not None and counts[name] == most):
+            continue
+        counts[name] += 1
+        fields = examples[new[at]] | {"label": name}
+        kept.append({config.task.fields.get(key, key): value for key, value in fields.items()})
+        kept[-1]["score"] = score[at]
+    surplus = len(new) - unsure - len(kept)
+    return {"examples": kept, "labels": counts, "unsure": unsure, "known": known, "surplus": surplus}
+
+
 def _write(job: Job, config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
     """What a model that learned to write from examples writes to `records`."""
     assert isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(

@@ -66,6 +66,7 @@ def load_trained(run: Path) -> Trained:
     state = {"model": checkpoints.gather_state(job.objective.model)["model"]}
     meta = checkpoints.load(path, state)
     job.objective.eval()
+    job.complete(job.objective.model, arithmetic_of(config))
     return Trained(job, config, int(meta["step"]))
 
 

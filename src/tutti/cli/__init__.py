@@ -22,6 +22,7 @@ from tutti.cli import (
     generate,
     init,
     join,
+    label,
     predict,
     prepare,
     runs,
@@ -52,6 +53,7 @@ for verb in (
     evaluate.evaluate,
     generate.generate,
     predict.predict,
+    label.label,
     compress.compress,
     export.export,
 ):
