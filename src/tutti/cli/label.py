@@ -55,6 +55,11 @@ def _report(found: dict[str, Any], texts: int, above: float) -> list[str]:
     ):
         if found[key]:
             lines.append(f"{found[key]:,} {words}")
+    if checked := found["checked"]:
+        right = f", and right about {checked['right']:,} of these" if checked["sure"] else ""
+        lines.append(
+            f"of {checked['of']:,} validation examples the model is as sure about {checked['sure']:,}{right}"
+        )
     lines += [f"    {count:>7,}  {name}" for name, count in sorted(labels.items(), key=lambda one: -one[1])]
     if without:
         named = ", ".join(without[:_NAMED]) + (", …" if len(without) > _NAMED else "")

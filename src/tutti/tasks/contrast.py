@@ -41,11 +41,11 @@ _NEVER = -1e9
 
 
 class ByContrast(Classify):
-    """The first step: rows in groups, an objective whose answers are vectors [G · D]."""
+    """The first step: rows in groups, an objective whose answers are vectors [G · D]. `rows`: to learn from."""
 
-    def __init__(self, config: TaskConfig, regularise: RegulariseConfig | None = None) -> None:
+    def __init__(self, config: TaskConfig, rows: int, regularise: RegulariseConfig | None = None) -> None:
         super().__init__(config, regularise)
-        self.group = config.together or _TOGETHER
+        self.group = min(config.together or _TOGETHER, rows)
 
     def objective(self, model: nn.Module, labels: Labels) -> Objective:
         return SupervisedContrast(model, self.group)

@@ -123,7 +123,8 @@ class ContrastJob(Job):
 def contrast_job(config: Config, prepared_directory: Path) -> ContrastJob:
     """The job of a run with `config`, which has `task.contrast`, on the examples prepared in `prepared_directory`."""
     plain = labelled_job(config, prepared_directory)
-    task, prepared = ByContrast(config.task, config.regularise), plain.prepared
+    prepared = plain.prepared
+    task = ByContrast(config.task, prepared.rows("train"), config.regularise)
     return ContrastJob(
         objective=task.objective(plain.objective.model, prepared.labels),
         train_data=ExampleSource(prepared, "train", task, vary=config.train.seed),
