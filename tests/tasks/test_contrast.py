@@ -47,6 +47,8 @@ def test_the_loss_is_the_equation(tmp_path: Path) -> None:
     objective = task.objective(model, LABELS).eval()
     objective.answers = []
     found = objective(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert objective(batch).total.dtype == torch.float32
     vectors = []
     for text, _ in TEXTS:
         with torch.no_grad():

@@ -76,7 +76,9 @@ class SupervisedContrast(Objective):
         self.answer(vectors.view(-1, self._group * vectors.shape[1]))
         z = nn.functional.normalize(vectors, dim=1).view(-1, self._group, vectors.shape[1])
         alike, others = self._compared(batch)
-        said = (z @ z.transpose(1, 2) / _TEMPERATURE).masked_fill(~others, _NEVER).log_softmax(2)
+        with torch.autocast(z.device.type, enabled=False):  # little work, and τ makes much of rounding
+            near = z @ z.transpose(1, 2) / _TEMPERATURE
+        said = near.masked_fill(~others, _NEVER).log_softmax(2)
         count = alike.sum(2)
         each = (said * alike).sum(2) / count.clamp_min(1)
         return LossSum(-each.sum(), (count > 0).sum())
