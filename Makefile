@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-compress
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-few bench-compress
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -99,6 +99,11 @@ bench-tasks: .venv/examples
 bench-tuning: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tuning DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.tuning.run --data $(DATA)
+
+# The same, of which banking77 and sentfin are taken. Hours; what was interrupted goes on.
+bench-few: .venv/examples
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-few DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.few.run --data $(DATA)
 
 # RUNS: runs with labels, alike but for their seeds.
 bench-compress: .venv/examples

@@ -16,7 +16,7 @@ from tutti.parallel import pick_device
 from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate
-from tutti.train.recipe import choose_steps, tuning_rate
+from tutti.train.recipe import ORDINARY_BATCH, choose_batch, choose_steps, tuning_rate
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
@@ -52,6 +52,8 @@ class Facts:
     groups: int = 1
     #: Samples in an epoch to train on; 0: nobody has counted.
     samples: int = 0
+    #: Texts (or pairs of them) that are one sample, because they are judged by each other.
+    together: int = 1
     #: Whether labelled examples are learned, and by a model that knows something already.
     labelled: bool = False
     pretrained: bool = False
@@ -68,8 +70,13 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         return value
 
     train, parts = config.train, config.layout.ranks
-    replicas, why = _replicas(config, facts)
-    replicas = choose("replicas", config.replicas, replicas, why)
+    batch, why = choose_batch(facts.together)
+    replicas, reason = _replicas(config, facts, batch if train.batch == "auto" else train.batch)
+    replicas = choose("replicas", config.replicas, replicas, reason)
+    if batch < (workers := replicas * config.layout.shard):
+        batch, why = workers, "a sample for each worker"
+    if train.batch != "auto" or batch != ORDINARY_BATCH:
+        batch = choose("train.batch", train.batch, batch, why)
     device = pick_device()
     threads = max(1, usable_cores() // facts.groups // max(1, facts.processes or replicas * parts))
     if train.precision == "auto":
@@ -77,7 +84,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         precision = choose("train.precision", "auto", precision, reason)
     else:
         precision = train.precision
-    share = -(-train.batch // (replicas * config.layout.shard))
+    share = -(-batch // (replicas * config.layout.shard))
     kind = "cpu" if device.type == "cpu" else "accelerator"
     micro = max(1, min(share, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample))
     reason = f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once"
@@ -89,12 +96,10 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     if facts.pretrained and (facts.labelled or config.tune.method != "full"):
         rate, reason = tuning_rate(facts.parameters, config.tune.method)
     else:
-        rate, reason = auto_learning_rate(
-            facts.parameters, train.batch * facts.tokens_per_sample, train.optimizer
-        )
+        rate, reason = auto_learning_rate(facts.parameters, batch * facts.tokens_per_sample, train.optimizer)
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)
     if train.steps == "auto":
-        steps, reason = choose_steps(train.epochs, facts.samples, train.batch, labelled=facts.labelled)
+        steps, reason = choose_steps(train.epochs, facts.samples, batch, labelled=facts.labelled)
         steps = choose("train.steps", "auto", steps, reason)
     else:
         steps = train.steps
@@ -115,6 +120,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         "sync": sync,
         "train": train.model_copy(
             update={
+                "batch": batch,
                 "steps": steps,
                 "epochs": None,
                 "precision": precision,
@@ -217,7 +223,7 @@ def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool)
     return "elastic", "a replica that dies is replaced while the others go on"
 
 
-def _replicas(config: Config, facts: Facts) -> tuple[int, str]:
+def _replicas(config: Config, facts: Facts, batch: int) -> tuple[int, str]:
     parts = config.layout.ranks
     of_each = f" for each of {facts.groups} runs" if facts.groups > 1 else ""
     if facts.processes is not None:
@@ -226,5 +232,5 @@ def _replicas(config: Config, facts: Facts) -> tuple[int, str]:
         devices = torch.accelerator.device_count() // facts.groups
         return max(1, devices // parts), f"{devices} devices{of_each}, {parts} for each replica"
     cores = max(1, usable_cores() // facts.groups)
-    fitting = max(1, min(cores // parts, config.train.batch // parts))
+    fitting = max(1, min(cores // parts, batch // parts))
     return fitting, f"{cores} cores{of_each}; one thread a worker holds up better than several threads in one"

@@ -22,8 +22,10 @@ from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.sync import check_sync
-from tutti.tasks import Manner, find_manner, make_text_task
+from tutti.tasks import ByContrast, Manner, find_manner, make_text_task
+from tutti.tasks.contrast import say_head
 from tutti.train.checkpoints.retention import entries
+from tutti.train.contrast import samples_to_judge
 from tutti.train.labelled import blueprint_of, has_head, reader_of
 from tutti.train.precision import DTYPES
 
@@ -168,7 +170,7 @@ def start_run(
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     _check_agreement(resolved.config, processes)
     assert isinstance(resolved.config.replicas, int)
-    samples = config.train.batch // resolved.config.replicas
+    samples = int(resolved.config.train.batch) // resolved.config.replicas
     check_layout(config.layout, limits_of(model, manner, samples))
     _check_tuning(resolved.config, model)
     _spare_memory(config, resolved, blueprint, manner, samples)
@@ -192,12 +194,24 @@ def _start_labelled(
     model = blueprint.lay_out()
     parameters = models.count_parameters(model).total
     train, validation = prepared.parts["train"], prepared.parts.get("validation")
-    group = make_text_task(config.task).group
+    group, judged = make_text_task(config.task).group, validation.rows if validation is not None else 0
+    if config.task.contrast:
+        blueprint.choices.append(say_head(model))
+        group = ByContrast(config.task, train.rows).group
+        validation_samples = samples_to_judge(train.rows, judged, group)
+        if config.evaluate.samples not in ("auto", validation_samples):
+            raise ConfigError(
+                "evaluate.samples: with task.contrast a validation takes all training examples, to fit a head on",
+                "leave it out",
+            )
+    else:
+        validation_samples = -(-judged // group)
     facts = Facts(
         parameters,
         max(1, round(group * train.tokens / train.rows)),
-        -(-validation.rows // group) if validation is not None else 0,
+        validation_samples,
         samples=max(1, train.rows // group),
+        together=group,
         labelled=True,
         pretrained=blueprint.directory is not None,
         processes=processes,
@@ -213,7 +227,7 @@ def _start_labelled(
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     _check_agreement(resolved.config, processes)
     assert isinstance(resolved.config.replicas, int)
-    check_layout(config.layout, anything_else(config.train.batch // resolved.config.replicas))
+    check_layout(config.layout, anything_else(int(resolved.config.train.batch) // resolved.config.replicas))
     _check_tuning(resolved.config, model)
     return resolved, prepared
 

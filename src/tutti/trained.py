@@ -65,6 +65,7 @@ def load_trained(run: Path) -> Trained:
         raise text_has_changed(run)
     meta = checkpoints.load_weights(path, job.objective.model)
     job.objective.eval()
+    job.complete(job.objective.model, arithmetic_of(config))
     return Trained(job, config, int(meta["step"]))
 
 

@@ -121,8 +121,8 @@ model: {size: 5m, dropout: 2}
 
 
 def test_what_was_taken_out_causes_no_complaint_of_its_own() -> None:
-    assert problems("replicas: 64\ntrain: {batch: x}") == [
-        "c.yaml:2:16: train.batch: should be a whole number above 0; got text 'x'"
+    assert problems("data: {test: 0.88, validation: x}") == [
+        "c.yaml:1:32: data.validation: should be a number of 0 or more, below 1; got text 'x'"
     ]
     assert len(problems("model: {sizee: 5M}")) == 1
     assert len(problems("model: {size: 5Z}")) == 1

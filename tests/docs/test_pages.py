@@ -93,6 +93,7 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "evaluate",
         "generate",
         "predict",
+        "label",
         "export",
         "chaos",
         "compress",

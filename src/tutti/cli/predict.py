@@ -38,7 +38,7 @@ def predict(
     with only_the_answer(json_output):
         from tutti import api
 
-        records: list[Any] = list(texts or ()) if file is None else _read(file)
+        records: list[Any] = list(texts or ()) if file is None else read_records(file)
         predictions = api.predict(find_run(run), records)
     if json_output:
         print_json({"predictions": predictions})
@@ -50,7 +50,8 @@ def predict(
             typer.echo(f"{record}\n    {_line(prediction)}")
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The fields of the examples in `file`; `-`: standard input."""
     from tutti.data.labelled import read_file, read_jsonl
 
     records = read_jsonl(sys.stdin, "standard input") if str(file) == "-" else read_file(file)

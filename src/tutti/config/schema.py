@@ -41,6 +41,11 @@ class DataConfig(Section):
         default=None,
         description="Text that is validation already; when given, nothing is split off `source`.",
     )
+    extra_source: str | list[str] | None = Field(
+        default=None,
+        description="More labelled examples that are only trained on, none of them kept aside, such as those that "
+        "`tutti label` guessed; those whose text is among the others are left out.",
+    )
     test_source: str | list[str] | None = Field(
         default=None,
         description="Labelled examples for the final test; when given, nothing is split off `source` for it.",
@@ -157,7 +162,11 @@ class TrainConfig(Section):
         default=None,
         description="The run ends early when so many validations in a row were no better than one before them.",
     )
-    batch: Positive = Field(default=32, description="Samples of one step over all workers together.")
+    batch: Positive | Auto = Field(
+        default="auto",
+        description="Samples of one step over all workers together; `auto`: 32, and of groups (`task.together`) as "
+        "many as make 64 texts.",
+    )
     micro_batch: Positive | Auto = Field(
         default="auto",
         description="Samples that a worker computes at once; changes memory and speed, never the result.",
@@ -440,6 +449,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
+        if self.data.extra_source is not None and not self.task.labelled:
+            raise ValueError("data.extra_source is for labelled examples; list all texts in data.source")
         if self.regularise != RegulariseConfig() and not self.task.asks:
             raise ValueError("regularise is for models that are asked (see task.kind), so far")
         own = self.regularise
@@ -458,6 +469,8 @@ class Config(Section):
             )
         if self.task.kind == "embed" and (own != RegulariseConfig() or self.distil.teachers):
             raise ValueError("regularise and distil are not for task.kind embed, so far")
+        if self.task.contrast:
+            self._contrast()
         if self.distil.hidden and self.task.kind == "recommend":
             raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
         if self.distil.teachers and (own.r_drop or own.adversarial):
@@ -487,12 +500,27 @@ class Config(Section):
             raise ValueError(
                 f"each lists {len(self.each)} replicas, but replicas is {self.replicas}: one entry for each of them"
             )
-        if isinstance(self.replicas, int) and self.train.batch < self.replicas * self.layout.shard:
+        batch = self.train.batch
+        if isinstance(self.replicas, int) and batch != "auto" and batch < self.replicas * self.layout.shard:
             raise ValueError(
-                f"train.batch is {self.train.batch}: fewer samples than the "
+                f"train.batch is {batch}: fewer samples than the "
                 f"{self.replicas * self.layout.shard} workers that share them out"
             )
         return self
+
+    def _contrast(self) -> None:
+        """What cannot go with `task.contrast`, whose head is fitted when the rest has learned."""
+        own = self.regularise
+        if own.label_smoothing or own.r_drop or own.adversarial or self.distil.teachers:
+            raise ValueError(
+                "task.contrast compares texts, so regularise.label_smoothing, regularise.r_drop, "
+                "regularise.adversarial and distil, which are about what is said of one text, are not for it"
+            )
+        if self.tune.method in ("lora", "ia3") or self.tune.quantize is not None:
+            raise ValueError(
+                "task.contrast fits the head when the rest has learned; tune.method must be full or last, without "
+                "tune.quantize"
+            )
 
     def of_replica(self, number: int) -> Config:
         """The configuration that replica `number` goes by."""

@@ -30,7 +30,8 @@ _OF_KINDS = {
     "unanswerable": ("answer",),
     "catalogue": ("recommend",),
     "repeats": ("recommend",),
-    "together": ("embed",),
+    "contrast": ("classify",),
+    "together": ("embed", "classify"),
 }
 
 
@@ -87,10 +88,15 @@ class TaskConfig(Section):
         default=False, description="`recommend`: what somebody had may be recommended to them again."
     )
 
+    contrast: bool = Field(
+        default=False,
+        description="`classify`, from few examples: the encoder learns which texts have the same label, then a "
+        "logistic regression on its vectors becomes the head.",
+    )
     together: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="`embed`: pairs of a group, each told apart from the others; a sample of the run is such a group. "
-        "`null`: 16.",
+        description="`embed`: pairs of a group, each told apart from the others; `classify` with `contrast`: texts of "
+        "a group. A sample of the run is such a group. `null`: 16 pairs, 64 texts.",
     )
 
     @property
@@ -115,6 +121,12 @@ class TaskConfig(Section):
         for name, kinds in _OF_KINDS.items():
             if getattr(self, name) and self.kind not in kinds:
                 raise ValueError(f"{name} belongs to kind {' and '.join(kinds)}, not to {self.kind}")
+        if self.kind == "classify" and self.together and not self.contrast:
+            raise ValueError("together is for kind classify with contrast: true alone")
+        if self.contrast and self.multiple:
+            raise ValueError(
+                "contrast asks whether two texts have the same label, so multiple must be false: one label a text"
+            )
         return self
 
 

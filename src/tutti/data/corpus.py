@@ -47,7 +47,9 @@ class Sources:
         ]
         if any(file.stamp is None for file in [*self.main, *self.validation]):
             return None
-        fields = config.model_dump(mode="json", exclude={"source", "validation_source", "sequence", "cache"})
+        fields = config.model_dump(
+            mode="json", exclude={"source", "validation_source", "extra_source", "sequence", "cache"}
+        )
         return digest([FORMAT, listed, config.validation_source is None, fields, tokenizer])
 
 

@@ -43,7 +43,8 @@ def propose(config: Config, resolved: Config, prepared: Any) -> list[Proposal]:
         )
     if epochs is not None or config.train.epochs is not None:
         smallest = max(1, int(resolved.replicas) * config.layout.shard)
-        sizes = (config.train.batch // 2, config.train.batch, 2 * config.train.batch)
+        batch = int(resolved.train.batch)
+        sizes = (batch // 2, batch, 2 * batch)
         found += _choice(
             "train.batch",
             [s for s in sizes if s >= smallest],
@@ -89,7 +90,7 @@ def epochs_of(config: Config, resolved: Config, prepared: Any) -> float | None:
     steps = resolved.train.steps
     assert isinstance(steps, int)
     samples = max(1, prepared.rows("train") // make_text_task(config.task).group)
-    return float(max(1, round(steps * config.train.batch / samples)))
+    return float(max(1, round(steps * int(resolved.train.batch) / samples)))
 
 
 def _choice(key: str, values: list[Any], reason: str) -> list[Proposal]:

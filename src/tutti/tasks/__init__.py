@@ -6,6 +6,7 @@ from tutti.tasks.causal import CausalLanguageModelling
 from tutti.tasks.chat import Chat
 from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy
 from tutti.tasks.classify import Classify
+from tutti.tasks.contrast import ByContrast
 from tutti.tasks.embed import Embed
 from tutti.tasks.function import FunctionObjective
 from tutti.tasks.manner import Manner, find_manner
@@ -43,6 +44,7 @@ __all__ = [
     "Added",
     "Addend",
     "Answers",
+    "ByContrast",
     "CausalLanguageModelling",
     "Example",
     "FunctionObjective",

@@ -7,6 +7,7 @@ Shapes: B rows, S tokens, L labels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -68,6 +69,17 @@ class Classify(Task):
 
     def label_names(self, example: Example) -> Iterable[str]:
         labels: list[str] = example["labels"]
+        return labels
+
+    def labels(self, counted: Counter[str]) -> Labels:
+        labels = super().labels(counted)
+        if self.config.contrast and min(labels.counts) < 2:
+            alone = labels.names[labels.counts.index(min(labels.counts))]
+            raise DataError(
+                f"the label '{alone}' has one training example, and task.contrast learns from what is alike",
+                "give every label two or more (with data.validation_source none is kept aside), or leave out "
+                "task.contrast",
+            )
         return labels
 
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:

@@ -179,6 +179,10 @@ class TextTask(ABC):
     def blank(self, row: Row) -> Row:
         """`row` with nothing to learn."""
 
+    def order(self, rows: Rows, dice: np.random.Generator) -> NDArray[np.int64]:
+        """[rows]: an order in which those behind each other are one sample, where `group` is above 1."""
+        return dice.permutation(len(rows))
+
     def together(self, rows: Iterable[list[Row]], encoder: RowEncoder) -> Iterator[list[Row]]:
         """`rows` of one example after another, as they are to be stored."""
         return iter(rows)

@@ -54,6 +54,9 @@ class Job(ABC):
     def export(self, model: nn.Module, destination: Path) -> None:
         """Write the trained `model` as something that others can open."""
 
+    def complete(self, model: nn.Module, context: AbstractContextManager[None]) -> None:  # noqa: B027 - most need none
+        """Whatever the trained, whole `model` still needs before it is handed on."""
+
     def score(
         self, source: SampleSource, numbers: NDArray[np.int64], answers: NDArray[np.float64]
     ) -> dict[str, float]:

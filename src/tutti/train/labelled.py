@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -29,6 +30,7 @@ from tutti.models.quantized import train_quantized
 from tutti.models.tuning import has_prompt, tune
 from tutti.parallel import Split, World
 from tutti.tasks import Answers, RowEncoder, Task, make_task
+from tutti.tasks.contrast import fit_head, labels_of, last_layer, read_by_head
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
 from tutti.tasks.recommend import start_from
@@ -80,6 +82,31 @@ class LabelledJob(Job):
         kept = np.flatnonzero(np.isin(table.example[numbers], whole))
         rows = Chosen(table, numbers[kept], np.searchsorted(whole, table.example[numbers[kept]]))
         return self.task.score(answers[kept], rows, [examples[at] for at in whole], self.prepared.labels)
+
+    def complete(self, model: nn.Module, context: AbstractContextManager[None]) -> None:
+        """Where the model learned by contrast: its last layer, fitted on the training examples."""
+        if not self.config.task.contrast:
+            return
+        source, training = self.source("train"), model.training
+        count, device = source.samples_in_epoch(0), module_device(model)
+        model.eval()
+        with torch.no_grad(), context:
+            vectors = [
+                read_by_head(
+                    model, {name: tensor.to(device) for name, tensor in source.load(0, some).items()}
+                )
+                for some in np.array_split(np.arange(count), -(-count // _EXAMINED_AT_ONCE))
+            ]
+        model.train(training)
+        head = fit_head(
+            torch.cat(vectors).double().cpu().numpy(),
+            labels_of(source.part.table),
+            balance=self.config.task.balance,
+        )
+        layer = last_layer(model)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(head.weight))
+            layer.bias.copy_(torch.from_numpy(head.bias))
 
     def examine(self, model: nn.Module, context: AbstractContextManager[None]) -> dict[str, Any] | None:
         if "test" not in self.prepared.parts:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 
 _LANGUAGE_STEPS = 1000
-#: Examples that are seen over a whole run, and the least and most epochs that this may take.
-_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 100_000, 3, 20
+#: Samples of a step; where groups of texts are samples, so many texts.
+ORDINARY_BATCH, _TEXTS = 32, 64
+#: Examples that are seen over a whole run, the least and most epochs that this may take, and the least steps.
+_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS, _LEAST_STEPS = 100_000, 3, 20, 100
 #: Of BERT-base (110M parameters); smaller models take larger steps.
 _RATE, _RATE_PARAMETERS = 5e-5, 110e6
 _LOWEST_RATE, _HIGHEST_RATE = 1e-5, 5e-4
 #: The best rate of each `tune.method`, in times that of a model that learns whole: measured with equal budgets
 #: (benchmarks/tuning). What is added to a model begins at nothing and is small, so it has far to go.
 _TIMES = {"full": 1, "last": 3, "lora": 10, "adalora": 40, "ia3": 150, "prompt": 300}
+
+
+def choose_batch(together: int) -> tuple[int, str]:
+    """Samples of a step, where `together` texts are one sample, and the reason."""
+    if together == 1:
+        return ORDINARY_BATCH, "what a step takes where nothing is said"
+    batch = max(1, _TEXTS // together)
+    return batch, f"groups of {together}: {batch * together} texts a step"
 
 
 def choose_steps(epochs: float | None, samples: int, batch: int, *, labelled: bool) -> tuple[int, str]:
@@ -22,7 +32,13 @@ def choose_steps(epochs: float | None, samples: int, batch: int, *, labelled: bo
     if not labelled:
         return _LANGUAGE_STEPS, "what a first run takes; say how many, or train.epochs"
     epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_SEEN / samples)))
-    return max(1, round(epochs * samples / batch)), (
+    steps = max(1, round(epochs * samples / batch))
+    if steps < _LEAST_STEPS:
+        return (
+            _LEAST_STEPS,
+            f"{epochs} epochs of {samples:,} examples would be {steps} steps, too few to learn",
+        )
+    return steps, (
         f"{epochs} epochs of {samples:,} examples: about {_SEEN:,} are seen in {_LEAST_EPOCHS} to {_MOST_EPOCHS} epochs"
     )
 

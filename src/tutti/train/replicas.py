@@ -79,7 +79,7 @@ def make_policy(
         machine = this_machine() if world.device.type == "cpu" else ""
     transport = make_transport(world, elastic, incarnation, say, machine=machine)
     inside = StaticTransport(world.inside)
-    shared = (transport, place, state.ledger, config.train.batch)
+    shared = (transport, place, state.ledger, int(config.train.batch))
     summing = Summing.of(sync, transport)
     handover = None if elastic is None else (give, take)
     bucket_bytes = round(sync.bucket_mb * 1e6)

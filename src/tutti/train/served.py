@@ -110,7 +110,7 @@ def make_server_policy(
     policy = ParameterServer(
         Place(world.replica, world.replicas, world.part, world.parts),
         state.ledger,
-        config.train.batch,
+        int(config.train.batch),
         link=Link(address, world.replica, incarnation, world.part),
         kept=KeptOptimizer(split.objective, optimizers, config.train),
         inside=StaticTransport(world.inside),

@@ -42,7 +42,7 @@ def settings_of(config: Config, device: torch.device) -> Settings:
     return Settings(
         steps=_resolved(train.steps),
         patience=train.patience,
-        batch=train.batch,
+        batch=_resolved(train.batch),
         micro_batch=_resolved(train.micro_batch),
         learning_rate=_resolved(train.learning_rate),
         warmup=_resolved(train.warmup),

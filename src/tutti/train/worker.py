@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from tutti.sync import Policy, StaticTransport
 from tutti.train import checkpoints
 from tutti.train.average import WeightAverage
 from tutti.train.checkpoints import Checkpointer
+from tutti.train.contrast import contrast_job
 from tutti.train.cooperate import Neighbours, rotation_of, start_cooperation
 from tutti.train.feed import Feed
 from tutti.train.function import function_job
@@ -339,6 +341,7 @@ def _finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
 
 def _hand_on(loop: Loop, run: RunDirectory) -> None:
     model = _final_model(loop, run)
+    loop.job.complete(model, loop.settings.context)
     loop.job.export(model, run.export)
     if (found := loop.job.examine(model, loop.settings.context)) is not None:
         loop.events.write("test", step=loop.state.best_step, **found)
@@ -374,7 +377,9 @@ def _job(
         job: Job = function_job(run.path)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     if config.task.asks:
-        job = labelled_job(config, assignment.prepared, learns=True)
+        by_contrast = config.task.contrast
+        make = contrast_job if by_contrast else partial(labelled_job, learns=True)
+        job = make(config, assignment.prepared)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     if has_head(config):
         job = encoder_decoder_job(config, assignment.prepared)

@@ -68,6 +68,9 @@ def gather(config: DataConfig, task: TextTask, remember: RememberConfig | None =
     if config.deduplicate and task.distinct:
         found = _without_duplicates(task, found, counts)
     found |= _split_off(config, task, found, choices)
+    if config.extra_source is not None:
+        extra = _read(config, task, config.extra_source, counts)
+        found["train"] = found["train"] + _not_among(found, extra, counts)
     if remember is not None and remember.source is not None:
         found |= _remembered(config, task, remember, found, choices)
     described = read_catalogue(config, task.config.catalogue) if task.config.catalogue else {}
@@ -149,6 +152,20 @@ def _without_duplicates(
                 continue
             seen.setdefault(one.text, names)
             kept[part].append(one)
+    return kept
+
+
+def _not_among(found: dict[str, list[_Found]], extra: Iterable[_Found], counts: Counter[str]) -> list[_Found]:
+    """Those of `extra` whose text is neither to be judged by nor labelled better, each text once."""
+    texts = {one.text for some in found.values() for one in some}
+    kept = []
+    for one in extra:
+        if one.text in texts:
+            counts["known"] += 1
+        else:
+            texts.add(one.text)
+            kept.append(one)
+    counts["extra"] = len(kept)
     return kept
 
 
@@ -262,6 +279,8 @@ def _remarks(task: TextTask, labels: Labels, counts: Counter[str]) -> list[str]:
     for key, words in (
         ("duplicates", "examples occur more than once and are taken once"),
         ("leaked", "examples to train on have the text of a validation or test example and are left out"),
+        ("extra", "examples of data.extra_source are trained on as well"),
+        ("known", "examples of data.extra_source have the text of another example and are left out"),
         ("contradictions", "examples have the same text as another one and another label; all are kept"),
         ("empty", "examples without text are left out"),
         ("undecodable", "records that do not decode are left out"),

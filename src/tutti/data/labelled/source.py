@@ -51,8 +51,8 @@ class ExampleSource(SampleSource):
         if self._drawn is None:
             return list(places)
         if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng([self._drawn, epoch]).permutation(self.part.rows)
-            self._order = (epoch, order)
+            dice = np.random.default_rng([self._drawn, epoch])
+            self._order = (epoch, self._task.order(self.part.table, dice))
         return [int(self._order[1][place]) for place in places]
 
     def _row(self, epoch: int, number: int) -> Row:

@@ -46,7 +46,7 @@ def rotation_of(config: Config, neighbours: Neighbours | None) -> Rotation | Non
     """The order in which this group takes samples; None: the global one."""
     if neighbours is None or config.cooperate.exchange != "predictions":
         return None
-    return Rotation(neighbours.group, neighbours.groups, config.train.batch * config.cooperate.every)
+    return Rotation(neighbours.group, neighbours.groups, int(config.train.batch) * config.cooperate.every)
 
 
 class Cooperation:
