@@ -516,7 +516,9 @@ class Config(Section):
                 "task.contrast compares texts, so regularise.label_smoothing, regularise.r_drop, "
                 "regularise.adversarial and distil, which are about what is said of one text, are not for it"
             )
-        if self.tune.method in ("lora", "ia3") or self.tune.quantize is not None:
+        if self.remember.ewc:
+            raise ValueError("remember.ewc holds a head too, which task.contrast makes anew; set one of them")
+        if self.tune.method not in ("full", "last") or self.tune.quantize is not None:
             raise ValueError(
                 "task.contrast fits the head when the rest has learned; tune.method must be full or last, without "
                 "tune.quantize"
