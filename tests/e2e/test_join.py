@@ -39,13 +39,13 @@ def free_port() -> int:
 class Machines:
     """Two directories as two machines, a key that both have, and the words that each types."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, host: str = "127.0.0.1") -> None:
         self.first, self.other = path / "first", path / "other"
         for place in (self.first, self.other):
             place.mkdir()
         (path / "key").write_text(secrets.token_hex(32))
         write_config(self.first)
-        address = f"127.0.0.1:{free_port()}"
+        address = f"{host}:{free_port()}"
         self.train = ("train", "c.yaml", "--listen", address, "--here", "1", "--key", "../key")
         self.join = ("join", address, "--key", "../key", "--cache", "cache")
 
@@ -72,8 +72,9 @@ def samples_of(*runs: Path) -> Counter[tuple[int, int]]:
     )
 
 
-def test_a_machine_joins_and_both_end(tmp_path: Path) -> None:
-    machines = Machines(tmp_path)
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("[::1]", marks=pytest.mark.slow)])
+def test_a_machine_joins_and_both_end(tmp_path: Path, host: str) -> None:
+    machines = Machines(tmp_path, host)
     words = (*machines.train, "train.steps=60")
     with started(machines.first, *words) as first, started(machines.other, *machines.join) as other:
         answers = first.end(120), other.end()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from tutti.core.address import bracketed
 from tutti.core.errors import LaunchError
 
 #: A replica that sent no heartbeat for so long counts as dead.
@@ -61,8 +62,3 @@ def meeting_here(host: str, *, lighthouse: bool, min_replicas: int) -> Iterator[
 def _url(called: str, address: str) -> str:
     """The lighthouse calls itself by its machine's name, which others need not know."""
     return f"http://{address}:{called.rsplit(':', 1)[1].rstrip('/')}"
-
-
-def bracketed(address: str | int) -> str:
-    """As it stands before a port: an IPv6 address in brackets."""
-    return f"[{address}]" if ":" in str(address) else str(address)

@@ -25,8 +25,8 @@ from typing import Any
 
 import zmq
 
+from tutti.core.address import bracketed
 from tutti.core.errors import LaunchError
-from tutti.launch.meeting import bracketed
 from tutti.sync.channel import listener
 
 CHUNK_BYTES = 256 << 10

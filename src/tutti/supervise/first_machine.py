@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
+from tutti.core.address import bracketed
 from tutti.core.errors import LaunchError
-from tutti.launch.meeting import bracketed
 from tutti.sync.asking import Line
 
 #: How long it may take to answer at first (it cannot say that the key is wrong), and later.

@@ -14,6 +14,7 @@ from typing import Any
 
 from tutti.config import dump_config
 from tutti.core import errors
+from tutti.core.address import bracketed
 from tutti.core.errors import LaunchError, RunError, TrainingError, TuttiError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full, write_text_atomically
@@ -22,7 +23,7 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.disturb.trouble import Trouble
 from tutti.launch.companion import free_port
 from tutti.launch.local import LAUNCHER_RANK, LocalLaunch, Outcome
-from tutti.launch.meeting import Meeting, bracketed, meeting_here
+from tutti.launch.meeting import Meeting, meeting_here
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check

@@ -15,10 +15,11 @@ import torch
 from tutti import __version__
 from tutti.config import Config, count_groups, dump_config
 from tutti.config.agreement import SyncConfig
+from tutti.core.address import bracketed
 from tutti.core.errors import ConfigError, RunError
 from tutti.core.events import EventWriter
 from tutti.core.rundir import RunDirectory, unwritable
-from tutti.launch.meeting import Meeting, bracketed, meeting_here
+from tutti.launch.meeting import Meeting, meeting_here
 from tutti.supervise.door import Door, House
 from tutti.sync.channel import SECRET_BYTES
 from tutti.sync.server import ServerAddress

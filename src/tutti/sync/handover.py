@@ -17,6 +17,7 @@ import zmq
 from torch import Tensor
 
 from tutti.core import TrainingError
+from tutti.core.address import bracketed
 from tutti.sync.background import in_background
 from tutti.sync.channel import caller, listener
 
@@ -37,7 +38,7 @@ class Giver:
         self._socket = listener(self._context, zmq.ROUTER, secret)
         port = self._socket.bind_to_random_port("tcp://*")
         #: Where to fetch it.
-        self.address = f"tcp://{host}:{port}"
+        self.address = f"tcp://{bracketed(host)}:{port}"
         self._offer: tuple[str, bytes, list[Tensor]] = ("", b"", [])
         self._closed = threading.Event()
         threading.Thread(target=self._serve, name="handover", daemon=True).start()

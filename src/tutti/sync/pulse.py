@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from tutti.core.address import bracketed
 from tutti.sync.channel import caller, listener
 
 _BEAT_MS = 100
@@ -46,7 +47,7 @@ class Pulse:
         self._listener = _beating(listener(self._context, zmq.ROUTER, secret))
         port = self._listener.bind_to_random_port("tcp://*")
         #: Where others find this member.
-        self.address = f"tcp://{host}:{port}"
+        self.address = f"tcp://{bracketed(host)}:{port}"
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._watch = _Watch()
         self._closed = threading.Event()
