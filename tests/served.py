@@ -16,7 +16,7 @@ from torch import Tensor
 
 from toys import MaskedSquares, Numbers, make_objective
 from tutti.config.agreement import SyncConfig
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.launch.companion import free_port
 from tutti.sync import Ledger, Place, StaticTransport, Totals, positions
 from tutti.sync.channel import new_secret

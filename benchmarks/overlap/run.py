@@ -72,7 +72,7 @@ def run_ranks(options: argparse.Namespace) -> list[list[dict[str, Any]]]:
 
 def measure(rank: int, size: str, samples: int, bucket_mb: float, steps: int) -> list[dict[str, Any]]:
     """Intervals of backward and buckets in each of `steps` steps, in milliseconds from the beginning of backward."""
-    from tutti.config.schema import ModelConfig
+    from tutti.config.model import ModelConfig
     from tutti.models import build_model
     from tutti.parallel import Split, World
     from tutti.sync import AllReduce, Ledger, Place, StaticTransport

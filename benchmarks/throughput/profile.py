@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from benchmarks.throughput.windows import Windows
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.parallel import Split, World
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks import CausalLanguageModelling

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -12,7 +12,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core import DataError, RunError
 from tutti.data import Prepared, TokenSource, prepare
 from tutti.data import npy as npy_module

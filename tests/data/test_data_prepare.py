@@ -16,7 +16,7 @@ from test_data_inputs import documents, every_document
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core import DataError
 from tutti.data import open_prepared, prepare
 from tutti.data.encoder import TextEncoder

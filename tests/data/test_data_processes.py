@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core import DataError
 from tutti.data import Prepared, open_prepared, prepare
 from tutti.data import segments as segments_module
@@ -24,7 +24,7 @@ Configure = Callable[..., DataConfig]
 
 PROGRAM = """
 import json, resource, sys, time
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.data import prepare, segments, shards
 segments.SHARD_TEXT_BYTES, shards.BYTES_WORTH_PROCESSES = int(sys.argv[3]), int(sys.argv[4])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core import DataError, SampleSource
 from tutti.data import GlobalOrder, Prepared, TokenSource, prepare
 from tutti.data import segments as segments_module

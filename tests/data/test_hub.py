@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled.gather import gather

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoders import write_encoder, write_intents, write_jsonl, write_names
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import (

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from encoders import write_encoder
-from tutti.config.schema import ModelConfig
+from tutti.config.model import ModelConfig
 from tutti.models import draw_headed_blueprint
 
 LABELS = ("bad", "good", "so-so")

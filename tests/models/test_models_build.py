@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tutti.config.schema import ModelConfig
+from tutti.config.model import ModelConfig
 from tutti.core import ModelError
 from tutti.models import build_model, choose_preset, find_blocks, parse_size
 from tutti.models.presets import readable

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
-from tutti.config.schema import ModelConfig
+from tutti.config.model import ModelConfig
 from tutti.core import ModelError, RunError
 from tutti.models import build_model, count_parameters, export_model, flops_per_token, generate
 from tutti.tasks import CausalLanguageModelling

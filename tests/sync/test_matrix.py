@@ -18,7 +18,7 @@ from ranks import run_ranks
 from served import Serving, rules
 from tutti.config import LayoutConfig
 from tutti.config.agreement import CodecName, PolicyName, SyncConfig
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.core import ConfigError
 from tutti.launch.companion import free_port
 from tutti.sync import check_sync, inadmissible, positions

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.sync.server import Centre, Spec
 from tutti.train.served import server_optimizer
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from encoders import write_jsonl
 from tutti import api
 from tutti.config import load_config
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, prepare_examples

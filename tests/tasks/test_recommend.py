@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from encoders import write_jsonl
 from tutti import api
 from tutti.config import load_config
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import ListedRows, PreparedExamples, Reader, encoder_in, prepare_examples

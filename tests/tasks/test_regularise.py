@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from encoders import write_encoder
-from tutti.config.schema import TrainConfig
 from tutti.config.task import RegulariseConfig
+from tutti.config.training import TrainConfig
 from tutti.tasks.augment import augmented
 from tutti.tasks.classify import OneLabel
 from tutti.train.optimizer import build_optimizers, depth_scales

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.train.muon import Muon
 from tutti.train.optimizer import Optimizers, auto_learning_rate, build_optimizers, hidden_matrices
 

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from ranks import run_ranks
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.train.optimizer import build_optimizers
 
 

@@ -9,7 +9,8 @@ import torch
 
 from toys import Numbers, make_objective
 from tutti.config.agreement import SyncConfig
-from tutti.config.schema import Config, TrainConfig
+from tutti.config.schema import Config
+from tutti.config.training import TrainConfig
 from tutti.parallel import Split, World
 from tutti.sync.probe import Mirror
 from tutti.train import pace

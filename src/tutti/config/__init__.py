@@ -1,21 +1,15 @@
 """One strict schema; loading with every problem reported at once."""
 
 from tutti.config.agreement import CooperateConfig, SyncConfig
+from tutti.config.data import DataConfig
 from tutti.config.dump import dump_changes, dump_config
 from tutti.config.groups import count_groups, group_configs
+from tutti.config.layout import LayoutConfig
 from tutti.config.load import load_config, parse_config
+from tutti.config.model import ModelConfig
 from tutti.config.problems import InvalidConfig, Problem
 from tutti.config.reference import json_schema, reference_page
-from tutti.config.schema import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    LayoutConfig,
-    ModelConfig,
-    TrainConfig,
-    WatchConfig,
-)
+from tutti.config.schema import Config
 from tutti.config.search import (
     Choice,
     Dimension,
@@ -26,6 +20,7 @@ from tutti.config.search import (
     value_at,
     with_settings,
 )
+from tutti.config.training import CheckpointConfig, EvaluateConfig, TrainConfig, WatchConfig
 
 __all__ = [
     "CheckpointConfig",

@@ -33,7 +33,7 @@ def reference_page() -> str:
         "override takes the place of what the file says for that key. `tutti validate` prints the file with\n"
         "every default spelt out. Numbers may be written `1e-3` or `10_000`; `yes`, `no`, `on` and `off`\n"
         "are text.\n",
-        "This page is made from the schema (`src/tutti/config/schema.py`).\n",
+        "This page is made from the schema (`src/tutti/config/`).\n",
         "## Top level\n",
         _table(Config),
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
 from tutti.data.listing import SourceFile, list_sources
 from tutti.data.manifest import Counts, Skipped

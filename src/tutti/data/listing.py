@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 import fsspec
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
 from tutti.data.settings import ENDINGS, FORMATS, HUB
 from tutti.data.stdlib import stdlib_files

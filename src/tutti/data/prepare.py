@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
 from tutti.core.files import fsync_directory, write_json_atomically, write_text_atomically
 from tutti.core.rundir import unwritable

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
 from tutti.data.manifest import Counts, Manifest, Shard, Split, read_manifest
 

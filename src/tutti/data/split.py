@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 
 #: Below so many documents `auto` takes the end of each instead of whole documents.
 FEWEST_DOCUMENTS = 20

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedModel
 
-from tutti.config.schema import ModelConfig
+from tutti.config.model import ModelConfig
 from tutti.core import ModelError
 from tutti.models.adapters import model_directory
 from tutti.models.architecture import (

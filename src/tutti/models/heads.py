@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from tutti.config.schema import ModelConfig
+from tutti.config.model import ModelConfig
 from tutti.config.task import WRITING
 from tutti.core import ModelError
 from tutti.models.adapters import model_directory

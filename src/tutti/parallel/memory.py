@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutti.config.schema import LayoutConfig
+from tutti.config.layout import LayoutConfig
 from tutti.models import find_blocks
 from tutti.parallel.stages import first_blocks
 from tutti.parallel.weigh import BlockBytes, weigh_block

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tutti.config.schema import LayoutConfig
+from tutti.config.layout import LayoutConfig
 from tutti.core import ConfigError, ModelError
 from tutti.models import find_blocks
 from tutti.parallel.tensor import candidates

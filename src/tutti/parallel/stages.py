@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutti.config.schema import LayoutConfig
+from tutti.config.layout import LayoutConfig
 from tutti.models import find_blocks, units
 from tutti.tasks.manner import head_of
 

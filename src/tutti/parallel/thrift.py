@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tutti.config.schema import LayoutConfig
+from tutti.config.layout import LayoutConfig
 from tutti.core import ConfigError
 from tutti.parallel.memory import MemoryModel, Thrift
 

@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from tutti import __version__
-from tutti.config.schema import LayoutConfig
+from tutti.config.layout import LayoutConfig
 from tutti.core.errors import LaunchError
 
 #: A collective that takes longer has lost a peer without noticing.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.models import find_blocks
 from tutti.train.muon import Muon
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutti.config import Config
-from tutti.config.schema import TrainConfig
+from tutti.config.training import TrainConfig
 from tutti.parallel import Split, World
 from tutti.sync import Place, StaticTransport
 from tutti.sync.codecs import PowerSGD, make_codec

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
 from tutti.data.labelled.records import read_records
 from tutti.data.listing import list_sources

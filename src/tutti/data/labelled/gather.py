@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.data.labelled.catalogue import read_catalogue

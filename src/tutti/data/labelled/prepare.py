@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from tutti.config.schema import DataConfig
+from tutti.config.data import DataConfig
 from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.core.files import fsync_directory, write_json_atomically

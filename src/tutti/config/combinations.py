@@ -1,0 +1,98 @@
+"""What goes with what: the rules that no section can judge by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tutti.config.task import RegulariseConfig
+from tutti.config.tuned import check_remember, check_tune
+
+if TYPE_CHECKING:
+    from tutti.config.schema import Config
+
+
+def check_combinations(config: Config) -> None:
+    """Raise ValueError where parts of `config` do not go together, saying which."""
+    _check_learning(config)
+    check_tune(config)
+    check_remember(config)
+    _check_agreement(config)
+    _check_replicas(config)
+
+
+def _check_learning(config: Config) -> None:
+    own, task, teachers = config.regularise, config.task, config.distil.teachers
+    if config.data.extra_source is not None and not task.labelled:
+        raise ValueError("data.extra_source is for labelled examples; list all texts in data.source")
+    if own != RegulariseConfig() and not task.asks:
+        raise ValueError("regularise is for models that are asked (see task.kind), so far")
+    if (own.word_drop or own.word_swap) and task.kind != "classify":
+        raise ValueError(
+            f"regularise.word_drop and regularise.word_swap are for task.kind classify: those of {task.kind} "
+            "are about the places of words"
+        )
+    if own.label_smoothing and task.kind == "answer":
+        raise ValueError(
+            "regularise.label_smoothing has no meaning for task.kind answer, whose labels are places"
+        )
+    if teachers and not task.asks:
+        raise ValueError("distil is for models that are asked (see task.kind); writers have `groups`, so far")
+    if task.kind == "embed" and (own != RegulariseConfig() or teachers):
+        raise ValueError("regularise and distil are not for task.kind embed, so far")
+    if task.contrast:
+        _check_contrast(config)
+    if config.distil.hidden and task.kind == "recommend":
+        raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
+    if teachers and (own.r_drop or own.adversarial):
+        raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
+
+
+def _check_contrast(config: Config) -> None:
+    """The head is fitted when the rest has learned."""
+    own = config.regularise
+    if own.label_smoothing or own.r_drop or own.adversarial or config.distil.teachers:
+        raise ValueError(
+            "task.contrast compares texts, so regularise.label_smoothing, regularise.r_drop, "
+            "regularise.adversarial and distil, which are about what is said of one text, are not for it"
+        )
+    if config.remember.ewc:
+        raise ValueError("remember.ewc holds a head too, which task.contrast makes anew; set one of them")
+    if config.tune.method not in ("full", "last") or config.tune.quantize is not None:
+        raise ValueError(
+            "task.contrast fits the head when the rest has learned; tune.method must be full or last, without "
+            "tune.quantize"
+        )
+
+
+def _check_agreement(config: Config) -> None:
+    sync = config.sync
+    if config.train.average and sync.policy == "server":
+        raise ValueError("train.average is not for sync.policy server, where the optimizer is elsewhere")
+    if sync.implementation == "ddp" and config.layout.ranks > 1:
+        raise ValueError(
+            "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "
+            f"{config.layout.ranks}; use implementation: buckets"
+        )
+    if sync.policy == "auto" and sync.implementation != "auto":
+        raise ValueError("sync.implementation belongs to allreduce, which sync.policy: auto may not choose")
+    if sync.policy != "allreduce" and sync.implementation != "auto":
+        raise ValueError(f"sync.implementation belongs to allreduce; policy {sync.policy} has only one")
+
+
+def _check_replicas(config: Config) -> None:
+    replicas, batch = config.replicas, config.train.batch
+    if config.each and len(config.each) != replicas:
+        raise ValueError(
+            f"each lists {len(config.each)} replicas, but replicas is {replicas}: one entry for each of them"
+        )
+    if replicas == "auto":
+        return
+    if config.sync.min_replicas > replicas:
+        raise ValueError(
+            f"sync.min_replicas is {config.sync.min_replicas}, but there are only {replicas} replicas"
+        )
+    if batch != "auto" and batch < replicas * config.layout.shard:
+        raise ValueError(
+            f"train.batch is {batch}: fewer samples than the "
+            f"{replicas * config.layout.shard} workers that share them out"
+        )

@@ -1,0 +1,127 @@
+"""How it learns, what is saved and measured meanwhile, and when somebody is told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tutti.config.fields import Auto, Fraction, NonNegative, Positive, Section
+
+
+class TrainConfig(Section):
+    """The optimizer, its schedule and the arithmetic."""
+
+    steps: Positive | Auto = Field(
+        default="auto",
+        description="Optimizer steps of the whole run; `auto`: as many as `epochs` take, else 1000 for a language "
+        "model, and by their number for labelled examples.",
+    )
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="How often the run goes through all training samples, instead of `steps`."
+    )
+    patience: Positive | None = Field(
+        default=None,
+        description="The run ends early when so many validations in a row were no better than one before them.",
+    )
+    batch: Positive | Auto = Field(
+        default="auto",
+        description="Samples of one step over all workers together; `auto`: 32, and of groups (`task.together`) as "
+        "many as make 64 texts.",
+    )
+    micro_batch: Positive | Auto = Field(
+        default="auto",
+        description="Samples that a worker computes at once; changes memory and speed, never the result.",
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="`muon` orthogonalises the update of matrices; everything else takes AdamW.",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", description="Peak learning rate; `auto` goes by model size and the tokens of a step."
+    )
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        default="cosine", description="`wsd`: warm-up, stable, then linear decay over the last fifth."
+    )
+    warmup: NonNegative | Auto = Field(
+        default="auto", description="Steps of linear warm-up; `auto`: 5 %, at most 1000."
+    )
+    final_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Learning rate at the end, as a share of the peak."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="On matrices and embeddings; never on norms and biases."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="The learning rate of each block is this times that of the next one: what a trained model knows in "
+        "its first layers changes least. `1`: all learn alike.",
+    )
+    betas: tuple[Fraction, Fraction] = Field(
+        default=(0.9, 0.95), strict=False, description="AdamW's moments."
+    )
+    clip: Annotated[float, Field(gt=0)] | None = Field(
+        default=1.0, description="Largest norm of the whole gradient."
+    )
+    average: Fraction = Field(
+        default=0.0,
+        description="Weights are averaged over about this share of the run, and the average is what is validated and "
+        "handed on; 0: not at all.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Arithmetic of matrix products; master weights stay fp32. `auto`: what is measured fastest here.",
+    )
+    compile: bool = Field(default=False, description="torch.compile the model; falls back with a message.")
+    seed: NonNegative = Field(
+        default=0, description="Everything random follows from it: weights, order, dropout."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.layer_decay != 1 and self.optimizer != "adamw":
+            raise ValueError(f"layer_decay is for optimizer adamw, not for {self.optimizer}")
+        if self.epochs is not None and self.steps != "auto":
+            raise ValueError("steps and epochs both say how long the run is; give one of them")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the run is saved and what is kept."""
+
+    every: Positive | Auto = Field(
+        default="auto", description="Steps between saves; `auto`: ten over the run."
+    )
+    keep: Positive = Field(
+        default=2,
+        description="Newest checkpoints to keep; the one with the best validation loss stays as well.",
+    )
+
+
+class EvaluateConfig(Section):
+    """What is measured on text that the model has not seen."""
+
+    every: Positive | Auto = Field(
+        default="auto", description="Steps between validations; `auto`: ten over the run."
+    )
+    samples: Positive | Auto = Field(
+        default="auto", description="Validation samples a time; `auto`: all, at most 256."
+    )
+    prompts: list[str] = Field(
+        default_factory=list, description="Prompts that the model continues at the end."
+    )
+    new_tokens: Positive = Field(default=64, description="Tokens of a continuation.")
+
+
+class WatchConfig(Section):
+    """When somebody is told."""
+
+    stall_seconds: Positive = Field(
+        default=30, description="A rank without progress for so long is named, with its stack."
+    )
+    kill_after_seconds: Positive = Field(
+        default=300, description="A rank that has been silent for so long is killed and healed."
+    )
+    max_restarts: NonNegative = Field(
+        default=3, description="How often dead workers are started again before the run gives up."
+    )
