@@ -311,7 +311,7 @@ def tune(
     resume: bool = False,
     console: bool = True,
 ) -> dict[str, Any]:
-    """Find the settings that train best: try values of the keys in `config.search` (or usual ones), train by train.
+    """Find the settings that train best: try values of the keys in `config.search` (or usual ones), trial by trial.
 
     Each trial is an ordinary run in `trials/` of `runs/NAME-search`; the best settings are written there as
     `best.yaml`, for `train`. Returns what `search.json` there holds. `trials`: of all calls together; None: 20, or what

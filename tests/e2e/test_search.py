@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from commands import is_alive, started, wait_for_step, worker_pid, write_config
+from commands import at_step, is_alive, started, wait_for_step, worker_pid, write_config
 from optuna.distributions import FloatDistribution
 
 import tutti
@@ -206,6 +206,18 @@ def test_a_search_goes_on_to_more_trials_and_not_with_other_settings(here: Path)
             api.tune(other, resume=True, console=False)
     report = api.tune(same, trials=2, resume=True, console=False)
     assert (report["trials_planned"], len(report["trials"])) == (2, 2)
+
+
+@pytest.mark.distributed
+def test_a_trial_whose_worker_dies_fails_alone(here: Path) -> None:
+    """As it does when the memory is used up."""
+    run = here / "runs" / "died-search" / "trials" / "0"
+    config = config_of("died", "search.train.optimizer=[adamw, muon]", "watch.max_restarts=0")
+    with at_step(run, 10, lambda: os.kill(worker_pid(run, 0), signal.SIGKILL)):
+        report = api.tune(config, trials=2, console=False)
+    first, second = report["trials"]
+    assert (first["state"], second["state"], report["best"]["trial"]) == ("failed", "complete", 1)
+    assert "killed by SIGKILL (out of memory?)" in first["reason"]
 
 
 def test_where_all_trials_fail_one_error_says_so(here: Path) -> None:

@@ -61,19 +61,19 @@ def train(
 
         run = RunDirectory.of(resolved.runs, resolved.name).path
         words = ["train", str(config), *(overrides or ())]
-        print_groups_ending(run, report, Commands(_program(), f"{_program()} {shlex.join(words)}"))
+        print_groups_ending(run, report, Commands(program(), f"{program()} {shlex.join(words)}"))
     elif report:  # of several ranks that torchrun started, one reports
         from tutti.core.rundir import RunDirectory
         from tutti.observe import Commands, print_ending
 
         run = RunDirectory.of(resolved.runs, resolved.name).path
         words = ["train", str(config), *(overrides or ())]
-        print_ending(run, report, Commands(_program(), f"{_launcher()} {shlex.join(words)}"))
+        print_ending(run, report, Commands(program(), f"{_launcher()} {shlex.join(words)}"))
     if report.get("state") == "interrupted":
         raise SystemExit(INTERRUPTED)  # what happened has been said already
 
 
-def _program() -> str:
+def program() -> str:
     """What to type for `tutti` here: the very program that runs now, when it is not the one on the path."""
     called = Path(sys.argv[0])
     if called.parts[-2:] == ("tutti", "__main__.py"):
@@ -90,7 +90,7 @@ def _launcher() -> str:
     """What to type before `train` to start as many processes as there are now."""
     size, here = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
     if size is None:
-        return _program()
+        return program()
     several = f" --nnodes {int(size) // int(here)} …" if here and size != here else ""
     return f"torchrun{several} --nproc-per-node {here or size} -m tutti"
 

@@ -10,7 +10,7 @@ import typer
 
 from tutti.cli.failures import INTERRUPTED
 from tutti.cli.output import Json, only_the_answer, print_json, print_rows
-from tutti.cli.train import _program
+from tutti.cli.train import program
 from tutti.cli.validate import ConfigFile, Overrides
 from tutti.launch.server import start_server
 
@@ -76,7 +76,7 @@ def _print_ending(report: dict[str, Any], run: Path, words: str, verb: str) -> N
     from tutti.observe.words import percent
     from tutti.search.outcome import table
 
-    program, directory, best = _program(), Path(report["directory"]), report["best"]
+    name, directory, best = program(), Path(report["directory"]), report["best"]
     typer.echo()
     head, rows = table(report)
     mark = [[f"{row[0]} ←" if best and row[0] == str(best["trial"]) else row[0], *row[1:]] for row in rows]
@@ -88,7 +88,7 @@ def _print_ending(report: dict[str, Any], run: Path, words: str, verb: str) -> N
     if best:
         typer.echo(f"Settings  {directory / 'best.yaml'}\nModel     {Path(best['run']) / 'export'}")
     if report["state"] == "interrupted":
-        typer.echo(f"\nresume with:\n  {program} {words} --resume")
+        typer.echo(f"\nresume with:\n  {name} {words} --resume")
         return
     rename = f" name={run.name}-best" if run.exists() else ""
     moves = [
@@ -99,4 +99,4 @@ def _print_ending(report: dict[str, Any], run: Path, words: str, verb: str) -> N
     width = min(60, max(len(command) for command, _ in moves))
     typer.echo("\nnext:")
     for command, purpose in moves:
-        typer.echo(f"  {program} {command:<{width}}   # {purpose}")
+        typer.echo(f"  {name} {command:<{width}}   # {purpose}")
