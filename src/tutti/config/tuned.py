@@ -27,10 +27,15 @@ def check_tune(config: Config) -> None:
         )
     if not config.task.asks:
         _check_writer(config)
-    if method == "prompt" and (config.task.asks or kind == "language_model") and kind not in _PROMPTED:
+    if method == "prompt" and kind == "language_model":
         raise ValueError(
-            f"tune.method: prompt is for task.kind {' and '.join(_PROMPTED)}, and for encoder-decoders; {kind} has "
-            "something to say at each place, and those of a prompt are no places of the text"
+            "tune.method: prompt would have to stand before every text, and a language model learns from windows in "
+            "which several stand side by side; use lora"
+        )
+    if method == "prompt" and config.task.asks and kind not in _PROMPTED:
+        raise ValueError(
+            f"tune.method: prompt is for task.kind {' and '.join(_PROMPTED)}, and for encoder-decoders that write; "
+            f"{kind} has something to say at each place, and those of a prompt are no places of the text"
         )
     if method == "adalora":
         _check_adalora(config)

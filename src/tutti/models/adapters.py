@@ -60,9 +60,9 @@ class Adapters:
                 f"{self.directory / _WEIGHTS} is damaged: {error}", "fetch the file again"
             ) from error
 
-    def put_on(self, model: nn.Module) -> tuple[Any, bool]:
-        """peft's wrapping of `model`, which gets these adapters in place; and whether its head is theirs, or none is
-        (theirs may be for other labels).
+    def put_on(self, model: nn.Module, task: str) -> tuple[Any, bool]:
+        """peft's wrapping of `model`, which is for `task` (peft's word) and gets these adapters in place; and whether
+        it has their head, where they have one: that may be for another task, or for other labels.
 
         Raises:
             ModelError: they are for a model of other shapes.
@@ -70,6 +70,7 @@ class Adapters:
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         given, settings = self.weights(), self.settings()
+        same_task, settings.task_type = settings.task_type in (None, task), task
         try:
             wrapped = get_peft_model(model, settings)
         except ValueError as error:
@@ -86,7 +87,9 @@ class Adapters:
         odd += sorted(name for name in both if not _alike(name, own[name], given[name], on_meta))
         if odd:
             raise self._misfit(f"{len(odd)} of their matrices are missing or of another shape, e.g. {odd[0]}")
-        fitting = {n: w for n, w in given.items() if n not in heads or own[n].shape == w.shape}
+        fitting = {
+            n: w for n, w in given.items() if n not in heads or (same_task and own[n].shape == w.shape)
+        }
         if not on_meta:
             set_peft_model_state_dict(wrapped, own | fitting)
         return wrapped, heads <= fitting.keys()

@@ -58,7 +58,7 @@ def tune(model: PreTrainedModel, config: Config) -> Tuned:
     wrapped: Any = None
     if given is not None:
         with _dice(config):
-            wrapped, with_head = given.put_on(model)
+            wrapped, with_head = given.put_on(model, _peft_task(model, config))
         goes_on = given.method == method
         if not goes_on:
             plain = merged(model)
@@ -154,21 +154,21 @@ def merged(model: nn.Module) -> nn.Module:
 def save_adapters(model: nn.Module, fresh: PreTrainedModel, config: Config, directory: Path) -> None:
     """Write the adapters of `model` alone to `directory`. `fresh`: a model like it that has none yet."""
     given = given_adapters(config)
-    wrapped = _adapt(fresh, _settings(fresh, config) if given is None else given.settings(), config)
+    settings = _settings(fresh, config) if given is None else given.settings()
+    settings.task_type = _peft_task(fresh, config)
+    wrapped = _adapt(fresh, settings, config)
     (wrapped if config.tune.method == "prompt" else wrapped.base_model.model).load_state_dict(
         model.state_dict()
     )
-    settings = wrapped.peft_config["default"]
     if config.tune.method == "adalora":
         settings.rank_pattern = kept_ranks(model)
     assert config.model.path is not None, "nothing else is adapted"
     base = Path(config.model.path).expanduser() if given is None else given.base
     settings.base_model_name_or_path = str(base.absolute())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*invalid shape")  # adapters that lost all their rank
-        warnings.filterwarnings(
-            "ignore", message=".*rank_pattern keys did not match"
-        )  # peft looks for LoRA's names
+        # What lost all its rank looks to peft like a shard, and AdaLoRA's names are not those of LoRA's pattern.
+        warnings.filterwarnings("ignore", message=".*invalid shape")
+        warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
         wrapped.save_pretrained(directory)
     note_base(directory, base)
 
@@ -250,12 +250,15 @@ def _refuse_last_place(wrapped: nn.Module) -> None:
         )
 
 
+def _peft_task(model: PreTrainedModel, config: Config) -> str:
+    writes = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    return _KINDS.get(config.task.kind, writes)
+
+
 def _settings(model: PreTrainedModel, config: Config) -> Any:
     from peft import IA3Config, LoraConfig, PromptTuningConfig
 
-    own = config.tune
-    writes = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    task = _KINDS.get(config.task.kind, writes)
+    own, task = config.tune, _peft_task(model, config)
     if own.method == "ia3":
         return IA3Config(task_type=task)
     if own.method == "prompt":

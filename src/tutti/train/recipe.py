@@ -14,7 +14,7 @@ _RATE, _RATE_PARAMETERS = 5e-5, 110e6
 _LOWEST_RATE, _HIGHEST_RATE = 1e-5, 5e-4
 #: The best rate of each `tune.method`, in times that of a model that learns whole: measured with equal budgets
 #: (benchmarks/tuning). What is added to a model begins at nothing and is small, so it has far to go.
-_TIMES = {"full": 1, "last": 3, "lora": 10, "adalora": 40, "ia3": 150, "prompt": 300}
+_TIMES = {"full": 1, "last": 3, "lora": 10, "adalora": 40, "ia3": 150, "prompt": 500}
 
 
 def choose_batch(together: int) -> tuple[int, str]:
