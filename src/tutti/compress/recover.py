@@ -96,6 +96,10 @@ def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | No
     }
     if has_adapters(config):
         changed["train"]["learning_rate"] = "auto"
+    if config.task.contrast:  # it is a classifier now, and has a head
+        changed["task"] = {"contrast": False, "together": None}
+        changed["train"] |= {"batch": "auto", "micro_batch": "auto"}
+        changed["evaluate"]["samples"] = "auto"
     values = config.model_dump()
     for section, new in changed.items():
         values[section] |= new
