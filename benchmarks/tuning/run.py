@@ -148,7 +148,7 @@ def report(out: Path, machine: dict[str, Any]) -> Path:
         f"{' or '.join(map(str, steps))} steps of 32 headlines. `file`: what has to be kept of a run beside "
         "the model that it began with.\n\n"
         + table(head, rows)
-        + "\nAccuracy with seed 0 at every rate that was tried:\n\n"
+        + "\n\nAccuracy with seed 0 at every rate that was tried:\n\n"
         + table(["method", "learning rate: accuracy"], searched)
     )
     return write_result(out, "tuning", {"machine": machine, "found": found}, page)
