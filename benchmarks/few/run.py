@@ -165,7 +165,7 @@ def train(
         ],
     )
     result = api.train(config, console=False)
-    keys = ("steps", "wall_seconds", "parameters", "choices", "precision")
+    keys = ("steps", "wall_seconds", "parameters", "precision")
     found = {"metrics": result["best"]["metrics"], **{key: result[key] for key in keys}}
     (work / "runs" / name / "kept.json").write_text(json.dumps(found))
     return found
