@@ -195,3 +195,33 @@ def test_a_teacher_of_other_labels_or_words_is_refused(run: Path, tmp_path: Path
     with pytest.raises(ModelError, match="has another tokenizer"):
         api.train(load_config(None, [*words, *renamed]), console=False)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.slow
+def test_vectors_learn_again_without_a_teacher(tmp_path: Path) -> None:
+    pairs = [
+        {"query": f"{word} {n}", "text": f"about {word}"}
+        for word in ("lost", "fee", "late")
+        for n in range(20)
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = [
+        *(
+            "name=near",
+            f"runs={tmp_path / 'runs'}",
+            "task={kind: embed, together: 4}",
+            f"data.source={source}",
+        ),
+        *(
+            f"model={write_encoder(tmp_path / 'bert')}",
+            f"data.cache={tmp_path / 'cache'}",
+            "data.sequence=32",
+        ),
+        *("data.validation=0.25", "train.precision=fp32", "train.steps=20", "train.batch=2", "replicas=1"),
+    ]
+    api.train(load_config(None, words), console=False)
+    report = api.compress(
+        tmp_path / "runs" / "near", recipes=["layers:1"], target="<99% worse", recovery_steps=5, console=False
+    )
+    assert report["kept"] == "layers:1"

@@ -83,7 +83,6 @@ def test_what_it_may_say(said: str, expected: Range | Choice) -> None:
         ("search: {train.clip: [[1], 2]}", "single values can be chosen from; got a list"),
         # Values that may be, but not with the rest.
         ("train: {steps: 5}\nsearch: {train.epochs: [1, 2]}", "cannot be 1 here: train: steps and epochs both say"),
-        ("search: {tune.rank: [4, 8]}", "cannot be 4 here: tune is for models that are asked"),
         ("train: {optimizer: muon}\nsearch: {train.layer_decay: [0.8, 1.0]}", "cannot be 0.8 here"),
     ],
 )  # fmt: skip
@@ -139,6 +138,6 @@ def test_what_is_searched_is_what_changes_what_is_learned() -> None:
     }
     assert {"train.learning_rate", "train.epochs", "tune.rank", "model.dropout", "sync.every"} <= free
     assert {key.partition(".")[0] for key in free} == {
-        *("model", "task", "tune", "regularise", "distil", "train", "sync")
+        *("model", "task", "tune", "regularise", "distil", "remember", "train", "sync")
     }
     assert not free & {"train.seed", "model.seed", "train.micro_batch", "sync.membership"}

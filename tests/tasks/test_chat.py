@@ -137,3 +137,19 @@ def test_a_model_learns_to_answer(tmp_path: Path) -> None:
     said = tokenizer.decode(model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :])
     assert said == "go<|endoftext|>"
     assert "tutti generate" in json.dumps((run / "report.md").read_text())
+
+
+def test_a_tokenizer_without_an_end_is_refused(prepared: PreparedExamples, tmp_path: Path) -> None:
+    directory = tmp_path / "tokenizer"
+    AutoTokenizer.from_pretrained(prepared.tokenizer_directory).save_pretrained(directory)
+    (directory / "chat_template.jinja").unlink()
+    file = directory / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    del settings["eos_token"]
+    file.write_text(json.dumps(settings))
+    source = write_jsonl(tmp_path / "talks.jsonl", TALKS)
+    config = DataConfig(source=str(source), tokenizer=str(directory), cache=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="eos_token"):
+        prepare_examples(
+            config, make_text_task(TaskConfig(kind="chat")), Reader(512, types=False), lambda _: None
+        )

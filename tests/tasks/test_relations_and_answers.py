@@ -222,7 +222,7 @@ def test_an_answer_that_cannot_be_is_refused_by_its_place(answers: Any, words: s
         (["task=answer", "regularise.label_smoothing=0.1"], "label_smoothing"),
         (["task=tag", "regularise.word_drop=0.1"], "word_drop"),
         (["task=classify", "regularise={r_drop: 1.0, adversarial: 0.5}"], "r_drop and adversarial"),
-        (["tune=lora"], "tune is for models that are asked"),
+        (["tune=lora"], "tune.method: lora keeps what a model knows, and a new one knows nothing"),
         (["regularise.r_drop=1.0"], "regularise is for models that are asked"),
         (["task=clasify"], "did you mean"),
         (["train.layer_decay=0.9", "train.optimizer=muon"], "layer_decay is for optimizer adamw"),

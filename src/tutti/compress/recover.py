@@ -104,5 +104,9 @@ def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | No
     for section, new in changed.items():
         values[section] |= new
     values |= {"name": place.name, "runs": str(place.path.parent), "tune": {}}
-    values["distil"] = {"teacher": str(subject.run.absolute())}
+    if config.remember.ewc:  # what it was is the teacher now
+        kept = config.remember.model_dump() | {"ewc": 0.0}
+        values["remember"] = kept if config.remember.replay else {}
+    # Vectors have no teachers, so far: they learn from their pairs alone.
+    values["distil"] = {} if config.task.kind == "embed" else {"teacher": str(subject.run.absolute())}
     return Config.model_validate(values)

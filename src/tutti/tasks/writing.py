@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tutti.core import Batch
+from tutti.core import Batch, DataError
 from tutti.tasks.chunked_loss import IGNORED
 from tutti.tasks.task import Example, Labels, Row, RowEncoder, TextTask, inputs_of, padded
 
@@ -118,11 +118,20 @@ class Writing(TextTask):
 
 
 def give_template(directory: Path, template: str) -> None:
-    """Give the tokenizer in `directory` a chat template, if it has none; exports take it along."""
+    """Give the tokenizer in `directory` a chat template, if it has none; exports take it along.
+
+    Raises:
+        DataError: it has no token that ends texts, which the template needs.
+    """
     from transformers import AutoTokenizer  # takes seconds
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     if not tokenizer.chat_template:
+        if tokenizer.eos_token is None:
+            raise DataError(
+                "the tokenizer says neither how talks are written (chat_template) nor what ends a text (eos_token)",
+                "name the token that ends texts as eos_token in its tokenizer_config.json",
+            )
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
