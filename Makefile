@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-few bench-compress
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-few bench-overfitting bench-compress
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -104,6 +104,10 @@ bench-tuning: .venv/examples
 bench-few: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-few DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.few.run --data $(DATA)
+
+bench-overfitting: .venv/examples
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-overfitting DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.overfitting.run --data $(DATA)
 
 # RUNS: runs with labels, alike but for their seeds.
 bench-compress: .venv/examples

@@ -16,26 +16,21 @@ one in --out: what was interrupted goes on.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common import ROOT, describe_machine, machine_line, table, write_result
+from benchmarks.few.drawn import DATA, draw, write_jsonl
+from benchmarks.kept import Kept
 from benchmarks.tasks.run import minilm
 from tutti import api, load_config
 
 HERE = Path(__file__).resolve().parent
-#: Training and dev part.
-DATA = {
-    "banking77": ("train.tsv", "dev.tsv"),
-    "sentfin": ("headline_train.jsonl", "headline_dev.jsonl"),
-}
 GUESSED = " + guessed"
 LONG = "plain, 40 epochs"
 #: What each says beside what all say.
@@ -68,24 +63,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
-    kept = options.out / "few"
-    kept.mkdir(parents=True, exist_ok=True)
+    kept = Kept(options.out / "few", machine)
     for labels in options.labels:
         for seed in options.seeds:
             for data in options.only:
                 for recipe in options.recipes:
                     name = f"{data}-{labels}-{recipe.replace(' ', '').replace(',', '-')}-{seed}"
-                    place = kept / f"{name}.json"
-                    if place.exists():
-                        continue
-                    found = measure(options, data, labels, recipe, seed)
-                    place.write_text(
-                        json.dumps(found | {"overrides": options.set, "machine": machine}, indent=1) + "\n",
-                        encoding="utf-8",
-                    )
-                    print(f"{name}: {found['metrics']} {found.get('guessed', '')}", flush=True)
-                    report(options.out, machine)
-    print("\n" + report(options.out, machine).read_text())
+                    found = kept.once(name, partial(measure, options, data, labels, recipe, seed))
+                    if found is not None:
+                        print(f"{name}: {found['metrics']} {found.get('guessed', '')}", flush=True)
+                        report(options.out, kept, machine)
+    print("\n" + report(options.out, kept, machine).read_text())
 
 
 def measure(options: argparse.Namespace, data: str, labels: int, recipe: str, seed: int) -> dict[str, Any]:
@@ -93,7 +81,9 @@ def measure(options: argparse.Namespace, data: str, labels: int, recipe: str, se
     first = recipe.removesuffix(GUESSED)
     work = options.work.absolute() / f"{data}-{labels}-{seed}"
     few, others = draw(options.data.absolute() / data / DATA[data][0], work, labels, seed, options.unlabelled)
-    told = {"data": data, "labels": labels, "recipe": recipe, "seed": seed}
+    told = {
+        "data": data, "labels": labels, "recipe": recipe, "seed": seed, "overrides": options.set,
+    }  # fmt: skip
     if recipe == first:
         return told | train(options, work, data, few, first, "long" if first == LONG else first, seed)
     if not (work / "runs" / first / "report.json").exists():
@@ -101,44 +91,13 @@ def measure(options: argparse.Namespace, data: str, labels: int, recipe: str, se
     true = {record["text"]: record["label"] for record in others}
     found = api.label(work / "runs" / first, [{"text": text} for text in true], above=options.above)
     guessed = found["examples"]
-    extra = _write(work / f"{first}-guessed.jsonl", guessed)
+    extra = write_jsonl(work / f"{first}-guessed.jsonl", guessed)
     right = sum(true[one["text"]] == one["label"] for one in guessed)
     told["guessed"] = {"of": len(true), "sure": len(guessed), "right": right, "checked": found["checked"]}
     if not guessed:  # the second run would be the first
         return told | json.loads((work / "runs" / first / "kept.json").read_text())
     more = [f"data.extra_source={extra}"]
     return told | train(options, work, data, few, first, f"{first}-guessed", seed, more)
-
-
-def draw(
-    path: Path, work: Path, labels: int, seed: int, unlabelled: int
-) -> tuple[Path, list[dict[str, str]]]:
-    """A file with `labels` examples of each label of `path`, and some of the others."""
-    by_label: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for record in _records(path):
-        by_label[record["label"]].append({"text": record["text"], "label": record["label"]})
-    dice = np.random.default_rng(seed)
-    few, others = [], []
-    for name in sorted(by_label):
-        order = dice.permutation(len(by_label[name]))
-        few += [by_label[name][at] for at in order[:labels]]
-        others += [by_label[name][at] for at in order[labels:]]
-    some = dice.permutation(len(others))[:unlabelled]
-    work.mkdir(parents=True, exist_ok=True)
-    return _write(work / "few.jsonl", few), [others[at] for at in some]
-
-
-def _records(path: Path) -> Iterator[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".tsv":
-            yield from csv.DictReader(file, delimiter="\t")
-        else:
-            yield from map(json.loads, file)
-
-
-def _write(path: Path, records: list[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
-    return path
 
 
 def train(
@@ -171,9 +130,9 @@ def train(
     return found
 
 
-def report(out: Path, machine: dict[str, Any]) -> Path:
+def report(out: Path, kept: Kept, machine: dict[str, Any]) -> Path:
     """The page and its JSON, of every run that is kept."""
-    found = [json.loads(path.read_text()) for path in sorted((out / "few").glob("*.json"))]
+    found = kept.all()
     rows, guesses = [], []
     for data in DATA:
         for labels in sorted({one["labels"] for one in found if one["data"] == data}):

