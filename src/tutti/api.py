@@ -22,7 +22,8 @@ from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.disturb import read_schedule
 from tutti.disturb.trouble import Trouble
-from tutti.finished import evaluate, export, generate, label, predict
+from tutti.finished import evaluate, export, generate, predict
+from tutti.labelling import label
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
 from tutti.search import tune as find_settings

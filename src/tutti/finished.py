@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -15,15 +15,15 @@ from tutti.config import Config, load_config
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples, read_file
-from tutti.package import Asker, is_package, open_package
-from tutti.tasks import Example, TextTask, make_writing_task
+from tutti.package import is_package, open_package
+from tutti.tasks import Example, make_writing_task
 from tutti.tasks.task import Record
 from tutti.tasks.writing import render
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob
 from tutti.train.language import LanguageModelJob
 from tutti.train.writing import EncoderDecoderJob, score_writing, write
-from tutti.trained import arithmetic_of, load_trained, measure, part_of
+from tutti.trained import asker_of, load_trained, measure, part_of
 
 
 def evaluate(
@@ -71,11 +71,7 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
         raise RunError(
             f"{place} is a language model, which predicts no labels", "let it write with `tutti generate`"
         )
-    return _asker(job, config).predict(records)
-
-
-def _asker(job: LabelledJob, config: Config) -> Asker:
-    return Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
+    return asker_of(job, config).predict(records)
 
 
 def _score(place: Path, records: Sequence[Record]) -> dict[str, float]:
@@ -84,7 +80,7 @@ def _score(place: Path, records: Sequence[Record]) -> dict[str, float]:
         return open_package(place).score(records)
     job, config, _ = load_trained(place)
     if isinstance(job, LabelledJob):
-        return _asker(job, config).score(records)
+        return asker_of(job, config).score(records)
     if not config.task.labelled:
         raise RunError(
             f"{place} is a language model, which learned from no labelled examples",
@@ -95,84 +91,6 @@ def _score(place: Path, records: Sequence[Record]) -> dict[str, float]:
     if not (found := task.score(_written(job, config, examples), examples)):
         raise RunError(f"there is no metric of what a model writes for task {config.task.kind}", "read it")
     return found
-
-
-def label(
-    run: Path, records: Sequence[Mapping[str, Any] | str], *, above: float = 0.9, most: int | None = None
-) -> dict[str, Any]:
-    """Labels for `records` by the model of a run, where it is sure: what another run can learn from as well.
-
-    Returns `examples` (the fields that the run reads, the label, and the `score`, its chance), the surest first;
-    `labels`: how many there are of each of the run's labels; and the numbers of records that are `unsure` (their chance
-    is not above `above`), `known` (the run has their text, to train on or to be judged by, or another record has) and
-    `surplus` (there are `most` surer ones of that label). `checked`: of so many validation examples (`of`) the model is
-    as `sure`, and `right` about so many of these (None: the run has none).
-
-    Raises:
-        TuttiError: there is no such run, its task gives no text one label, or a record is not one of its.
-    """
-    if not 0 <= above < 1 or (most is not None and most < 1):
-        raise RunError(
-            f"above is {above} and most is {most}", "give a chance from 0 to below 1, and 1 or more examples"
-        )
-    job, config, _ = load_trained(run)
-    if not isinstance(job, LabelledJob) or config.task.kind != "classify" or config.task.multiple:
-        raise RunError(f"{run} gives no text one label", "name a run with task: classify, without multiple")
-    task, parts, called = job.task, job.prepared.parts, config.task.fields
-    examples = task.asked_about(records)
-    known = {_plain(task, example) for part in parts.values() for example in part.read()}
-    new: dict[str, Example] = {}
-    for example in examples:
-        if (text := _plain(task, example)) not in known:
-            new.setdefault(text, example)
-    asker = _asker(job, config)
-    said = _likeliest(asker, called, list(new.values()))
-    counts, kept = dict.fromkeys(job.prepared.labels.names, 0), []
-    for example, (name, score) in sorted(
-        zip(new.values(), said, strict=True), key=lambda one: one[1].score, reverse=True
-    ):
-        if score > above and (most is None or counts[name] < most):
-            counts[name] += 1
-            kept.append(_fields(called, example | {"label": name}) | {"score": score})
-    unsure = sum(score <= above for _, score in said)
-    checked = None
-    if "validation" in parts:
-        true = parts["validation"].read()
-        sure = [
-            name == example["labels"][0]
-            for example, (name, score) in zip(true, _likeliest(asker, called, true), strict=True)
-            if score > above
-        ]
-        checked = {"of": len(true), "sure": len(sure), "right": sum(sure)}
-    return {
-        "examples": kept,
-        "labels": counts,
-        "unsure": unsure,
-        "known": len(examples) - len(new),
-        "surplus": len(new) - unsure - len(kept),
-        "checked": checked,
-    }
-
-
-class _Guess(NamedTuple):
-    label: str
-    score: float
-
-
-def _likeliest(asker: Asker, called: Mapping[str, str], examples: Sequence[Example]) -> list[_Guess]:
-    """The likeliest label of each of `examples`, and its chance."""
-    said = asker.predict([_fields(called, example) for example in examples])
-    return [_Guess(one["label"], one["scores"][one["label"]]) for one in said]
-
-
-def _fields(called: Mapping[str, str], example: Example) -> dict[str, Any]:
-    """`example`, without what it learned by, as the user's files call its fields."""
-    return {called.get(name, name): value for name, value in example.items() if name != "labels"}
-
-
-def _plain(task: TextTask, example: Example) -> str:
-    """What an example is known by, among others."""
-    return " ".join(task.text(example).split())
 
 
 def _write(job: Job, config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:

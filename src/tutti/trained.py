@@ -16,6 +16,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.core.types import Objective, SampleSource
 from tutti.data.settings import PARTS
 from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
+from tutti.package import Asker
 from tutti.parallel import Split, World
 from tutti.starting import prepare, text_has_changed
 from tutti.train import checkpoints
@@ -127,3 +128,8 @@ def measure(
 def arithmetic_of(config: Config) -> Any:
     """The context in which a run's model computes on the CPU."""
     return compute_context(config.train.precision, torch.device("cpu"), sharded=False)
+
+
+def asker_of(job: LabelledJob, config: Config) -> Asker:
+    """What asks the trained model of `job`, in the arithmetic of its run."""
+    return Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
