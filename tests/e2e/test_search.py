@@ -183,8 +183,9 @@ def test_ctrl_c_and_a_kill_cost_nothing(here: Path, found: dict[str, Any]) -> No
     assert [{key: line[key] for key in keys} for line in report["trials"]] == [
         {key: line[key] for key in keys} for line in found["trials"][:count]
     ]
-    for number in (0, killed):
-        assert len(list(read_events(trials / str(number), "launched"))) == 2
+    assert len(list(read_events(trials / "0", "launched"))) == 2
+    # Killed before its first save was whole, it begins again, in a fresh directory.
+    assert len(list(read_events(trials / str(killed), "launched"))) in (1, 2)
     made = [event["step"] for event in read_events(trials / "0", "step")]
     assert made == list(range(1, STEPS + 1)), "what was saved was not made again"
 
