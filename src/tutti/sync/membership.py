@@ -25,6 +25,7 @@ from torchft.coordination import ManagerClient, ManagerServer
 
 from tutti.core.errors import LaunchError
 from tutti.sync.channel import proof, proves
+from tutti.sync.transport import PeerLost
 
 _HEARTBEAT = timedelta(milliseconds=100)
 _CONNECT_TIMEOUT = timedelta(seconds=20)
@@ -115,10 +116,15 @@ class Membership:
         return self._knocks != self._answered_knocks
 
     def vote(self, good: bool, step: int) -> bool:
-        """Whether it was good for all parts of this replica."""
+        """Whether it was good for all parts of this replica. Raises PeerLost where one of them is gone."""
         if self._inside is None:
             return good
-        return bool(self._client.should_commit(self._part, step, good, timeout=_QUESTION_TIMEOUT))
+        try:
+            return bool(self._client.should_commit(self._part, step, good, timeout=_QUESTION_TIMEOUT))
+        except (
+            Exception
+        ) as error:  # torchft raises whatever its runtime says; a part that was killed never votes
+            raise PeerLost(f"not all parts of this replica voted: {error}") from error
 
     def close(self) -> None:
         """Leave: heartbeats end."""
