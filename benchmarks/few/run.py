@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.common import ROOT, describe_machine, machine_line, table, write_result
 from benchmarks.few.drawn import DATA, draw, write_jsonl
 from benchmarks.kept import Kept
-from benchmarks.tasks.run import minilm
+from benchmarks.labelled import minilm, parser_of
 from tutti import api, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -45,11 +45,7 @@ _NEVER_BEFORE = 1_000_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", help="an encoder's directory (default: MiniLM)")
+    parser = parser_of(__doc__, HERE / "results")
     parser.add_argument("--only", nargs="*", choices=DATA, default=list(DATA))
     parser.add_argument("--labels", nargs="*", type=int, default=[8, 16, 64], help="of each kind")
     parser.add_argument("--recipes", nargs="*", choices=ALL, default=ALL)
@@ -60,7 +56,6 @@ def main() -> None:
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every run")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "few", help="for runs and their data")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
     kept = Kept(options.out / "few", machine)

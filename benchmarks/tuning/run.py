@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
 from benchmarks.kept import Kept
-from benchmarks.tasks.run import minilm
+from benchmarks.labelled import minilm, parser_of
 from tutti import api, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -45,15 +45,10 @@ RATES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-    parser.add_argument("--model", help="an encoder's directory (default: MiniLM)")
+    parser = parser_of(__doc__, HERE / "results")
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=144, help="of 32 headlines each (144: 0.6 epochs)")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     machine = describe_machine()
     kept = Kept(options.out / "tuning", machine)

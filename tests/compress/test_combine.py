@@ -119,7 +119,7 @@ def test_what_cannot_be_combined(place: Path, tmp_path: Path) -> None:
     train(place, "other-data", "data.validation=0.3", "train.steps=10")
     with pytest.raises(RunError, match="learned from other examples"):
         api.combine([first, place / "runs" / "other-data"], destination=tmp_path / "x", console=False)
-    with pytest.raises(RunError, match="is no compressed model"):
+    with pytest.raises(RunError, match="exists and is no model that"):
         api.combine([first, second], destination=first, console=False)
     assert not (tmp_path / "x").exists() and (first / "config.yaml").is_file()
 

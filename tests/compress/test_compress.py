@@ -140,7 +140,7 @@ def test_what_misses_the_target_is_not_kept(
 def test_what_cannot_be_made_smaller_is_said(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
-    with pytest.raises(RunError, match="exists and is no compressed model"):
+    with pytest.raises(RunError, match="exists and is no model that"):
         api.compress(run, destination=tmp_path / "mine", console=False)
     with pytest.raises(ConfigError, match="is no recipe"):
         api.compress(run, recipes=["int7"], console=False)

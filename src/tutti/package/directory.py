@@ -142,7 +142,8 @@ def refuse_to_replace(directory: Path) -> None:
     full = directory.is_dir() and any(directory.iterdir())
     if directory.exists() and not is_package(directory) and (full or not directory.is_dir()):
         raise RunError(
-            f"{directory} exists and is no compressed model", "choose a directory that is not there yet"
+            f"{directory} exists and is no model that `tutti compress` or `tutti combine` wrote",
+            "choose a directory that is not there yet",
         )
     there = next(parent for parent in directory.absolute().parents if parent.exists())
     if not os.access(there, os.W_OK | os.X_OK):

@@ -72,7 +72,7 @@ def gather(config: DataConfig, task: TextTask, remember: RememberConfig | None =
         extra = _read(config, task, config.extra_source, counts)
         found["train"] = found["train"] + _not_among(found, extra, counts)
     if remember is not None and remember.source is not None:
-        found |= _remembered(config, task, remember, found, choices)
+        found |= _remembered(config, task, remember, found, counts, choices)
     described = read_catalogue(config, task.config.catalogue) if task.config.catalogue else {}
     labels = _labels(task, found, described)
     choices += _remarks(task, labels, counts)
@@ -216,6 +216,7 @@ def _remembered(
     task: TextTask,
     remember: RememberConfig,
     found: dict[str, list[_Found]],
+    counts: Counter[str],
     choices: list[str],
 ) -> dict[str, list[_Found]]:
     """Training examples with some of what the model knew among them, and those by which its weights are weighed.
@@ -223,7 +224,6 @@ def _remembered(
     Taken in the order of the hash of their text, so that more of them hold the fewer.
     """
     assert remember.source is not None
-    counts: Counter[str] = Counter()
     known = {one.text for some in found.values() for one in some}
     former = {one.text: one for one in _read(config, task, remember.source, counts) if one.text not in known}
     if not former:

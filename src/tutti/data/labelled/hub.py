@@ -75,9 +75,7 @@ def _load(entry: str) -> Any:
             saved = datasets.load_from_disk(str(folder))
             return saved[address.split] if isinstance(saved, datasets.DatasetDict) else saved
         path = str(folder) if folder.is_dir() else address.path
-        return datasets.load_dataset(
-            path, address.name, split=address.split, revision=address.revision, token=None
-        )
+        return datasets.load_dataset(path, address.name, split=address.split, revision=address.revision)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise DataError(
