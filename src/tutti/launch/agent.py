@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import spawn
 from typing import Any
@@ -68,9 +69,11 @@ class ReplicaAgent(LocalElasticAgent):
             monitor_interval=_MONITOR_SECONDS,
             local_addr="localhost",
         )
+        # Elastic's own, which else would stay in the machine's /tmp of every run for good.
+        self._files = tempfile.TemporaryDirectory(prefix="tutti-elastic-", ignore_cleanup_errors=True)
         super().__init__(
             spec,
-            DefaultLogsSpecs(),
+            DefaultLogsSpecs(self._files.name),
             START_METHOD,
             exit_barrier_timeout=30,
             shutdown_timeout=_SHUTDOWN_SECONDS,
@@ -86,9 +89,10 @@ class ReplicaAgent(LocalElasticAgent):
         return list(self._pcontext.pids().values()) if self._pcontext is not None else []
 
     def close(self) -> None:
-        """End the rendezvous and its timer, whose thread would else complain when it is collected."""
+        """End the rendezvous and its timer, whose thread would else complain when it is collected, and remove files."""
         with contextlib.suppress(Exception):
             self._worker_group.spec.rdzv_handler.shutdown()
+        self._files.cleanup()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
