@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import tutti.supervise.local
 from benchmarks.network.pace import at_pace
 from tutti.train import worker
-from tutti.train.worker import Assignment
+from tutti.train.rank import Assignment
 
 
 class PacedWorker:

@@ -16,9 +16,10 @@ from tutti import api
 from tutti.config import load_config
 from tutti.train import worker
 from tutti.train.loop import Loop
+from tutti.train.rank import Assignment
 
 
-def gated_worker(assignment: worker.Assignment) -> None:
+def gated_worker(assignment: Assignment) -> None:
     """A worker as usual, but for the wait."""
     from benchmarks.turns import Turns
 
@@ -44,7 +45,7 @@ def gated_worker(assignment: worker.Assignment) -> None:
     worker.main(assignment)
 
 
-def train_with(entry: Callable[[worker.Assignment], None]) -> None:
+def train_with(entry: Callable[[Assignment], None]) -> None:
     """Train as the command line's configuration and overrides say, with `entry` for a worker.
 
     `entry` goes by its importable name: workers are other processes, in which `__main__` is something else.

@@ -17,6 +17,7 @@ from tutti.sync import Policy
 from tutti.train import server, worker
 from tutti.train.loop import Loop
 from tutti.train.optimizer import Optimizers
+from tutti.train.rank import Assignment
 from tutti.train.replicas import Elastic
 
 
@@ -38,7 +39,7 @@ def main(task: dict[str, Any]) -> None:
             server=task["parameter_server"],
         )
     worker.main(
-        worker.Assignment(
+        Assignment(
             run=Path(task["run"]),
             prepared=Path(task["prepared"]),
             threads=1,

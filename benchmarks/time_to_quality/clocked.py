@@ -16,9 +16,10 @@ from pathlib import Path
 from benchmarks.tutti_peer import train_with
 from tutti.train import worker
 from tutti.train.loop import Loop
+from tutti.train.rank import Assignment
 
 
-def clocked_worker(assignment: worker.Assignment) -> None:
+def clocked_worker(assignment: Assignment) -> None:
     """A worker as usual that appends `{wall_seconds, cpu_seconds}` to $CLOCK before each validation."""
     # Linux gives every session an equal share of a busy machine: the peer has one of its own as well.
     os.setsid()

@@ -29,8 +29,8 @@ from tutti.supervise.first_machine import FirstMachine
 from tutti.supervise.reception import meeting_of, software
 from tutti.sync.channel import proof
 from tutti.train.measure import main as measure_main
+from tutti.train.rank import Assignment
 from tutti.train.replicas import Elastic
-from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
 
 #: In a run's directory on a guest: of which run it is, without giving the key away.

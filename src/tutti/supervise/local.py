@@ -33,10 +33,10 @@ from tutti.supervise.reception import Reception
 from tutti.sync.channel import new_secret
 from tutti.sync.server import ServerAddress
 from tutti.train.cooperate import Neighbours
+from tutti.train.rank import Assignment
 from tutti.train.replicas import Elastic
 from tutti.train.server import ServerAssignment
 from tutti.train.server import main as server_main
-from tutti.train.worker import Assignment
 from tutti.train.worker import main as worker_main
 
 

@@ -28,7 +28,7 @@ from tutti.observe import summarise_errors, write_report
 from tutti.parallel import started_store
 from tutti.resolve import Resolved
 from tutti.supervise.beside import Show, stall_check
-from tutti.train.worker import Assignment
+from tutti.train.rank import Assignment
 from tutti.train.worker import main as worker_main
 
 _CONFIG_KEY = "tutti/run"

@@ -13,8 +13,9 @@ from tutti.sync.cost import CodecCost, Filled, Link, Measured
 from tutti.sync.ladder import rungs
 from tutti.sync.probe import measure_codecs, measure_links, measure_meeting, meet_all
 from tutti.train.pace import Pacing
+from tutti.train.rank import Assignment, Rank, be_a_rank
 from tutti.train.replicas import make_transport, start_together
-from tutti.train.worker import Assignment, Rank, be_a_rank, build
+from tutti.train.trainee import build
 
 #: How long all replicas are waited for: without one there is nothing to choose by.
 _PATIENCE_SECONDS = 1800
