@@ -33,7 +33,7 @@ from tutti.cli import (
     validate,
 )
 from tutti.core.errors import TuttiError
-from tutti.core.threads import wait_politely
+from tutti.core.surroundings import settle_torch
 
 app = typer.Typer(
     name="tutti",
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     # Bars of libraries would stand in the middle of ours; they read this when they are imported.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    wait_politely()
+    settle_torch()
     code = run(list(sys.argv[1:] if arguments is None else arguments))
     try:
         if sys.stdout is not None:

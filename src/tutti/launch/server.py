@@ -11,7 +11,7 @@ import os
 import signal
 from multiprocessing import forkserver, resource_tracker
 
-from tutti.core.threads import wait_politely
+from tutti.core.surroundings import settle_torch
 
 START_METHOD = "forkserver"
 #: What a worker imports.
@@ -24,7 +24,7 @@ def start_server() -> None:
     It is started without Ctrl-C: it would die of it in mid-import, with a traceback on the terminal.
     """
     os.environ.setdefault("RUST_LOG", "error")  # torchft's servers narrate every heartbeat that they miss
-    wait_politely()
+    settle_torch()
     multiprocessing.set_forkserver_preload(_IMPORTS)
     resource_tracker.ensure_running()  # starting it unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
