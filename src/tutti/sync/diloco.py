@@ -63,4 +63,4 @@ class DiLoCo(Rounds):
     def _outer_step(self, mean: Tensor, place: slice) -> None:
         momentum = self._outer_momentum[place]
         momentum.mul_(self._momentum).add_(mean)
-        self._agreed[place].sub_(mean.add(momentum, alpha=self._momentum), alpha=self._learning_rate)
+        self._agreed[place].sub_(mean.add_(momentum, alpha=self._momentum), alpha=self._learning_rate)

@@ -283,9 +283,10 @@ class Rounds(Policy):
         meeting = self._settle(minutes)
         for number, mean in minutes.means.items():
             place = self._fragments[number]
-            own = self._delta(number)
+            apart = self._delta(number).sub_(mean)
             size = self._agreed[place].norm().clamp_min(1e-12)
-            meeting.divergence = max(meeting.divergence, float((own - mean).norm() / size))
+            meeting.divergence = max(meeting.divergence, float(apart.norm() / size))
+            del apart
             self._outer_step(mean, place)
         self._write_back(minutes.means)
         self._done_samples = 0
@@ -369,7 +370,8 @@ class Rounds(Policy):
 
     def _delta(self, number: int) -> Tensor:
         """Δ of fragment `number`, since it was agreed on."""
-        return self._agreed[self._fragments[number]] - self._flatten(self._names[number])
+        flat = self._flatten(self._names[number])
+        return torch.sub(self._agreed[self._fragments[number]], flat, out=flat)
 
     def _write_back(self, numbers: Iterable[int]) -> None:
         """The agreed weights of these fragments become the parameters."""

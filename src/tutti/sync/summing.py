@@ -160,59 +160,61 @@ class Summing:
             if isinstance(codec, PowerSGD):
                 total, error = codec.sum(transport, values, buffer.parts)
                 debts.owe(error)
+                flat.copy_(total)
             elif codec.sparse:
-                total = self._gather(transport, codec, values, debts)
+                self._gather(transport, codec, values, debts, flat)
             else:
-                total = self._swap_and_gather(transport, codec, values, debts)
+                self._swap_and_gather(transport, codec, values, debts, flat)
         except NotFinite as error:
             raise not_finite(buffer, error, codec.name) from error
-        flat.copy_(total)
 
-    def _gather(self, transport: Transport, codec: Codec, values: Tensor, debts: Debts) -> Tensor:
+    # Both use up `values` (what is sent; at the end what is owed of it), and write the sum into `total`: what is as
+    # large as the model costs more to make than to compute with.
+
+    def _gather(
+        self, transport: Transport, codec: Codec, values: Tensor, debts: Debts, total: Tensor
+    ) -> None:
         payload = codec.encode(values)
-        debts.owe(values - codec.decode(payload, len(values)))
-        total = torch.zeros_like(values)
-        for some in self._share(transport, payload, codec.payload_bytes(len(values))):
-            total += codec.decode(some.to(values.device), len(values))
-        return total
+        codec.add_to(values, payload, -1)
+        debts.owe(values)
+        found = self._share(transport, payload, codec.payload_bytes(len(values)))
+        total.zero_()
+        for some in found:
+            codec.add_to(total, some.to(total.device))
 
     def _swap_and_gather(
-        self,
-        transport: Transport,
-        codec: Codec,
-        values: Tensor,
-        debts: Debts,
-    ) -> Tensor:
+        self, transport: Transport, codec: Codec, values: Tensor, debts: Debts, total: Tensor
+    ) -> None:
         require_finite(values)
         bounds = piece_bounds(len(values), transport.size)
         mine = bounds[transport.rank]
-        error = torch.zeros_like(values)
+        own = values[slice(*mine)].clone()
         packets = []
         for place, (start, stop) in enumerate(bounds):
             if place == transport.rank:
                 packets.append(torch.empty(0, dtype=torch.uint8))
+                values[start:stop] = 0  # what stays here loses nothing
                 continue
             payload = codec.encode(values[start:stop])
-            error[start:stop] = values[start:stop] - codec.decode(payload, stop - start)
+            codec.add_to(values[start:stop], payload, -1)
             packets.append(self._sealer.seal(payload.cpu()))
-        debts.owe(error)
+        debts.owe(values)
         count = mine[1] - mine[0]
-        total = torch.zeros(count, device=values.device)
+        whole = torch.zeros_like(own)
         for place, packet in enumerate(self._swap(transport, packets, codec.payload_bytes(count))):
-            own = place == transport.rank  # what stays here loses nothing
-            total += values[mine[0] : mine[1]] if own else codec.decode(packet.to(values.device), count)
+            if place == transport.rank:
+                whole += own
+            else:
+                codec.add_to(whole, packet.to(own.device))
         try:
-            payload = codec.encode(total)
+            payload = codec.encode(whole)
         except NotFinite as error:
             raise NotFinite(mine[0] + error.index, str(error)) from error
-        debts.owe_more(mine[0], total - codec.decode(payload, count))
+        codec.add_to(whole, payload, -1)
+        debts.owe_more(mine[0], whole)
         sizes = [codec.payload_bytes(stop - start) for start, stop in bounds]
-        return torch.cat(
-            [
-                codec.decode(some.to(values.device), stop - start)
-                for some, (start, stop) in zip(self._share(transport, payload, sizes), bounds, strict=True)
-            ]
-        )
+        for some, (start, stop) in zip(self._share(transport, payload, sizes), bounds, strict=True):
+            total[start:stop] = codec.decode(some.to(total.device), stop - start)
 
     def _share(
         self, transport: Transport, payload: Tensor, payload_bytes: int | Sequence[int]

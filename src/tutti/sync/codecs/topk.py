@@ -45,7 +45,12 @@ class TopK(Codec):
         return torch.cat([written, _pack_places(places.reshape(-1))])
 
     def decode(self, payload: Tensor, count: int) -> Tensor:
-        chunks = -(-count // CHUNK)
+        total = torch.zeros(count, device=payload.device)
+        self.add_to(total, payload)
+        return total
+
+    def add_to(self, total: Tensor, payload: Tensor, sign: int = 1) -> None:
+        chunks = -(-len(total) // CHUNK)
         sent = chunks * self.kept
         end = len(payload) - 3 * -(-sent // 2)
         places = _unpack_places(payload[end:])[:sent].view(chunks, self.kept)
@@ -53,8 +58,12 @@ class TopK(Codec):
             values = from_bytes(payload[:end], torch.bfloat16).float().view(chunks, self.kept)
         else:
             values = _from_two_bits(payload[:end], chunks, self.kept)
-        rows = torch.zeros(chunks, CHUNK, device=payload.device)
-        return rows.scatter_(1, places, values).view(-1)[:count]
+        places += CHUNK * torch.arange(chunks, device=places.device)[:, None]
+        if chunks:  # the last chunk may be longer than what is left: zeros were sent for that
+            inside = places[-1] < len(total)
+            values[-1] *= inside
+            places[-1] *= inside
+        total.index_add_(0, places.view(-1), values.view(-1), alpha=sign)
 
 
 def _two_bits(values: Tensor) -> Tensor:
