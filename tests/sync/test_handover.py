@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from slow_link import SlowLink
+from tutti.sync import handover
 from tutti.sync.channel import new_secret
 from tutti.sync.handover import Giver, Lost, fetch
 
@@ -33,6 +35,17 @@ def test_the_state_arrives_as_it_was_offered() -> None:
     ):
         assert mine.dtype == theirs.dtype and mine.shape == theirs.shape
         assert torch.equal(mine, theirs)
+    giver.close()
+
+
+def test_a_tensor_may_take_longer_than_a_giver_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_SILENCE_MS", 1000)
+    secret, given = new_secret(), torch.arange(500_000)
+    giver = Giver(secret, "localhost")
+    giver.offer("round-3", given)
+    link = SlowLink(giver.address, rate=1.5e6)
+    assert torch.equal(fetch(secret, link.own, "round-3").result(60), given)  # 4 MB: 2.7 s
+    link.close()
     giver.close()
 
 

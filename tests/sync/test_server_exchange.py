@@ -3,6 +3,7 @@ foreign message ever counts."""
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -101,10 +102,10 @@ class Damaging(Link):
     pushes = 0
 
     def _send(self, request: list[Any]) -> None:
-        if len(request[1]) > 0 and b'"push"' in bytes(request[0]):
+        if len(request) > 1 and b'"push"' in bytes(request[0]):
             self.pushes += 1
             if self.pushes % 2:
-                content = bytearray(request[1])
+                content = bytearray(b"".join(request[1:]))
                 content[len(content) // 2] ^= 4
                 request = [request[0], bytes(content) if self.pushes % 4 == 1 else bytes(content[:-7])]
         super()._send(request)
@@ -125,6 +126,32 @@ def test_a_damaged_gradient_is_asked_for_again_and_never_used(codec: str, tmp_pa
                 assert replica.policy._link.pushes == 12
             replica.policy.close()
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
+class Losing(Link):
+    """Of everything large the first is lost on its way."""
+
+    def __init__(self, *where: Any) -> None:
+        super().__init__(*where)
+        self.lost: list[str] = []
+
+    def _send(self, request: list[Any]) -> None:
+        kind = json.loads(bytes(request[0]))["kind"]
+        if len(request) > 1 and kind not in self.lost:
+            self.lost.append(kind)
+        else:
+            super()._send(request)
+
+
+def test_what_was_lost_on_its_way_is_asked_for_again(tmp_path: Path) -> None:
+    with serving(tmp_path, rules(1, 6, EXACT)) as server:
+        replica = Replica(server.at, Place(0, 1), EXACT)
+        replica.policy._link.close()
+        link = replica.policy._link = Losing(server.at, 0, 0, 0)
+        replica.train(6)
+        torch.testing.assert_close(replica.weights(), alone(6), rtol=2e-5, atol=1e-6)
+        assert link.lost == ["state", "push"]
+        replica.policy.close()
 
 
 def test_a_stranger_is_not_heard_and_disturbs_nobody(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """State for a newcomer, handed over in the background.
 
-A member that is to give makes a copy (a moment's work in memory) and goes on; a thread hands it out, tensor by
-tensor. The newcomer's thread fetches it while others train.
+A member that is to give makes a copy (a moment's work in memory) and goes on; a thread hands it out, piece by piece
+of one tensor after the other. The newcomer's thread fetches it while others train. Pieces are small enough that on a
+slow link, too, one after the other is a sign of life, and several are asked for ahead, so that a long way costs little.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -24,6 +26,8 @@ from tutti.sync.channel import caller, listener
 #: A giver that says nothing for so long is dead or cut off.
 _SILENCE_MS = 10_000
 _POLL_MS = 200
+#: Of a tensor, and how many of them are on their way.
+_PIECE_BYTES, _AHEAD = 1 << 18, 16
 
 
 class Lost(Exception):
@@ -59,15 +63,15 @@ class Giver:
         while not self._closed.is_set():
             if not self._socket.poll(_POLL_MS):
                 continue
-            who, key, number = self._socket.recv_multipart()
+            who, key, number, start = self._socket.recv_multipart()
             have, frame, tensors = self._offer
             if key.decode() != have:
                 answer: list[Any] = [b"gone"]
             elif number == b"":
                 answer = [b"frame", frame]
             else:
-                tensor = tensors[int(number)]
-                answer = [b"tensor", tensor.reshape(-1).view(torch.uint8).numpy().data]
+                content = tensors[int(number)].reshape(-1).view(torch.uint8).numpy().data
+                answer = [b"piece", content[int(start) : int(start) + _PIECE_BYTES]]
             self._socket.send_multipart([who, *answer], copy=False)
         self._socket.close()
 
@@ -81,16 +85,33 @@ def _fetched(secret: bytes, address: str, key: str) -> Any:
     with zmq.Context() as context, caller(context, zmq.DEALER, secret) as socket:
         socket.connect(address)
 
-        def ask(number: bytes) -> zmq.Frame:
-            socket.send_multipart([key.encode(), number])
+        def ask(number: str, start: int) -> None:
+            socket.send_multipart([key.encode(), number.encode(), str(start).encode()])
+
+        def answer() -> Any:
             if not socket.poll(_SILENCE_MS):
                 raise Lost(f"{address} has not answered for {_SILENCE_MS / 1000:.0f} s")
             kind, *content = socket.recv_multipart(copy=False)
             if kind.bytes == b"gone":
                 raise Lost(f"{address} has no state {key} any more")
-            return content[0]
+            return content[0].buffer
 
-        return _put_together(ask(b"").bytes, lambda number: ask(str(number).encode()))
+        def load(number: int, into: memoryview) -> None:
+            starts = range(0, len(into), _PIECE_BYTES)
+            for start in starts[:_AHEAD]:
+                ask(str(number), start)
+            for place, start in enumerate(starts):
+                piece, stop = answer(), min(start + _PIECE_BYTES, len(into))
+                if len(piece) != stop - start:
+                    raise TrainingError(
+                        f"tensor {number} of a handed over state arrived with {len(piece)} bytes at {start}"
+                    )
+                into[start:stop] = piece
+                if place + _AHEAD < len(starts):
+                    ask(str(number), starts[place + _AHEAD])
+
+        ask("", 0)
+        return _put_together(bytes(answer()), load)
 
 
 def _taken_apart(state: Any) -> tuple[bytes, list[Tensor]]:
@@ -109,19 +130,14 @@ def _taken_apart(state: Any) -> tuple[bytes, list[Tensor]]:
     return buffer.getvalue(), tensors
 
 
-def _put_together(frame: bytes, load: Any) -> Any:
+def _put_together(frame: bytes, load: Callable[[int, memoryview], None]) -> Any:
+    """`load(number, into)` fills the memory of tensor `number`."""
+
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, identity: Any) -> Tensor:
             number, dtype, shape = identity
-            content = load(number)
             tensor = torch.empty(shape, dtype=dtype)
-            if len(content) != tensor.nbytes:
-                raise TrainingError(
-                    f"tensor {number} of a handed over state arrived with {len(content)} bytes"
-                )
-            if tensor.nbytes:
-                flat = torch.frombuffer(bytearray(content.buffer), dtype=torch.uint8)
-                tensor.view(-1).view(torch.uint8).copy_(flat)
+            load(number, tensor.view(-1).view(torch.uint8).numpy().data)
             return tensor
 
     return Unpickler(io.BytesIO(frame)).load()

@@ -163,9 +163,7 @@ class Host:
         if message.kind == "leave":
             self._lose(name)
         elif message.kind == "waiting":
-            said = client.said.get(part)
-            known = said is not None and said.fields["serial"] == fields["serial"]
-            self._send(route, "patience" if known else "again", serial=fields["serial"])
+            self._send(route, "patience" if self._has(client, message) else "again", serial=fields["serial"])
         elif message.kind == "push" and not self._read_gradient(client, part, message):
             self._send(route, "again", serial=fields["serial"])
         elif message.kind in ("push", "fetch", "state"):
@@ -186,6 +184,15 @@ class Host:
             client = self._clients[name] = Client(fields["replica"], fields["incarnation"])
         client.routes[fields["part"]] = route
         self._put(client, fields["part"], message)
+
+    def _has(self, client: Client, waiting: Message) -> bool:
+        """Whether what is waited for an answer to has arrived."""
+        after, serial = waiting.fields.get("after"), waiting.fields["serial"]
+        said = client.said.get(waiting.fields["part"])
+        if said is None or said.fields["serial"] != serial:
+            return False
+        # The state to begin with is an answer itself: asked for with the join's number, and a join from then on.
+        return said.kind == after or (after == "state" and self._centre is not None)
 
     def _put(self, client: Client, part: int, message: Message) -> None:
         """Keep what one part said until all have said it."""

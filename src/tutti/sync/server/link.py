@@ -63,6 +63,9 @@ class Link:
         self._socket = caller(self._context, zmq.DEALER, server.secret)
         self._socket.setsockopt(zmq.IDENTITY, f"{member_name(replica, incarnation)}/{part}".encode())
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        # Our own beats reach the server also while what it asks us is queued behind megabytes that it sends us.
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(1000 * _SILENT_SECONDS))
         self._socket.set_hwm(0)
         self._socket.connect(server.address)
         self._address = server.address
@@ -77,18 +80,19 @@ class Link:
             LaunchError: the server refuses us.
         """
         self._serial += 1
-        return self._await(frames_of(kind, payload, serial=self._serial, **self._who, **fields))
+        return self._await(kind, payload, fields)
 
     def answer(self, kind: str, payload: bytes, **fields: Any) -> Message:
         """What the server asked for instead of answering, and then its answer."""
-        return self._await(frames_of(kind, payload, serial=self._serial, **self._who, **fields))
+        return self._await(kind, payload, fields)
 
     def close(self) -> None:
         """Say goodbye."""
         self._socket.send_multipart(frames_of("leave", serial=0, **self._who))
         self._context.destroy(linger=1000)
 
-    def _await(self, request: list[Any]) -> Message:
+    def _await(self, kind: str, payload: Tensor | bytes, fields: dict[str, Any]) -> Message:
+        request = frames_of(kind, payload, serial=self._serial, **self._who, **fields)
         self._send(request)
         heard = asked = time.monotonic()
         while True:
@@ -102,7 +106,9 @@ class Link:
                 raise PeerLost(f"the server at {self._address} has not answered for {_SILENT_SECONDS:.0f} s")
             if time.monotonic() - asked > _ASK_MS / 1000:
                 asked = time.monotonic()
-                self._socket.send_multipart(frames_of("waiting", serial=self._serial, **self._who))
+                self._socket.send_multipart(
+                    frames_of("waiting", after=kind, serial=self._serial, **self._who)
+                )
 
     def _is_answer(self, message: Message, request: list[Any]) -> bool:
         fields = message.fields
@@ -121,4 +127,4 @@ class Link:
 
     def _send(self, request: list[Any]) -> None:
         self._socket.send_multipart(request)
-        self.meter.sent += len(request[1])
+        self.meter.sent += sum(len(frame) for frame in request[1:])
