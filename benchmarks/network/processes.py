@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tutti.core.surroundings import settle_torch
 from tutti.train.process import die_with, redirect_output
 
 #: CLONE_NEWNET of sched.h
@@ -26,6 +27,7 @@ _IMPORTS = [
 
 def start_server() -> None:
     """Begin to import what replicas need, on the side."""
+    settle_torch()  # for everybody, the peers too
     multiprocessing.set_forkserver_preload(_IMPORTS)
     forkserver.ensure_running()
 
