@@ -179,7 +179,11 @@ class Training:
             policy=alone,
             policy_name="allreduce",
             codec_name="fp32",
-            identity={},
+            identity={
+                "data": self.job.train_data.fingerprint,
+                "seed": self.settings.seed,
+                "batch": self.settings.batch,
+            },
             directory=run.checkpoints,
             make_checkpointer=lambda directory: Checkpointer(
                 directory, keep=1, rank=0, group=None, say=print
