@@ -211,7 +211,9 @@ def ddp_powersgd(training: Training) -> Iterator[Method]:
     from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 
     with _world():
-        module = DistributedDataParallel(training.objective, init_sync=False)
+        # One bucket: of several the hook sums matrices from gloo's threads in whatever order they come, and where the
+        # order differs between ranks gloo ends the process.
+        module = DistributedDataParallel(training.objective, init_sync=False, bucket_cap_mb=1000)
         state = powerSGD_hook.PowerSGDState(
             None,
             matrix_approximation_rank=training.task["sync"]["matrix_rank"],
