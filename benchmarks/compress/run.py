@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
+from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Maker
 from tutti.compress.recipes import BEFORE, Recipe
-from tutti.compress.subject import Subject
 from tutti.package import open_package, package_bytes
 from tutti.tasks.scored import Scored
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(run: Path) -> dict[str, dict[str, float]]:
     """Of each recipe: `metric`, `divergence`, `bytes`."""
-    subject = Subject.of(run)
+    subject = AskedSubject.of(run)
     names = dict.fromkeys([BEFORE.name, *(name for pair in PAIRS for name in pair)])
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +63,7 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
             made = maker.make(Recipe.of(name))
             model = open_package(made.directory).objective.model
             found[name] = {
-                "metric": made.quality[subject.metric],
+                "metric": made.quality[subject.metric.name],
                 "divergence": divergence(subject, model),
                 "bytes": float(package_bytes(made.directory)),
             }
@@ -71,7 +71,7 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def divergence(subject: Subject, model: nn.Module) -> float:
+def divergence(subject: AskedSubject, model: nn.Module) -> float:
     """Mean KL(before ‖ after) over the targets of the validation examples, nats."""
     source = subject.job.source("validation")
     before, after = subject.objective(subject.model).eval(), subject.objective(model).eval()

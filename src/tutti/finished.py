@@ -12,17 +12,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti import models
 from tutti.config import Config, load_config
+from tutti.config.task import TaskConfig
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples, read_file
-from tutti.package import is_package, open_package
-from tutti.tasks import Example, make_writing_task
+from tutti.package import Asker, Package, Writer, is_package, open_any, open_writer
 from tutti.tasks.task import Record
-from tutti.tasks.writing import render
+from tutti.tasks.writing import begin_turns, render
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob
 from tutti.train.language import LanguageModelJob
-from tutti.train.writing import EncoderDecoderJob, score_writing, write
+from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
 from tutti.trained import asker_of, load_trained, measure, part_of
 
 
@@ -63,47 +63,30 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
         TuttiError: there is no such run, it is of no task with labelled examples, or a record is not one of its.
     """
     if is_package(place):
-        return open_package(place).predict(records)
+        return open_any(place).predict(records)
     job, config, _ = load_trained(place)
-    if config.task.labelled and not config.task.asks:
-        return _write(job, config, records)
-    if not isinstance(job, LabelledJob):
-        raise RunError(
-            f"{place} is a language model, which predicts no labels", "let it write with `tutti generate`"
-        )
-    return asker_of(job, config).predict(records)
+    return _answerer(place, job, config).predict(records)
 
 
 def _score(place: Path, records: Sequence[Record]) -> dict[str, float]:
     """Metrics of the model of `place` on labelled `records`."""
     if is_package(place):
-        return open_package(place).score(records)
+        return open_any(place).score(records)
     job, config, _ = load_trained(place)
+    return _answerer(place, job, config).score(records)
+
+
+def _answerer(place: Path, job: Job, config: Config) -> Asker | Writer:
+    """The trained model of `job`, of the run at `place`, that learned from examples."""
     if isinstance(job, LabelledJob):
-        return asker_of(job, config).score(records)
-    if not config.task.labelled:
+        return asker_of(job, config)
+    assert isinstance(job, LanguageModelJob | EncoderDecoderJob)
+    if not isinstance(job.prepared, PreparedExamples):
         raise RunError(
             f"{place} is a language model, which learned from no labelled examples",
-            "measure it on its own text: `tutti evaluate RUN`",
+            "let it write with `tutti generate`, and measure it on its own text with `tutti evaluate`",
         )
-    task = make_writing_task(config.task)
-    examples = [task.example(record) for record in records]
-    if not (found := task.score(_written(job, config, examples), examples)):
-        raise RunError(f"there is no metric of what a model writes for task {config.task.kind}", "read it")
-    return found
-
-
-def _write(job: Job, config: Config, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
-    """What a model that learned to write from examples writes to `records`."""
-    examples = make_writing_task(config.task).asked_about(records)
-    return [{"text": text} for text in _written(job, config, examples)]
-
-
-def _written(job: Job, config: Config, examples: Sequence[Example]) -> list[str]:
-    assert isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(
-        job.prepared, PreparedExamples
-    )
-    return write(job.objective.model, config, job.prepared, examples)
+    return writer_of(job.objective.model, config, job.prepared)
 
 
 def generate(
@@ -115,14 +98,20 @@ def generate(
     top_k: int = 50,
     seed: int = 0,
 ) -> list[str]:
-    """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token."""
+    """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token.
+
+    `run` may be a directory that `compress` wrote.
+
+    Raises:
+        TuttiError: there is no such run, or its model does not go on from texts.
+    """
+    if is_package(run):
+        _refuse_other_tasks(run, Package.read(run).task)
+        return open_writer(run).go_on(prompts, new_tokens, temperature=temperature, top_k=top_k, seed=seed)
     directory = RunDirectory(run)
     directory.require()
-    if (config := load_config(directory.config)).task.kind not in ("language_model", "chat"):
-        raise RunError(
-            f"{run} learned to {config.task.kind}, not to go on from a text",
-            f"ask it with `tutti predict {run} …`",
-        )
+    config = load_config(directory.config)
+    _refuse_other_tasks(run, config.task)
     if _export_is_current(directory):
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory.export)
         tokenizer = AutoTokenizer.from_pretrained(directory.export)
@@ -133,11 +122,18 @@ def generate(
         tokenizer = AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory)
     assert isinstance(model, PreTrainedModel)
     if config.task.kind == "chat":
-        fill = render(tokenizer.name_or_path)
-        prompts = [fill([{"role": "user", "content": prompt}], True) for prompt in prompts]
+        prompts = begin_turns(render(tokenizer.name_or_path), prompts)
     return models.generate(
         model, tokenizer, list(prompts), new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
+
+
+def _refuse_other_tasks(place: Path, task: TaskConfig) -> None:
+    if task.kind not in ("language_model", "chat"):
+        raise RunError(
+            f"{place} learned to {task.kind}, not to go on from a text",
+            f"ask it with `tutti predict {place} …`",
+        )
 
 
 def _export_is_current(directory: RunDirectory) -> bool:

@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification
 from encoders import write_encoder, write_intents
 from tutti import api
 from tutti.cli import run as tutti_command
+from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
-from tutti.compress.subject import Subject
 from tutti.config import load_config
 from tutti.core import ConfigError, ModelError, RunError, read_events
 from tutti.package import open_package, publish_package
@@ -81,7 +81,7 @@ def test_fewer_layers_learn_again_from_what_they_were(run: Path, report: dict[st
     config = load_config(run / "recovered" / "layers-1" / "config.yaml")
     assert config.distil.teachers == [str(run)]
     with pytest.raises(RunError, match="was a training of other steps"):
-        Maker(Subject.of(run), run, recovery_steps=5).make(Recipe.of("layers:1"))
+        Maker(AskedSubject.of(run), run, recovery_steps=5).make(Recipe.of("layers:1"))
 
 
 def test_learning_again_goes_on_where_it_was_interrupted(
@@ -92,7 +92,7 @@ def test_learning_again_goes_on_where_it_was_interrupted(
     shutil.rmtree(steps[-1])
     (place / "checkpoints" / "LATEST").unlink()
     (place / "report.json").write_text('{"state": "interrupted"}')
-    Maker(Subject.of(run), tmp_path, recovery_steps=60).make(Recipe.of("layers:1"))
+    Maker(AskedSubject.of(run), tmp_path, recovery_steps=60).make(Recipe.of("layers:1"))
     assert api.show_run(place)["state"] == "finished"
     assert [event["step"] for event in read_events(place, "resumed")] == [int(steps[-2].name[5:])]
 
@@ -109,7 +109,7 @@ def test_a_pupil_needs_its_teacher_only_while_it_learns(run: Path, report: dict[
 
 
 def test_every_way_to_compute_gives_the_same(run: Path, tmp_path: Path) -> None:
-    subject = Subject.of(run)
+    subject = AskedSubject.of(run)
     maker = Maker(subject, tmp_path)
     rows = subject.rows(8)
     batch = subject.job.task.batch(rows, subject.job.prepared.pad)
@@ -145,13 +145,13 @@ def test_what_cannot_be_made_smaller_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no recipe"):
         api.compress(run, recipes=["int7"], console=False)
     with pytest.raises(ModelError, match="2 layers, of which 9 are to stay"):
-        Maker(Subject.of(run), tmp_path).make(Recipe.of("layers:9"))
+        Maker(AskedSubject.of(run), tmp_path).make(Recipe.of("layers:9"))
     assert tutti_command(["compress", str(tmp_path / "nothing")]) == 2
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
 
 
 def test_a_package_replaces_a_package_through_a_link(run: Path, tmp_path: Path) -> None:
-    maker = Maker(Subject.of(run), tmp_path)
+    maker = Maker(AskedSubject.of(run), tmp_path)
     first, second = (maker.make(Recipe.of(text)).directory for text in ("int8", "int4"))
     (tmp_path / "live").symlink_to(tmp_path / "real")
     publish_package(first, tmp_path / "live")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tutti.compress.asked import AskedSubject
 from tutti.compress.quantize import Scheme
-from tutti.compress.recipes import DEFAULT, SCHEMES, Recipe, ladder
+from tutti.compress.recipes import SCHEMES, Recipe, ladder
 from tutti.compress.target import Target
+from tutti.compress.writer import WriterSubject
 from tutti.core import ConfigError
 
 
@@ -42,10 +44,11 @@ def test_what_is_no_recipe_is_said(text: str, said: str) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 6, 12])
 def test_what_is_tried_can_be_done(layers: int) -> None:
-    for text in [*DEFAULT, *ladder(layers), *SCHEMES]:
+    usual = [*AskedSubject.usual, *WriterSubject.usual]
+    for text in [*usual, *ladder(layers, "onnx+int8"), *ladder(layers, "int8"), *SCHEMES]:
         recipe = Recipe.of(text)
         assert recipe.layers is None or 0 < recipe.layers < layers
-    assert [Recipe.of(text).layers for text in ladder(6)] == [5, 4, 3, 3]
+    assert [Recipe.of(text).layers for text in ladder(6, "int8")] == [5, 4, 3, 3]
 
 
 def test_a_target_says_what_is_missed() -> None:

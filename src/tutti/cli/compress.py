@@ -69,7 +69,9 @@ def compress(
                 f"{line['seconds_batch_32'] * 1e3:.1f} ({line['times_faster_batch_32']:.1f}x)",
             ]
         )
-    heads = ["recipe", metric, "MB", "memory", "ms, batch 1", "ms, batch 32"]
+    unit = "ms a token" if "tokens_per_second" in report["lines"][0] else "ms"
+    heads = ["recipe", metric, "MB", "memory", f"{unit}, batch 1", f"{unit}, batch 32"]
     print_rows(f"target: {report['target']}", heads, rows)
     typer.echo(f"\nkept in {report['directory']}; the table is {Path(report['run']) / 'compression.md'}")
-    typer.echo(f"\nnext:\n  tutti predict {report['directory']} 'your text'")
+    verb = "generate" if report["task"] in ("language_model", "chat") else "predict"
+    typer.echo(f"\nnext:\n  tutti {verb} {report['directory']} 'your text'")

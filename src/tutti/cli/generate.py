@@ -19,7 +19,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
     json_output: Json = False,
 ) -> None:
-    """Continue each prompt with the model of a run."""
+    """Continue each prompt with the model of a run, or with one that `tutti compress` made."""
     with only_the_answer(json_output):
         from tutti import api
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tutti.compress.subject import Subject
+from tutti.compress.asked import AskedSubject
 from tutti.core import Batch, LossSum, Objective, RunError, write_json_atomically
 from tutti.models.quantized import save_quantized
 from tutti.package import publish_package, refuse_to_replace, write_package
@@ -75,7 +75,7 @@ def combine(runs: Sequence[Path], destination: Path, *, say: Say) -> dict[str, A
     """
     refuse_to_replace(destination)
     subjects = _comparable(runs)
-    judge, metric = subjects[0], subjects[0].metric
+    judge, metric = subjects[0], subjects[0].metric.name
     lines = []
     for line in _ways(subjects, say):
         say(f"{line.way}, {', '.join(line.runs)}: {metric} {line.quality[metric]:.4f}")
@@ -110,7 +110,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[0].dtype)
 
 
-def _comparable(runs: Sequence[Path]) -> list[Subject]:
+def _comparable(runs: Sequence[Path]) -> list[AskedSubject]:
     """The models of `runs`.
 
     Raises:
@@ -121,7 +121,7 @@ def _comparable(runs: Sequence[Path]) -> list[Subject]:
             "there is nothing to combine: it takes two runs or more, each named once",
             "train with other seeds: name=b train.seed=1",
         )
-    subjects = [Subject.of(run) for run in runs]
+    subjects = [AskedSubject.of(run) for run in runs]
     first = subjects[0]
     for other in subjects[1:]:
         if other.job.prepared.fingerprint != first.job.prepared.fingerprint:
@@ -133,9 +133,9 @@ def _comparable(runs: Sequence[Path]) -> list[Subject]:
     return subjects
 
 
-def _ways(subjects: Sequence[Subject], say: Say) -> Iterator[Combination]:
+def _ways(subjects: Sequence[AskedSubject], say: Say) -> Iterator[Combination]:
     """Each model alone, their means, and all together."""
-    judge, metric = subjects[0], subjects[0].metric
+    judge, metric = subjects[0], subjects[0].metric.name
     models = {str(subject.run): subject.model for subject in subjects}
     names = tuple(models)
     alone = []
@@ -156,20 +156,20 @@ def _ways(subjects: Sequence[Subject], say: Say) -> Iterator[Combination]:
         yield Combination("together", names, judge.quality_of(together), None)
 
 
-def _greedy(judge: Subject, best_first: Sequence[Combination]) -> Combination:
+def _greedy(judge: AskedSubject, best_first: Sequence[Combination]) -> Combination:
     taken, best = [best_first[0]], best_first[0]
     for line in best_first[1:]:
         models = [one.model for one in (*taken, line) if one.model is not None]
         mean = mean_of(models)
         quality = judge.quality(mean)
-        if quality[judge.metric] >= best.quality[judge.metric]:
+        if quality[judge.metric.name] >= best.quality[judge.metric.name]:
             taken.append(line)
             runs = tuple(name for one in taken for name in one.runs)
             best = Combination("greedy mean", runs, quality, mean)
     return best
 
 
-def _unlike(subjects: Sequence[Subject]) -> str | None:
+def _unlike(subjects: Sequence[AskedSubject]) -> str | None:
     """Why the weights of the models cannot be averaged; None: they can."""
     shapes = [{name: t.shape for name, t in subject.model.state_dict().items()} for subject in subjects]
     for subject, other in zip(subjects[1:], shapes[1:], strict=True):
@@ -181,7 +181,7 @@ def _unlike(subjects: Sequence[Subject]) -> str | None:
     return None
 
 
-def _keep(judge: Subject, kept: Combination, report: dict[str, Any], destination: Path) -> None:
+def _keep(judge: AskedSubject, kept: Combination, report: dict[str, Any], destination: Path) -> None:
     model = kept.model
     assert model is not None
     made_from = {"runs": list(kept.runs), "data": judge.job.prepared.fingerprint}

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
+from tutti.compress.asked import AskedSubject
 from tutti.compress.prune import drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize import quantize
 from tutti.compress.recipes import Recipe
@@ -16,7 +17,7 @@ from tutti.compress.recover import recover
 from tutti.compress.subject import Subject
 from tutti.models.onnx import export_onnx, onnx_runtime
 from tutti.models.quantized import save_quantized
-from tutti.package import open_package, write_package
+from tutti.package import write_package
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Maker:
         if recipe.onnx:
             onnx_runtime()  # before anything learns again for nothing
         directory = self._write(recipe, self.folder / recipe.name.replace("+", "-").replace(":", ""))
-        return Candidate(recipe, directory, self.subject.quality(open_package(directory).objective.model))
+        return Candidate(recipe, directory, self.subject.quality(self.subject.open(directory)))
 
     def _write(self, recipe: Recipe, directory: Path) -> Path:
         subject = self.subject
@@ -58,6 +59,7 @@ class Maker:
 
         def save(path: Path) -> None:
             if recipe.onnx:
+                assert isinstance(subject, AskedSubject), "refused by its check"
                 inputs = subject.inputs()
                 export_onnx(
                     copy.deepcopy(fp32),
@@ -71,9 +73,11 @@ class Maker:
             if recipe.scheme is not None:
                 quantize(model, recipe.scheme, lambda: subject.running(model))
             save_quantized(model, path)
+            if (habits := subject.model.generation_config) is not None:
+                habits.save_pretrained(path.parent)
 
         package = subject.package("onnx" if recipe.onnx else "torch", recipe.name, subject.made_from())
-        return write_package(directory, package, fp32.config, subject.job.prepared.tokenizer_directory, save)
+        return write_package(directory, package, fp32.config, subject.tokenizer_directory, save)
 
     def _pruned(self, recipe: Recipe) -> PreTrainedModel:
         """With layers and channels taken out, after it has learned again."""

@@ -104,15 +104,10 @@ def _taking_out(recipe: Recipe, kind: str, number: str) -> Recipe:
 
 
 BEFORE = Recipe("fp32")
-#: What speed-ups are also compared with.
-REFERENCE = Recipe("onnx", onnx=True)
-#: What is tried where the user names nothing: first these, which need no training.
-DEFAULT = ("int8-mixed", "int4-gptq", "onnx+int8", "onnx+int8-mixed")
 
 
-def ladder(layers: int, *, onnx: bool = True) -> list[str]:
-    """What is tried one after the other for a model of `layers` where none of `DEFAULT` meets the target."""
-    written = "onnx+int8-mixed" if onnx else "int8-mixed"
+def ladder(layers: int, written: str) -> list[str]:
+    """Fewer and fewer of `layers`, and at last half of the channels; `written` as this says."""
     fewer = [round(layers * share) for share in (5 / 6, 2 / 3, 1 / 2)]
     steps = [f"layers:{count}+{written}" for count in dict.fromkeys(fewer) if 0 < count < layers]
     return [*steps, f"{steps[-1]}+channels:0.5"] if steps else [f"channels:0.5+{written}"]

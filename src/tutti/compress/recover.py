@@ -19,7 +19,6 @@ from tutti.models.tuning import has_adapters
 from tutti.starting import check_run, start_run
 from tutti.supervise import Supervision
 from tutti.train.checkpoints import newest_valid
-from tutti.train.labelled import LabelledJob
 from tutti.trained import load_trained
 
 
@@ -41,7 +40,7 @@ def recover(
         return _model_of(place)
     resume = state == "interrupted"
     if not resume:
-        export_model(model, subject.job.prepared.tokenizer_directory, before)
+        export_model(model, subject.tokenizer_directory, before)
     resolved, prepared = start_run(
         check_run(place, config, resume), lambda _: None, continues=place if resume else None
     )
@@ -76,9 +75,7 @@ def _state_of(place: RunDirectory, config: Config) -> str:
 
 
 def _model_of(place: RunDirectory) -> PreTrainedModel:
-    job = load_trained(place.path).job
-    assert isinstance(job, LabelledJob)
-    model = job.objective.model
+    model = load_trained(place.path).job.objective.model
     assert isinstance(model, PreTrainedModel)
     model.eval()  # type: ignore[no-untyped-call]
     return model

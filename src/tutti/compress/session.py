@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Candidate, Maker
-from tutti.compress.recipes import BEFORE, DEFAULT, REFERENCE, Recipe, ladder
+from tutti.compress.recipes import BEFORE, Recipe
 from tutti.compress.subject import Subject
 from tutti.compress.table import Line, as_markdown
 from tutti.compress.target import Target
 from tutti.compress.timing import time_packages
+from tutti.compress.writer import WriterSubject
 from tutti.core import RunError, TuttiError, write_json_atomically, write_text_atomically
 from tutti.models import find_blocks
 from tutti.package import package_bytes, publish_package, refuse_to_replace
+from tutti.trained import load_trained
 
 Say = Callable[[str], None]
-#: Rows that are timed one by one.
-_TIMED = 32
 
 
 def compress(
@@ -43,17 +44,21 @@ def compress(
         TuttiError: there is nothing to make smaller, a recipe or the target is not understood, or no recipe meets
             the target: nothing is kept then.
     """
-    wanted, aim = [Recipe.of(text) for text in dict.fromkeys(recipes or DEFAULT)], Target.of(target)
-    subject = Subject.of(run)
+    named, aim = [Recipe.of(text) for text in dict.fromkeys(recipes)], Target.of(target)
+    subject = _subject_of(run)
+    for recipe in named:
+        subject.check(recipe)
+    wanted = named or [Recipe.of(text) for text in subject.usual]
+    reference = [] if subject.reference is None else [subject.reference]
     destination = destination or run / "compressed"
     refuse_to_replace(destination)
     with tempfile.TemporaryDirectory(prefix=".compress-", dir=run) as folder:
         maker = Maker(subject, Path(folder), recovery_steps, console=say is not None)
         session = Session(maker, aim, say or _silent, wanted={recipe.name for recipe in wanted})
         try:
-            session.carry_out([BEFORE, REFERENCE, *wanted], optional=not recipes)
+            session.carry_out([BEFORE, *reference, *wanted], optional=not recipes)
             if not recipes:
-                session.wanted.add(REFERENCE.name)
+                session.wanted.update(recipe.name for recipe in reference)
                 session.climb()
         finally:
             report = session.write(run, destination)
@@ -64,7 +69,7 @@ def compress(
                 f"ask for less, or try other recipes; the table is in {run / 'compression.md'}{old}",
             )
         made = session.directory_of(session.kept)
-        (made / "README.md").write_text(as_markdown(report), encoding="utf-8")
+        (made / "README.md").write_text(as_markdown(report, subject.words), encoding="utf-8")
         publish_package(made, destination)
     return report
 
@@ -82,7 +87,8 @@ class Session:
 
     def carry_out(self, recipes: Sequence[Recipe], *, optional: bool) -> None:
         """Make and measure `recipes`, all of them anew, so that all are timed in turn. `optional`: one that this model
-        or machine does not allow is left out; onnx as the reference always is."""
+        or machine does not allow is left out; the reference always is."""
+        subject = self.maker.subject
         for recipe in recipes:
             if any(one.recipe.name == recipe.name for one in self.made):
                 continue
@@ -90,11 +96,11 @@ class Session:
             try:
                 self.made.append(self.maker.make(recipe))
             except TuttiError as error:
-                if not (optional or recipe is REFERENCE) or recipe is BEFORE:
+                if not (optional or recipe is subject.reference) or recipe is BEFORE:
                     raise
                 self.say(f"left out {recipe.name}: {error}")
         self.say("measuring how fast they answer")
-        timings = time_packages([one.directory for one in self.made], self.maker.subject.rows(_TIMED))
+        timings = time_packages([one.directory for one in self.made], subject.drill())
         self.lines = [
             Line(one.recipe.name, one.quality, package_bytes(one.directory), timing)
             for one, timing in zip(self.made, timings, strict=True)
@@ -102,9 +108,8 @@ class Session:
 
     def climb(self) -> None:
         """While nothing meets the target, try what has to learn again, one after the other."""
-        layers = len(find_blocks(self.maker.subject.model))
-        has_onnx = any(one.recipe is REFERENCE for one in self.made)
-        for text in ladder(layers, onnx=has_onnx):
+        subject = self.maker.subject
+        for text in subject.ladder(len(find_blocks(subject.model)), [one.recipe.name for one in self.made]):
             if self.kept is not None:
                 return
             self.say(f"none meets the target yet ({self.aim}); the next one has to learn again")
@@ -140,20 +145,34 @@ class Session:
     def write(self, run: Path, destination: Path) -> dict[str, Any]:
         """Write what was measured to `run`, if anything was; returns what `compression.json` holds."""
         kept, subject = self.kept, self.maker.subject
+        examples, judged = subject.judged
         report = {
             "run": str(run),
-            "metric": subject.metric,
+            "task": subject.config.task.kind,
+            "metric": subject.metric.name,
+            "larger_is_better": subject.metric.larger_is_better,
             "part": "validation",
-            "examples": subject.job.prepared.parts["validation"].examples,
+            "examples": examples,
+            "judged": judged,
             "target": str(self.aim),
             "kept": None if kept is None else kept.recipe,
             "directory": None if kept is None else str(destination),
-            "lines": [line.as_json(self.lines[0], subject.metric) for line in self.lines],
+            "lines": [line.as_json(self.lines[0], subject.metric, subject.words) for line in self.lines],
         }
         if self.lines:
             write_json_atomically(run / "compression.json", report)
-            write_text_atomically(run / "compression.md", as_markdown(report))
+            write_text_atomically(run / "compression.md", as_markdown(report, subject.words))
         return report
+
+
+def _subject_of(run: Path) -> Subject:
+    """The model of `run`.
+
+    Raises:
+        TuttiError: there is none that can be made smaller.
+    """
+    trained = load_trained(run)
+    return (WriterSubject if WriterSubject.is_one(trained) else AskedSubject).from_trained(run, trained)
 
 
 def _silent(_message: str) -> None:

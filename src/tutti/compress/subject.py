@@ -1,135 +1,85 @@
-"""The trained model that is to be made smaller, what it is judged by, and examples of what it computes."""
+"""The trained model that is to be made smaller, as far as all kinds of models are alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tutti.compress.drills import Drill
+from tutti.compress.recipes import Recipe
+from tutti.compress.table import Metric, Words
 from tutti.config import Config
-from tutti.core import Batch, Objective, RunError
-from tutti.models.tuning import merged
 from tutti.package import Engine, Package
-from tutti.tasks.task import Row
-from tutti.train.labelled import LabelledJob, reader_of
-from tutti.trained import load_trained, measure
-
-#: Training examples that show what goes into layers.
-_SHOWN, _AT_ONCE = 256, 32
 
 
 @dataclass
-class Subject:
-    """`model`: fp32, whole, without adapters."""
+class Subject(ABC):
+    """`model`: fp32, whole, without adapters, of `step` of `run`."""
 
     run: Path
-    job: LabelledJob
     config: Config
     step: int
     model: PreTrainedModel
 
-    @classmethod
-    def of(cls, run: Path) -> Subject:
-        """The model of `run`.
+    #: What its times are called.
+    words: ClassVar[Words]
+    #: What is tried where the user names nothing: first these, which need no training.
+    usual: ClassVar[tuple[str, ...]]
+    #: What speed-ups are also compared with.
+    reference: ClassVar[Recipe | None]
 
-        Raises:
-            TuttiError: there is none that can be made smaller.
+    @property
+    @abstractmethod
+    def metric(self) -> Metric:
+        """By which it is judged."""
+
+    @property
+    @abstractmethod
+    def judged(self) -> tuple[int, str]:
+        """On how many examples, and what they are, in words."""
+
+    @property
+    @abstractmethod
+    def tokenizer_directory(self) -> Path:
+        """Where its tokenizer is."""
+
+    @abstractmethod
+    def check(self, recipe: Recipe) -> None:
+        """Raise ConfigError if such a model cannot be treated by `recipe`."""
+
+    @abstractmethod
+    def ladder(self, layers: int, done: Sequence[str]) -> list[str]:
+        """What is tried one after the other for a model of `layers` where nothing usual meets the target.
+
+        `done`: recipes that could be carried out.
         """
-        job, config, step = load_trained(run)
-        if not isinstance(job, LabelledJob) or job.task.words == "labels":
-            raise RunError(
-                f"{run} learned to {config.task.kind.replace('_', ' ')}; what is made smaller here is an encoder",
-                "compress a run with task: classify, tag, relate, answer or embed",
-            )
-        if "validation" not in job.prepared.parts:
-            raise RunError(
-                f"{run} has no validation examples to judge a smaller model by", "train it with some"
-            )
-        model = merged(job.objective.model).eval()
-        assert isinstance(model, PreTrainedModel)
-        return cls(run, job, config, step, model)
 
-    @property
-    def metric(self) -> str:
-        """By which it is judged; more is better."""
-        return self.job.task.main
+    @abstractmethod
+    def quality(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of `model` on what was kept aside, computed in fp32 (or as its modules do)."""
 
-    @property
-    def length(self) -> int:
-        """Tokens of a text, at most."""
-        return reader_of(self.config).length
+    @abstractmethod
+    def running(self, model: nn.Module) -> Iterator[object]:
+        """Have `model` compute some training examples, batch by batch."""
 
-    @property
-    def types(self) -> bool:
-        """Whether it tells first and second texts apart."""
-        return reader_of(self.config).types
+    @abstractmethod
+    def drill(self) -> Drill:
+        """How it is timed."""
 
-    def objective(self, model: nn.Module) -> Objective:
-        """The task with `model`."""
-        return self.job.task.objective(model, self.job.prepared.labels)
+    @abstractmethod
+    def open(self, directory: Path) -> nn.Module:
+        """The model in a package that was made from this one."""
 
-    def quality(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
-        """Metrics of `model` on all examples of `part`, computed in fp32 (or as its modules do)."""
-        return self.quality_of(self.objective(model), part)
-
-    def quality_of(self, objective: Objective, part: str = "validation") -> dict[str, float]:
-        """The same of an `objective` of the task."""
-        objective.eval()
-        found = measure(self.job, objective, self.job.source(part), self.config, context=nullcontext())
-        return {name: value for name, value in found.items() if name != "targets"}
-
-    def batches(self) -> Iterator[Batch]:
-        """Some training examples, spread evenly, as they are given to the model."""
-        source = self.job.source("train")
-        count, group = source.samples_in_epoch(0), self.job.task.group
-        shown, at_once = min(count, max(1, _SHOWN // group)), max(1, _AT_ONCE // group)
-        numbers = np.arange(shown) * count // shown
-        for start in range(0, len(numbers), at_once):
-            yield source.load(0, numbers[start : start + at_once])
-
-    def running(self, model: nn.Module) -> Iterator[Batch]:
-        """Have `model` compute `batches`, one after the other."""
-        objective = self.objective(model)
-        objective.eval()
-        with torch.no_grad():
-            for batch in self.batches():
-                objective(batch)
-                yield batch
-
-    def rows(self, count: int) -> list[Row]:
-        """Up to `count` rows of validation examples, spread evenly, each as it is asked about by itself."""
-        table = self.job.prepared.parts["validation"].table
-        count = min(count, len(table))
-        return [self.job.task.alone(table[number * len(table) // count]) for number in range(count)]
-
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """An example of what the model itself is called with: two rows."""
-        rows = sorted(self.rows(64), key=lambda row: len(row["input_ids"]))
-        batch = self.job.task.batch([rows[0], rows[-1]], self.job.prepared.pad)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        return {name: batch[name] for name in names if name in batch}
-
+    @abstractmethod
     def package(self, engine: Engine, recipe: str, made_from: dict[str, Any]) -> Package:
         """What stands beside a model that was made from this one by `recipe`."""
-        labels = self.job.prepared.labels
-        return Package(
-            engine=engine,
-            task=self.config.task,
-            labels=labels.names,
-            label_counts=labels.counts,
-            length=self.length,
-            types=self.types,
-            recipe=recipe,
-            made_from=made_from,
-        )
 
+    @abstractmethod
     def made_from(self) -> dict[str, Any]:
         """Where a smaller model comes from."""
-        return {"run": self.run.name, "step": self.step, "data": self.job.prepared.fingerprint}

@@ -5,9 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tutti.compress.timing import Timing
+
+
+class Metric(NamedTuple):
+    """What models are judged by."""
+
+    name: str
+    larger_is_better: bool = True
+
+    def worse(self, quality: Mapping[str, float], before: Mapping[str, float]) -> float:
+        """Which share of what it was is lost: accuracy of 0.9 → 0.81 is 10 % worse, and so is perplexity of 10 → 11."""
+        if not before[self.name]:
+            return 0.0
+        share = quality[self.name] / before[self.name]
+        return 1 - share if self.larger_is_better else share - 1
+
+
+class Words(NamedTuple):
+    """How times are called: of one row, of 32; what is counted a second; and what was timed, in a sentence."""
+
+    one: str
+    many: str
+    per_second: str
+    timed: str
 
 
 @dataclass(frozen=True)
@@ -19,12 +42,12 @@ class Line:
     size: int
     timing: Timing
 
-    def against(self, before: Line, metric: str) -> tuple[float, float, float]:
+    def against(self, before: Line, metric: Metric) -> tuple[float, float, float]:
         """How many times smaller and (at batch 1) faster than `before`, and which share of the metric is lost."""
-        worse = 1 - self.quality[metric] / before.quality[metric] if before.quality[metric] else 0.0
+        worse = metric.worse(self.quality, before.quality)
         return before.size / self.size, before.timing.one / self.timing.one, worse
 
-    def as_json(self, before: Line, metric: str) -> dict[str, Any]:
+    def as_json(self, before: Line, metric: Metric, words: Words) -> dict[str, Any]:
         """Everything, with units in the names."""
         smaller, faster, worse = self.against(before, metric)
         return {
@@ -37,20 +60,22 @@ class Line:
             "memory_bytes": self.timing.memory,
             "seconds_batch_1": self.timing.one,
             "seconds_batch_32": self.timing.many,
-            "rows_per_second": self.timing.rows_per_second,
+            f"{words.per_second}_per_second": self.timing.per_second,
+            **({} if (read := self.timing.read) is None else {"prompt_tokens_per_second": 1 / read}),
             "times_smaller": smaller,
             "times_faster_batch_1": faster,
             "times_faster_batch_32": before.timing.many / self.timing.many,
         }
 
 
-def as_markdown(report: Mapping[str, Any]) -> str:
+def as_markdown(report: Mapping[str, Any], words: Words) -> str:
     """The whole table, for people."""
     lines = report["lines"]
+    reads = "prompt_tokens_per_second" in lines[0]
     onnx = next((line for line in lines if line["recipe"] == "onnx"), None)
     head = [
-        *("recipe", report["metric"], "lost", "MB", "smaller", "memory, MB", "ms, batch 1", "ms, batch 32"),
-        *("rows/s", "faster, batch 1", "batch 32"),
+        *("recipe", report["metric"], "lost", "MB", "smaller", "memory, MB", words.one, words.many),
+        *(f"{words.per_second}/s", *(("prompt tokens/s",) if reads else ()), "faster, batch 1", "batch 32"),
         *(("than onnx, batch 1", "batch 32") if onnx else ()),
     ]
     rows = [head, ["---"] * len(head)]
@@ -65,7 +90,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"{line['memory_bytes'] / 1e6:.0f}",
             f"{line['seconds_batch_1'] * 1e3:.2f}",
             f"{line['seconds_batch_32'] * 1e3:.1f}",
-            f"{line['rows_per_second']:.0f}",
+            f"{line[f'{words.per_second}_per_second']:.0f}",
+            *((f"{line['prompt_tokens_per_second']:.0f}",) if reads else ()),
             f"{line['times_faster_batch_1']:.2f}x",
             f"{line['times_faster_batch_32']:.2f}x",
         ]
@@ -77,7 +103,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return (
         f"# {report['run']}, made smaller\n\n"
         f"Target: {report['target']}. {kept}.\n\n{table}\n\n"
-        f"{report['metric']}: of what was read back from disk, on the {report['examples']} {report['part']} examples, "
-        f"which also decided what is kept. Times: medians, one core, all models in turn, texts already in tokens. "
-        f"Memory: what the process took for the model alone.\n"
+        f"{report['metric']}: of what was read back from disk, on {report['judged']}, which also decided what is kept. "
+        f"Times: medians, one core, all models in turn{words.timed}. Memory: what the process took for the model "
+        f"alone.\n"
     )

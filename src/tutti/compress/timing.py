@@ -1,6 +1,6 @@
 """How fast models in directories answer, and what memory they take: each in a process of its own, taking turns.
 
-A process opens its directory as a service would, on one core, and is asked with the same rows as the others; round by
+A process opens its directory as a service would, on one core, and is given the same to do as the others; round by
 round one after the other, so that what else the machine does hits all alike. Tokenizing is not counted.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,67 +19,72 @@ from typing import Any
 
 import psutil
 
+from tutti.compress.drills import MANY, Drill
 from tutti.core import ModelError
 from tutti.launch.agent import hidden_main
 from tutti.launch.server import START_METHOD, start_server
-from tutti.tasks.task import Row
 
-_MANY = 32
 _ROUNDS, _WARMUP = 5, 2
 _START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """`one`, `many`: seconds to answer 1 and 32 rows; `memory`: bytes that the process took for the model alone."""
+    """`one`, `many`: seconds to answer 1 and 32 rows, or to write the next token of 1 and 32 texts; `read`: of one
+    text, for each token of its prompt (None: nothing is written); `memory`: bytes that the process took for the model
+    alone."""
 
     one: float
     many: float
     memory: int
+    read: float | None = None
 
     @property
-    def rows_per_second(self) -> float:
-        """At batch 32."""
-        return _MANY / self.many
+    def per_second(self) -> float:
+        """Rows, or tokens, at batch 32."""
+        return MANY / self.many
 
 
-def time_packages(directories: Sequence[Path], rows: Sequence[Row]) -> list[Timing]:
+def time_packages(directories: Sequence[Path], drill: Drill) -> list[Timing]:
     """Medians over rounds, in the order of `directories`.
 
     Raises:
         ModelError: one could not be opened, or died.
     """
-    batches = [list(rows[at : at + 1]) for at in range(min(len(rows), _MANY))]
-    whole = [rows[number % len(rows)] for number in range(_MANY)]
-    with _workers(directories) as workers:
+    with _workers(directories, drill) as workers:
         one: list[list[float]] = [[] for _ in workers]
         many: list[list[float]] = [[] for _ in workers]
+        read: list[list[float]] = [[] for _ in workers]
         memory = [
             int(_ask(worker, directory, None)) for worker, directory in zip(workers, directories, strict=True)
         ]
         for number in range(_WARMUP + _ROUNDS):
             for place, (worker, directory) in enumerate(zip(workers, directories, strict=True)):
-                singles = _ask(worker, directory, batches)
-                together = _ask(worker, directory, [whole] * 2)
+                singles = _ask(worker, directory, drill.one)
+                together = _ask(worker, directory, drill.many)
                 if number >= _WARMUP:
-                    one[place] += singles
-                    many[place] += together
+                    one[place] += [seconds for found in singles for seconds in found.each]
+                    read[place] += [seconds for found in singles for seconds in found.read]
+                    many[place] += [seconds for found in together for seconds in found.each]
         memory = [
             max(before, int(_ask(worker, directory, None)))
             for before, worker, directory in zip(memory, workers, directories, strict=True)
         ]
-    return [Timing(median(a), median(b), c) for a, b, c in zip(one, many, memory, strict=True)]
+    return [
+        Timing(median(a), median(b), c, median(d) if d else None)
+        for a, b, c, d in zip(one, many, memory, read, strict=True)
+    ]
 
 
 @contextmanager
-def _workers(directories: Sequence[Path]) -> Iterator[list[Connection]]:
+def _workers(directories: Sequence[Path], drill: Drill) -> Iterator[list[Connection]]:
     start_server()
     context: Any = multiprocessing.get_context(START_METHOD)
     processes, pipes = [], []
     try:
         for directory in directories:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(directory, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(directory, drill, theirs), daemon=True)
             with hidden_main():
                 process.start()
             theirs.close()
@@ -95,10 +99,10 @@ def _workers(directories: Sequence[Path]) -> Iterator[list[Connection]]:
             process.join()
 
 
-def _ask(worker: Connection, directory: Path, batches: Any) -> Any:
+def _ask(worker: Connection, directory: Path, work: Any) -> Any:
     answer: Any = None
     with suppress(OSError):
-        worker.send(batches)  # who has failed no longer listens, but has said why
+        worker.send(work)  # who has failed no longer listens, but has said why
     with suppress(EOFError, OSError):
         answer = worker.recv() if worker.poll(_START_SECONDS) else None
     if answer is None or isinstance(answer, str):
@@ -109,13 +113,11 @@ def _ask(worker: Connection, directory: Path, batches: Any) -> Any:
     return answer
 
 
-def _serve(directory: Path, pipe: Connection) -> None:
-    """Open the model; then answer None with its memory, and batches with the seconds of each."""
+def _serve(directory: Path, drill: Drill, pipe: Connection) -> None:
+    """Open the model; then answer None with its memory, and tasks with the seconds that each took."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
-
-    from tutti.package import open_package
 
     with suppress(ImportError):
         import onnxruntime  # noqa: F401 - libraries are no part of a model's memory
@@ -123,19 +125,14 @@ def _serve(directory: Path, pipe: Connection) -> None:
     process = psutil.Process()
     before = process.memory_full_info().uss
     try:
-        asker = open_package(directory)
+        carry_out = drill.open(directory)
     except Exception as error:
         pipe.send(str(error))
         return
     with torch.no_grad(), suppress(EOFError):
         while True:
-            batches = pipe.recv()
-            if batches is None:
+            tasks = pipe.recv()
+            if tasks is None:
                 pipe.send(max(0, process.memory_full_info().uss - before))
-                continue
-            seconds = []
-            for rows in batches:
-                began = time.perf_counter()
-                asker.objective(asker.task.batch(rows, asker.encoder.pad))
-                seconds.append(time.perf_counter() - began)
-            pipe.send(seconds)
+            else:
+                pipe.send([carry_out(task) for task in tasks])

@@ -10,6 +10,7 @@ from tutti.models.generate import generate, generate_from
 from tutti.models.heads import (
     HeadedBlueprint,
     build_with_head,
+    build_writer,
     draw_headed_blueprint,
     find_body,
     is_encoder_decoder,
@@ -23,6 +24,7 @@ __all__ = [
     "Preset",
     "build_model",
     "build_with_head",
+    "build_writer",
     "choose_preset",
     "count_parameters",
     "draw_blueprint",

@@ -66,13 +66,14 @@ _ENCODER_DECODER = Head(
     AutoModelForSeq2SeqLM,
     Purpose("encoder-decoder", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "t5, bart, marian"),
 )
+_CONTINUER = Head(AutoModelForCausalLM, CAUSAL)
 #: By kind of task; of those that write: where the model is an encoder-decoder.
 HEADS = {
     **dict.fromkeys(WRITING, _ENCODER_DECODER),
     "classify": _CLASSIFIER,
     "relate": _CLASSIFIER,
     "embed": Head(AutoModel, Purpose("encoder", MODEL_MAPPING_NAMES, _EXAMPLES)),
-    "recommend": Head(AutoModelForCausalLM, CAUSAL),
+    "recommend": _CONTINUER,
     "tag": Head(
         AutoModelForTokenClassification,
         Purpose("token classifier", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, _EXAMPLES),
@@ -145,6 +146,15 @@ def build_with_head(architecture: Any, kind: str, seed: int = 0) -> PreTrainedMo
         ModelError: it cannot be built.
     """
     return _build(HEADS[kind], architecture, "cpu", seed)
+
+
+def build_writer(architecture: Any) -> PreTrainedModel:
+    """A causal language model, or an encoder-decoder, of `architecture`, in fp32 on the CPU.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
+    return _build(_ENCODER_DECODER if architecture.is_encoder_decoder else _CONTINUER, architecture, "cpu", 0)
 
 
 def _build(head: Head, architecture: Any, device: str, seed: int) -> PreTrainedModel:

@@ -5,19 +5,25 @@ from tutti.package.directory import (
     Engine,
     Package,
     is_package,
+    open_any,
     open_package,
+    open_writer,
     package_bytes,
     publish_package,
     refuse_to_replace,
     write_package,
 )
+from tutti.package.writer import Writer
 
 __all__ = [
     "Asker",
     "Engine",
     "Package",
+    "Writer",
     "is_package",
+    "open_any",
     "open_package",
+    "open_writer",
     "package_bytes",
     "publish_package",
     "refuse_to_replace",

@@ -13,24 +13,26 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tutti.config.task import TaskConfig
 from tutti.core import ModelError, RunError, write_json_atomically
 from tutti.core.files import fsync_directory
 from tutti.core.rundir import unwritable
 from tutti.data.labelled import Reader, encoder_in
-from tutti.models import build_with_head, find_blocks
+from tutti.models import build_with_head, build_writer, find_blocks
 from tutti.models.onnx import OnnxModel
 from tutti.models.quantized import load_quantized
 from tutti.package.asker import Asker
-from tutti.tasks import Labels, make_task
+from tutti.package.writer import Writer
+from tutti.tasks import Labels, RowEncoder, TextTask, make_task, make_writing_task
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
 
@@ -42,7 +44,10 @@ Engine = Literal["torch", "onnx"]
 
 @dataclass(frozen=True)
 class Package:
-    """What `tutti.json` says. `recipe`: how the model was made smaller; `made_from`: the run, and its step."""
+    """What `tutti.json` says. `recipe`: how the model was made smaller; `made_from`: the run, and its step.
+
+    `new_tokens`: that a model writes to an example, at most.
+    """
 
     engine: Engine
     task: TaskConfig
@@ -52,6 +57,7 @@ class Package:
     types: bool
     recipe: str
     made_from: dict[str, Any]
+    new_tokens: int = 64
 
     def as_json(self) -> dict[str, Any]:
         """For the file."""
@@ -164,13 +170,43 @@ def open_package(directory: Path) -> Asker:
     package = Package.read(directory)
     task, labels = make_task(package.task), Labels(package.labels, package.label_counts)
     model = _onnx(directory) if package.engine == "onnx" else _torch(directory, package)
-    try:
-        encoder = encoder_in(directory, task, Reader(package.length, package.types))
-    except Exception as error:  # tokenizers raises its own kind
-        raise ModelError(f"the tokenizer in {directory} is damaged: {error}", "make it again") from error
+    encoder = _encoder(directory, task, Reader(package.length, package.types))
     objective = task.objective(model, labels)
     objective.eval()
     return Asker(task, labels, encoder, objective)
+
+
+def open_writer(directory: Path) -> Writer:
+    """The model in `directory`, to let it write.
+
+    Raises:
+        TuttiError: it is damaged, or not complete.
+    """
+    package = Package.read(directory)
+    model = build_writer(_architecture(directory))
+    with suppress(OSError):  # what it was trained with, where that says more than its architecture
+        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    model.eval()  # type: ignore[no-untyped-call]
+    load_quantized(model, directory / _WEIGHTS)
+    task = make_writing_task(package.task) if package.task.labelled else None
+    encoder = None
+    if task is not None:
+        reader = Reader(package.length, types=False, decodes=bool(model.config.is_encoder_decoder))
+        encoder = _encoder(directory, task, reader)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # transformers' own kinds
+        raise _damaged_tokenizer(directory, error) from error
+    return Writer(model, tokenizer, task, encoder, package.new_tokens)
+
+
+def open_any(directory: Path) -> Asker | Writer:
+    """The model in `directory`, to be asked or to write, as its task has it.
+
+    Raises:
+        TuttiError: it is damaged, or not complete.
+    """
+    return open_package(directory) if Package.read(directory).task.asks else open_writer(directory)
 
 
 def _onnx(directory: Path) -> nn.Module:
@@ -178,14 +214,28 @@ def _onnx(directory: Path) -> nn.Module:
 
 
 def _torch(directory: Path, package: Package) -> nn.Module:
-    try:
-        architecture = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{directory}/config.json cannot be read: {error}", "make it again") from error
-    model = build_with_head(architecture, package.task.kind)
+    model = build_with_head(_architecture(directory), package.task.kind)
     model.eval()  # type: ignore[no-untyped-call]
     blocks = find_blocks(model)
     if blocks:
         install(model, blocks, ATTENTION)  # before: whether it can is tried with exact numbers
     load_quantized(model, directory / _WEIGHTS)
     return model
+
+
+def _architecture(directory: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory}/config.json cannot be read: {error}", "make it again") from error
+
+
+def _encoder(directory: Path, task: TextTask, reader: Reader) -> RowEncoder:
+    try:
+        return encoder_in(directory, task, reader)
+    except Exception as error:  # tokenizers raises its own kind
+        raise _damaged_tokenizer(directory, error) from error
+
+
+def _damaged_tokenizer(directory: Path, error: Exception) -> ModelError:
+    return ModelError(f"the tokenizer in {directory} is damaged: {error}", "make it again")

@@ -148,6 +148,11 @@ def render(directory: Path | str) -> Callable[[list[Message], bool], str]:
     return fill
 
 
+def begin_turns(fill: Callable[[list[Message], bool], str], prompts: Sequence[str]) -> list[str]:
+    """What a model is given that is to answer each of `prompts`: the talk up to the beginning of its turn."""
+    return [fill([{"role": "user", "content": prompt}], True) for prompt in prompts]
+
+
 def _two_sides(encoder: RowEncoder, messages: list[Message]) -> Row:
     """What an encoder reads and a decoder writes, each ended by its mark, each at most `length` tokens."""
     assert encoder.ends is not None

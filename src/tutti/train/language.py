@@ -20,7 +20,7 @@ from tutti.models import Blueprint, count_parameters, draw_blueprint, flops_per_
 from tutti.models.tuning import is_plain, tune
 from tutti.parallel import Arithmetic, Split, World, apply_language_layout, apply_layout
 from tutti.tasks import CausalLanguageModelling, find_manner, make_text_task
-from tutti.tasks.writing import render
+from tutti.tasks.writing import begin_turns, render
 from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.writing import examine_writing
@@ -71,8 +71,7 @@ class LanguageModelJob(Job):
         """What the model is given for `prompts`: of an assistant the beginning of its turn."""
         if not self.config.task.labelled:
             return list(prompts)
-        fill = render(self.prepared.tokenizer_directory)
-        return [fill([{"role": "user", "content": prompt}], True) for prompt in prompts]
+        return begin_turns(render(self.prepared.tokenizer_directory), prompts)
 
 
 def language_model_job(config: Config, prepared_directory: Path) -> LanguageModelJob:

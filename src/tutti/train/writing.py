@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -16,53 +16,30 @@ from tutti.config.schema import Config
 from tutti.core.types import SampleSource, module_device
 from tutti.data.labelled import ExampleSource, PreparedExamples, encoder_of, open_examples
 from tutti.evaluate import Evaluation, sum_losses
-from tutti.models import count_parameters, generate, generate_from
+from tutti.models import count_parameters
 from tutti.models.tuning import tune
+from tutti.package import Writer
 from tutti.parallel import Split, World
-from tutti.tasks import Example, Writing, make_writing_task
+from tutti.tasks import Writing, make_writing_task
 from tutti.tasks.sequences import EncoderDecoder
-from tutti.tasks.writing import read_talk, render
 from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.labelled import blueprint_of, reader_of
 
-#: Texts that are written at once.
+#: Samples that are examined at once.
 _AT_ONCE = 32
 
 
-def write(
-    model: nn.Module,
-    config: Config,
-    prepared: PreparedExamples,
-    examples: Sequence[Example],
-    new_tokens: int | None = None,
-) -> list[str]:
-    """What `model` writes to what is given in each of `examples`: always the likeliest token, at most `new_tokens`
-    (None: `evaluate.new_tokens`)."""
+def writer_of(
+    model: nn.Module, config: Config, prepared: PreparedExamples, new_tokens: int | None = None
+) -> Writer:
+    """`model`, of a run that learned from examples, to let it write at most `new_tokens` (None:
+    `evaluate.new_tokens`)."""
     whole: Any = model
-    task, most = make_writing_task(config.task), new_tokens or config.evaluate.new_tokens
+    task = make_writing_task(config.task)
     tokenizer: Any = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
-    reader = reader_of(config)
-    encoder = encoder_of(prepared, task, reader)
-    read: list[Any]
-    answer: Callable[[list[Any]], list[str]]
-    if reader.decodes:
-        read = [list(row["input_ids"]) for (row,) in task.rows(examples, prepared.labels, encoder)]
-        answer = partial(generate_from, whole, tokenizer, new_tokens=most)
-    else:
-        fill = render(prepared.tokenizer_directory)
-        read = []
-        for example in examples:
-            over = len(read_talk(encoder, task.given(example))[0]) + most - reader.length
-            read.append(fill(task.given(task.fit(example, encoder, over) if over > 0 else example), True))
-        answer = partial(generate, whole, tokenizer, new_tokens=most, temperature=0.0)
-    written = [""] * len(read)
-    order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together
-    for first in range(0, len(order), _AT_ONCE):
-        some = order[first : first + _AT_ONCE]
-        for number, text in zip(some, answer([read[number] for number in some]), strict=True):
-            written[number] = text
-    return written
+    encoder = encoder_of(prepared, task, reader_of(config))
+    return Writer(whole, tokenizer, task, encoder, new_tokens or config.evaluate.new_tokens)
 
 
 def score_writing(
@@ -73,7 +50,7 @@ def score_writing(
     if type(task).score is Writing.score:
         return {}
     judged = prepared.parts[part].read()[:examples]
-    return task.score(write(model, config, prepared, judged), judged)
+    return task.score(writer_of(model, config, prepared).write(judged), judged)
 
 
 def examine_writing(
@@ -122,13 +99,8 @@ class EncoderDecoderJob(Job):
         self, model: nn.Module, say: Callable[[str, str], None], new_tokens: int | None = None
     ) -> None:
         prompts = self.config.evaluate.prompts
-        texts = write(
-            model,
-            self.config,
-            self.prepared,
-            make_writing_task(self.config.task).asked_about(prompts),
-            new_tokens,
-        )
+        writer = writer_of(model, self.config, self.prepared, new_tokens)
+        texts = writer.write(make_writing_task(self.config.task).asked_about(prompts))
         for prompt, text in zip(prompts, texts, strict=True):
             say(f"{prompt} → ", text)
 
