@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -16,6 +16,8 @@ from tutti.config.task import TaskConfig
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples, read_file
+from tutti.models.gguf import Weights, gguf_library, write_gguf
+from tutti.models.tuning import merged
 from tutti.package import Asker, Package, Writer, is_package, open_any, open_writer
 from tutti.tasks.task import Record
 from tutti.tasks.writing import begin_turns, render
@@ -24,6 +26,9 @@ from tutti.train.labelled import LabelledJob
 from tutti.train.language import LanguageModelJob
 from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
 from tutti.trained import asker_of, load_trained, measure, part_of
+
+#: Of a model that is handed on.
+Format = Literal["hugging_face", "gguf"]
 
 
 def evaluate(
@@ -144,8 +149,23 @@ def _export_is_current(directory: RunDirectory) -> bool:
     return not latest.is_file() or exported.stat().st_mtime >= latest.stat().st_mtime
 
 
-def export(run: Path, destination: Path | None = None) -> Path:
-    """Write the run's model (see `evaluate`) in Hugging Face format (default: `export/` of the run)."""
+def export(
+    run: Path,
+    destination: Path | None = None,
+    *,
+    format: Format = "hugging_face",
+    weights: Weights = "f16",
+) -> Path:
+    """Hand on the run's model (see `evaluate`) with its tokenizer; returns where it is.
+
+    `format`: a directory for Hugging Face's libraries (default: `export/` of the run), or a GGUF file for llama.cpp
+    (`model-WEIGHTS.gguf`), whose `weights` have 32 or 16 bits, or 8 or 4 in blocks that share a scale.
+
+    Raises:
+        TuttiError: there is no such run, its model cannot be written so, or something else is at `destination`.
+    """
+    if format == "gguf":
+        return _export_gguf(run, destination or run / f"model-{weights}.gguf", weights)
     destination = destination or RunDirectory(run).export
     is_export = any((destination / name).is_file() for name in ("config.json", "adapter_config.json"))
     if destination.exists() and not is_export and (not destination.is_dir() or any(destination.iterdir())):
@@ -155,4 +175,20 @@ def export(run: Path, destination: Path | None = None) -> Path:
         )
     job, _, _ = load_trained(run)
     job.export(job.objective.model, destination)
+    return destination
+
+
+def _export_gguf(run: Path, destination: Path, weights: Weights) -> Path:
+    gguf_library()  # before a model is read for nothing
+    if destination.suffix != ".gguf" or destination.is_dir():
+        raise RunError(f"{destination} is no name for a GGUF file", "name a file that ends in .gguf")
+    job, config, _ = load_trained(run)
+    if not isinstance(job, LanguageModelJob):
+        raise RunError(
+            f"{run} learned to {config.task.kind}; a GGUF file is for a causal language model",
+            "export it without --format, or make it smaller with `tutti compress`",
+        )
+    model = merged(job.objective.model).eval()
+    assert isinstance(model, PreTrainedModel)
+    write_gguf(model, job.prepared.tokenizer_directory, destination, config.name, weights)
     return destination

@@ -1,28 +1,41 @@
-"""`tutti export`: the model of a run as a directory that plain `transformers` opens."""
+"""`tutti export`: the model of a run as a directory that plain `transformers` opens, or a file for llama.cpp."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json
 
+# As in `tutti.api`, which takes seconds to import.
+Form = Literal["hugging_face", "gguf"]
+Bits = Literal["f32", "f16", "q8_0", "q4_0"]
+
 
 def export(
     run: Run,
     destination: Annotated[
-        Path | None, typer.Option("--to", metavar="DIRECTORY", help="Where to; RUN/export by default.")
+        Path | None,
+        typer.Option(
+            "--to", metavar="PLACE", help="Where to; RUN/export or RUN/model-WEIGHTS.gguf by default."
+        ),
     ] = None,
+    format: Annotated[
+        Form, typer.Option(help="A directory for Hugging Face's libraries, or a file for llama.cpp.")
+    ] = "hugging_face",
+    weights: Annotated[
+        Bits, typer.Option(help="Of a GGUF file: 32 or 16 bits, or 8 or 4 in blocks that share a scale.")
+    ] = "f16",
     json_output: Json = False,
 ) -> None:
-    """Write a run's newest weights and tokenizer in Hugging Face format."""
+    """Hand on a run's newest weights and tokenizer: in Hugging Face format, or as a GGUF file."""
     with only_the_answer(json_output):
         from tutti import api
 
-        path = api.export(find_run(run), destination)
+        path = api.export(find_run(run), destination, format=format, weights=weights)
     if json_output:
         print_json({"path": path})
     else:

@@ -73,8 +73,8 @@ class Maker:
             if recipe.scheme is not None:
                 quantize(model, recipe.scheme, lambda: subject.running(model))
             save_quantized(model, path)
-            if (habits := subject.model.generation_config) is not None:
-                habits.save_pretrained(path.parent)
+            if subject.model.can_generate():
+                subject.model.generation_config.save_pretrained(path.parent)
 
         package = subject.package("onnx" if recipe.onnx else "torch", recipe.name, subject.made_from())
         return write_package(directory, package, fp32.config, subject.tokenizer_directory, save)

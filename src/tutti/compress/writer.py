@@ -99,7 +99,7 @@ class WriterSubject(Subject):
             raise ConfigError(
                 f"'{recipe.name}': onnxruntime computes models that are asked; of one that writes it would read the "
                 "whole text again for every token",
-                "leave out onnx; its export is for other programs",
+                "leave out onnx; for another program: `tutti export RUN --format gguf`",
             )
 
     def ladder(self, layers: int, done: Sequence[str]) -> list[str]:
