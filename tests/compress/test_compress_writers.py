@@ -19,7 +19,7 @@ from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
 from tutti.compress.writer import WriterSubject
 from tutti.config import load_config
-from tutti.core import ConfigError, RunError
+from tutti.core import ConfigError, ModelError, RunError
 from tutti.models.quantized import QuantizedEmbedding, QuantizedLinear
 from tutti.package import open_writer
 
@@ -119,6 +119,37 @@ def test_what_is_kept_goes_on_writing(run: Path, report: dict[str, Any]) -> None
     assert said[0] == said[1] == api.generate(run, [PROMPT], new_tokens=12, temperature=0.0)[0]
     with pytest.raises(RunError, match="learned from no labelled examples"):
         api.predict(kept, ["x"])
+
+
+def test_fewer_layers_and_channels_learn_again_from_what_they_were(run: Path, tmp_path: Path) -> None:
+    maker = Maker(WriterSubject.of(run), tmp_path, recovery_steps=25)
+    made = maker.make(Recipe.of("layers:1+channels:0.1"))
+    place = run / "recovered" / "layers-1-channels-0.1"
+    config = load_config(place / "config.yaml")
+    assert config.distil.teachers == [str(run)] and config.train.steps == 25
+    before = json.loads((run / "recovered" / "layers-1-channels-0.1-before" / "config.json").read_text())
+    assert (before["num_hidden_layers"], before["intermediate_size"]) == (1, 32)
+    hurt = maker.subject.quality(AutoModelForCausalLM.from_pretrained(f"{place}-before"))
+    whole = maker.subject.quality(maker.subject.model)
+    assert whole["perplexity"] < made.quality["perplexity"] < hurt["perplexity"]
+    again = AutoModelForCausalLM.from_pretrained(place / "export")
+    assert perplexity_by_hand(again, run) == pytest.approx(made.quality["perplexity"], rel=1e-4)
+
+
+def test_a_teacher_of_other_words_or_shorter_sight_is_refused(run: Path, tmp_path: Path) -> None:
+    text = run.parent.parent / "text.txt"
+    words = [
+        *("name=pupil", f"runs={tmp_path / 'runs'}", f"data.source={text}", f"distil={run}"),
+        *(f"data.cache={tmp_path / 'cache'}", "model=100K", "train.steps=2", "replicas=1"),
+        *("data.validation=0.3", "train.precision=fp32"),
+    ]
+    with pytest.raises(ModelError, match="has another tokenizer"):
+        api.train(load_config(None, [*words, "data.vocabulary=280", "data.sequence=32"]), console=False)
+    ours = f"data.tokenizer={run / 'export'}"
+    with pytest.raises(ModelError, match=r"sees 2048 tokens at once, but data.sequence is 3000"):
+        api.train(load_config(None, [*words, ours, "data.sequence=3000"]), console=False)
+    with pytest.raises(ConfigError, match=r"layout.tensor splits samples or logits"):
+        load_config(None, [*words, ours, "layout={tensor: 2}"])
 
 
 def test_onnx_is_refused_before_anything_is_made(run: Path) -> None:

@@ -36,7 +36,7 @@ def _check_learning(config: Config) -> None:
             "regularise.label_smoothing has no meaning for task.kind answer, whose labels are places"
         )
     if teachers and not task.asks:
-        raise ValueError("distil is for models that are asked (see task.kind); writers have `groups`, so far")
+        _check_teachers_of_writers(config)
     if task.kind == "embed" and (own != RegulariseConfig() or teachers):
         raise ValueError("regularise and distil are not for task.kind embed, so far")
     if task.contrast:
@@ -45,6 +45,24 @@ def _check_learning(config: Config) -> None:
         raise ValueError("distil.hidden is for encoders, not for task.kind recommend")
     if teachers and (own.r_drop or own.adversarial):
         raise ValueError("distil, regularise.r_drop and regularise.adversarial exclude each other")
+
+
+def _check_teachers_of_writers(config: Config) -> None:
+    """What they predict is compared with whole logits of whole samples."""
+    split = [name for name in ("pipeline", "tensor", "context") if getattr(config.layout, name) > 1]
+    if split:
+        raise ValueError(
+            f"layout.{split[0]} splits samples or logits over ranks, and what teachers predict is compared with "
+            "whole logits of whole samples; use shard"
+        )
+    if config.distil.hidden:
+        raise ValueError("distil.hidden is for encoders, not for models that write")
+    if config.groups != 1:
+        raise ValueError("distil and groups, in which models teach each other, exclude each other")
+    if config.memory.budget is not None:
+        raise ValueError(
+            "memory.budget does not count teachers; leave it out, and set memory.recompute and memory.offload instead"
+        )
 
 
 def _check_contrast(config: Config) -> None:

@@ -192,12 +192,12 @@ class RegulariseConfig(Section):
 
 
 class DistilConfig(Section):
-    """Models that teach the one that learns, beside the labels."""
+    """Models that teach the one that learns, beside the labels, or the text."""
 
     teacher: str | list[str] | None = Field(
         default=None,
-        description="A run, or a directory with an exported model, of the same task, labels and tokenizer; several: "
-        "the mean of what they think.",
+        description="A run, or a directory with an exported model, of the same task, labels and tokenizer (of models "
+        "that write: the same vocabulary); several: the mean of what they think.",
     )
     weight: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5, description="Share of the loss that is about the teachers; the rest is about the labels."

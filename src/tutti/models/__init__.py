@@ -14,6 +14,7 @@ from tutti.models.heads import (
     draw_headed_blueprint,
     find_body,
     is_encoder_decoder,
+    load_writer,
 )
 from tutti.models.presets import Preset, choose_preset, parse_size
 
@@ -37,6 +38,7 @@ __all__ = [
     "generate",
     "generate_from",
     "is_encoder_decoder",
+    "load_writer",
     "model_directory",
     "parse_size",
     "publish_export",

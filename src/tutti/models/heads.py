@@ -157,6 +157,17 @@ def build_writer(architecture: Any) -> PreTrainedModel:
     return _build(_ENCODER_DECODER if architecture.is_encoder_decoder else _CONTINUER, architecture, "cpu", 0)
 
 
+def load_writer(directory: Path) -> PreTrainedModel:
+    """The causal language model, or encoder-decoder, in `directory`, in fp32 on the CPU.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    require_weights(directory)
+    head = _ENCODER_DECODER if is_encoder_decoder(ModelConfig(path=str(directory))) else _CONTINUER
+    return load_weights(directory, config_from_directory(directory, head.purpose), head.factory)
+
+
 def _build(head: Head, architecture: Any, device: str, seed: int) -> PreTrainedModel:
     try:
         with torch.random.fork_rng(devices=[]), without_chatter(), torch.device(device):

@@ -49,6 +49,13 @@ def divergence(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor
     return apart, log_student.exp() - teacher
 
 
+def reverse_divergence(log_student: Tensor, log_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) [n], weighed by the student's own p; and p (log p − log q − KL) [n, V] in the place of p − q."""
+    student, unlike = log_student.exp(), log_student - log_teacher
+    apart = (student * unlike).sum(1)
+    return apart, student * (unlike - apart[:, None])
+
+
 def sparse_divergence(log_student: Tensor, ids: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
     """The same to predictions of which `ids` [n, k] and their `chances` [n, k] are known (see the module's head)."""
     chances = chances.to(log_student.dtype)

@@ -5,13 +5,16 @@ Shapes: B examples, S tokens to read, T tokens to write, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutti.core import Batch, LossSum, Objective
 from tutti.tasks.chunked_loss import IGNORED
+from tutti.tasks.terms import LossTerm, Tally, added_to_whole_logits
 
 
 class EncoderDecoder(Objective):
@@ -20,20 +23,45 @@ class EncoderDecoder(Objective):
     Batches: `input_ids` and `attention_mask` [B, S], `labels` [B, T] (−100: no target).
     """
 
+    #: What is added to the loss while the model trains.
+    term: LossTerm | None = None
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._added: list[Tensor] = []
+
     def forward(self, batch: Batch) -> LossSum:
         """Sum of −log p(label) over the labels of `batch` that are not −100, and their number."""
+        addend = self.term.of(batch) if self.term is not None and self.training else None
+        labels, logits = batch["labels"].flatten(), self._logits(batch)
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        if addend is not None:
+            tally = Tally(addend, labels.device)
+            self._added.append(tally.total)
+            places = torch.arange(len(labels), device=labels.device)
+            total = total + added_to_whole_logits(tally, places, logits, (labels != IGNORED).nonzero()[:, 0])
+        return LossSum(total, (labels != IGNORED).sum())
+
+    def added(self) -> float:
+        total = float(torch.stack(self._added).sum()) if self._added else 0.0
+        self._added.clear()
+        return total
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """Run the model on `batch`. What comes back gives the logits [n, V] (fp32) at places [n] of its labels."""
+        return self._logits(batch).__getitem__
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """[B · T, V], fp32."""
         model: Any = self.model
-        labels = batch["labels"]
         logits: Tensor = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=labels),
+            decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=batch["labels"]),
             use_cache=False,
         ).logits
-        total = F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return LossSum(total, (labels != IGNORED).sum())
+        return logits.float().flatten(0, 1)
 
     def count_targets(self, batch: Batch) -> int:
         """Labels of `batch` that are not −100."""

@@ -23,6 +23,7 @@ from tutti.tasks import CausalLanguageModelling, find_manner, make_text_task
 from tutti.tasks.writing import begin_turns, render
 from tutti.train.handover import export_tuned
 from tutti.train.job import Job
+from tutti.train.teaching import find_token_teachers
 from tutti.train.writing import examine_writing
 
 
@@ -91,6 +92,7 @@ def split_language_model_job(
     blueprint = _blueprint(config, prepared)
     if not is_plain(config):
         job = _tuned_job(config, prepared, blueprint)
+        _hear_teachers(job)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     manner = find_manner(blueprint.twin())
     assert not isinstance(config.train.micro_batch, str), "api.py resolves every auto before a worker starts"
@@ -104,7 +106,15 @@ def split_language_model_job(
     )
     job = _job(config, prepared, split.objective, blueprint.lay_out())
     job.choices += [manner.notice] if manner.notice else []
+    _hear_teachers(job)
     return job, split
+
+
+def _hear_teachers(job: LanguageModelJob) -> None:
+    """Give the objective of `job`, which is about to learn, its teachers."""
+    objective, prepared = job.objective, job.prepared
+    if isinstance(objective, CausalLanguageModelling):  # a layout that cuts it has none
+        objective.term = find_token_teachers(job.config, prepared.tokenizer_directory, objective.model)
 
 
 def _tuned_job(

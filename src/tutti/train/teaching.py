@@ -1,20 +1,25 @@
-"""Teachers of a run: exported models of the same task, with the same labels and tokenizer."""
+"""Teachers of a run: exported models of the same task, with the same labels and tokenizer, or the same vocabulary."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from tutti.config.schema import Config
 from tutti.core import ModelError, RunDirectory
 from tutti.data.labelled import PreparedExamples
 from tutti.data.tokenizer import load_for_encoding
-from tutti.models import find_blocks
+from tutti.models import find_blocks, load_writer
 from tutti.models.heads import load_with_head
-from tutti.tasks import Task
+from tutti.tasks import CausalLanguageModelling, Task
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
 from tutti.tasks.scored import Scored
+from tutti.tasks.sequences import EncoderDecoder
 from tutti.tasks.teachers import Teachers
+from tutti.tasks.token_teachers import Predicts, TokenTeachers
 
 
 def find_teachers(config: Config, prepared: PreparedExamples, task: Task) -> Teachers | None:
@@ -43,17 +48,64 @@ def _teacher(place: str, words: dict[str, int], prepared: PreparedExamples, task
             + (f", e.g. '{odd[0]}'" if odd else ""),
             "name a run on the same examples in distil.teacher",
         )
-    if load_for_encoding(directory).get_vocab() != words:
-        raise ModelError(
-            f"the teacher {place} has another tokenizer than the model that is to learn",
-            f"use the teacher's for both, data.tokenizer: {directory}, or another teacher",
-        )
+    _check_words(place, directory, words)
     blocks = find_blocks(model)
     if blocks:
         install(model, blocks, ATTENTION)
     objective = task.objective(model, prepared.labels)
     assert isinstance(objective, Scored), "every task whose model is asked is scored"
     return objective
+
+
+def find_token_teachers(
+    config: Config, tokenizer_directory: Path, learner: nn.Module
+) -> TokenTeachers | None:
+    """The models that write which `config.distil` names, in memory, for a `learner` that writes; None: it names none.
+
+    Raises:
+        ModelError: there is no such model, or it has another vocabulary, or sees less at once.
+    """
+    if not config.distil.teachers:
+        return None
+    words = load_for_encoding(tokenizer_directory).get_vocab()
+    return TokenTeachers(
+        [_token_teacher(place, words, config.data.sequence, learner) for place in config.distil.teachers],
+        config.distil,
+    )
+
+
+def _token_teacher(place: str, words: dict[str, int], sequence: int, learner: Any) -> Predicts:
+    directory = _directory_of(Path(place).expanduser())
+    model: Any = load_writer(directory)
+    theirs, own = (whole.config.get_text_config(decoder=True) for whole in (model, learner))
+    if bool(model.config.is_encoder_decoder) != bool(learner.config.is_encoder_decoder):
+        raise ModelError(
+            f"the teacher {place} is a {model.config.model_type}, which is not asked as the "
+            f"{learner.config.model_type} that is to learn",
+            "let causal language models teach each other, and encoder-decoders",
+        )
+    _check_words(place, directory, words)
+    if theirs.vocab_size != own.vocab_size:
+        raise ModelError(
+            f"the teacher {place} has {theirs.vocab_size} entries in its vocabulary, the model that is to learn "
+            f"{own.vocab_size}",
+            "choose models with tables of one size, or set model.from_scratch: true",
+        )
+    context = getattr(theirs, "max_position_embeddings", None)
+    if context is not None and context < sequence:
+        raise ModelError(
+            f"the teacher {place} sees {context} tokens at once, but data.sequence is {sequence}",
+            f"set data.sequence to {context} or less, or choose another teacher",
+        )
+    return EncoderDecoder(model) if model.config.is_encoder_decoder else CausalLanguageModelling(model)
+
+
+def _check_words(place: str, directory: Path, words: dict[str, int]) -> None:
+    if load_for_encoding(directory).get_vocab() != words:
+        raise ModelError(
+            f"the teacher {place} has another tokenizer than the model that is to learn",
+            f"use the teacher's for both, data.tokenizer: {directory}, or another teacher",
+        )
 
 
 def _directory_of(place: Path) -> Path:

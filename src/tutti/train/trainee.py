@@ -106,7 +106,7 @@ def _job(
         job = make(config, assignment.prepared)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     if has_head(config):
-        job = encoder_decoder_job(config, assignment.prepared)
+        job = encoder_decoder_job(config, assignment.prepared, learns=True)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
     return split_language_model_job(config, assignment.prepared, world, arithmetic)
 

@@ -25,6 +25,7 @@ from tutti.tasks.sequences import EncoderDecoder
 from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.labelled import blueprint_of, reader_of
+from tutti.train.teaching import find_token_teachers
 
 #: Samples that are examined at once.
 _AT_ONCE = 32
@@ -109,13 +110,20 @@ class EncoderDecoderJob(Job):
         return ExampleSource(self.prepared, part, make_writing_task(self.config.task))
 
 
-def encoder_decoder_job(config: Config, prepared_directory: Path) -> EncoderDecoderJob:
-    """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU."""
+def encoder_decoder_job(
+    config: Config, prepared_directory: Path, *, learns: bool = False
+) -> EncoderDecoderJob:
+    """The job of a run with `config` on the examples prepared in `prepared_directory`, its model whole on the CPU.
+
+    `learns`: it is about to, so it has its teachers.
+    """
     prepared = open_examples(prepared_directory)
     tuned = tune(blueprint_of(config, prepared).build(), config)
     objective = EncoderDecoder(tuned.model)
     if tuned.allocation is not None:
         objective.penalty = tuned.allocation.penalty
+    if learns:
+        objective.term = find_token_teachers(config, prepared.tokenizer_directory, tuned.model)
     task, parts = make_writing_task(config.task), prepared.parts
     train = parts["train"]
     return EncoderDecoderJob(
