@@ -186,3 +186,36 @@ def test_an_assistant_made_smaller_answers(tmp_path: Path, capsys: pytest.Captur
     assert api.generate(kept, ["Red 7?", "Green 8?"], new_tokens=12, temperature=0.0) == ["stop", "go"]
     assert json.loads((kept / "tutti.json").read_text())["task"]["kind"] == "chat"
     assert api.predict(kept, ["Red 9?"]) == [{"text": "stop"}]
+
+
+T5 = {
+    "model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0,
+}  # fmt: skip
+
+
+def test_a_translator_is_made_smaller_and_teaches(tmp_path: Path) -> None:
+    """An encoder-decoder."""
+    words = {"one": "un", "two": "deux", "red": "rouge", "cat": "chat"}
+    pairs = [{"source": f"{a} {b}", "target": f"{words[b]} {words[a]}"} for a in words for b in words]
+    source = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    settings = [
+        *(f"runs={tmp_path / 'runs'}", f"data.cache={tmp_path / 'cache'}", "task=translate", "replicas=1"),
+        *(f"data.source={source}", f"data.validation_source={source}", "data.deduplicate=false"),
+        *("data.tokenizer=characters", "data.sequence=32", "train.precision=fp32", "train.batch=8"),
+        *("train.learning_rate=6e-3", "evaluate.new_tokens=12"),
+    ]
+    model = f"model={json.dumps({'config': T5})}"
+    api.train(load_config(None, [*settings, "name=rule", model, "train.steps=60"]), console=False)
+    run = tmp_path / "runs" / "rule"
+    report = api.compress(run, recipes=["int8-weights"], target="<5% worse", console=False)
+    loss = api.evaluate(run)["loss"]
+    assert report["lines"][0]["quality"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    kept = run / "compressed"
+    assert any(isinstance(module, QuantizedLinear) for module in open_writer(kept).model.modules())
+    assert api.predict(kept, ["one red", {"source": "cat two"}]) == api.predict(run, ["one red", "cat two"])
+    assert set(api.evaluate(kept, file=source)) >= {"bleu", "chrf"}
+    with pytest.raises(RunError, match="not to go on from a text"):
+        api.generate(kept, ["one"])
+    small = f"model={json.dumps({'config': T5 | {'d_ff': 32}})}"
+    pupil = [*settings, "name=pupil", small, "train.steps=4", f"distil={run}"]
+    assert api.train(load_config(None, pupil), console=False)["state"] == "finished"

@@ -42,6 +42,11 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("before", before)
         self._product: Product | None = None
 
+    @property
+    def weight(self) -> Tensor:
+        """Shape and type of what it stands for, without content: some architectures look at these."""
+        return torch.empty(self.out_features, self.in_features, device="meta")
+
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] → […, out], in the type of `x`."""
         if self._product is None:
