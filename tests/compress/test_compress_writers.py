@@ -121,14 +121,17 @@ def test_what_is_kept_goes_on_writing(run: Path, report: dict[str, Any]) -> None
         api.predict(kept, ["x"])
 
 
-def test_fewer_layers_and_channels_learn_again_from_what_they_were(run: Path, tmp_path: Path) -> None:
+def test_fewer_layers_heads_and_channels_learn_again_from_what_they_were(run: Path, tmp_path: Path) -> None:
     maker = Maker(WriterSubject.of(run), tmp_path, recovery_steps=25)
-    made = maker.make(Recipe.of("layers:1+channels:0.1"))
-    place = run / "recovered" / "layers-1-channels-0.1"
+    made = maker.make(Recipe.of("layers:1+heads:0.5+channels:0.1"))
+    place = run / "recovered" / "layers-1-heads-0.5-channels-0.1"
     config = load_config(place / "config.yaml")
     assert config.distil.teachers == [str(run)] and config.train.steps == 25
-    before = json.loads((run / "recovered" / "layers-1-channels-0.1-before" / "config.json").read_text())
+    before = json.loads(
+        (run / "recovered" / "layers-1-heads-0.5-channels-0.1-before" / "config.json").read_text()
+    )
     assert (before["num_hidden_layers"], before["intermediate_size"]) == (1, 32)
+    assert (before["num_attention_heads"], before["num_key_value_heads"], before["head_dim"]) == (3, 1, 64)
     hurt = maker.subject.quality(AutoModelForCausalLM.from_pretrained(f"{place}-before"))
     whole = maker.subject.quality(maker.subject.model)
     assert whole["perplexity"] < made.quality["perplexity"] < hurt["perplexity"]

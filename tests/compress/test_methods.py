@@ -12,6 +12,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
@@ -19,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tutti.compress.prune import drop_layers, narrow_feed_forward, zero_smallest
+from tutti.compress.prune import drop_heads, drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize.awq import awq
 from tutti.compress.quantize.gptq import gptq
 from tutti.compress.quantize.inputs import Inputs, observe_inputs
@@ -160,6 +162,41 @@ def test_channels_that_add_nothing_are_the_ones_that_go(make: object) -> None:
     assert smaller.config.intermediate_size == 32
     with torch.no_grad():
         torch.testing.assert_close(smaller(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_heads_that_add_nothing_are_the_ones_that_go(groups: int, tmp_path: object) -> None:
+    """Four heads of 8, each with keys of its own or two with the same; biases too."""
+    torch.manual_seed(1)
+    shape = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=groups, attention_bias=True)
+    model = LlamaForCausalLM(config).eval()
+    dead = [1, 2] if groups == 4 else [0, 1]
+    for block in model.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(block.self_attn, name).bias.data.normal_()
+        for head in dead:
+            block.self_attn.o_proj.weight.data[:, head * 8 : head * 8 + 8] = 0
+    smaller = drop_heads(model, 0.5, lambda: running(model))
+    left = smaller.config
+    assert (left.num_attention_heads, left.num_key_value_heads, left.head_dim) == (2, groups // 2, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+    smaller.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, smaller(IDS).logits)
+
+
+def test_a_model_without_linear_layers_in_blocks_is_said() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=90, n_embd=32, n_layer=1, n_head=2, n_positions=32))
+    with pytest.raises(ModelError, match="no linear layers in blocks"):
+        zero_smallest(model, 0.5, "magnitude", lambda: iter(()))
+
+
+def test_heads_whose_width_follows_from_their_number_stay() -> None:
+    with pytest.raises(ModelError, match="how wide its heads are"):
+        drop_heads(bert(), 0.5, lambda: iter(()))
 
 
 @pytest.mark.parametrize("make", FAMILIES)

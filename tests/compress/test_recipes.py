@@ -13,8 +13,9 @@ from tutti.core import ConfigError
 
 
 def test_a_recipe_says_all_that_is_done() -> None:
-    recipe = Recipe.of("layers:4+channels:0.5+wanda:0.3+int4-gptq")
-    assert (recipe.layers, recipe.channels, recipe.criterion, recipe.zeros) == (4, 0.5, "wanda", 0.3)
+    recipe = Recipe.of("layers:4+heads:0.75+channels:0.5+wanda:0.3+int4-gptq")
+    assert (recipe.layers, recipe.heads, recipe.channels) == (4, 0.75, 0.5)
+    assert (recipe.criterion, recipe.zeros) == ("wanda", 0.3)
     assert recipe.scheme == Scheme(4, method="gptq", tables=4)
     assert recipe.smaller
     assert not recipe.onnx

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tutti.compress.quantize import Scheme, quantize
 from tutti.core import ModelError
@@ -102,7 +109,13 @@ def writer() -> LlamaForCausalLM:
     ).eval()
 
 
-@pytest.mark.parametrize("make", [encoder, writer])
+def gpt2() -> GPT2LMHeadModel:
+    """Its matrices are the wrong way round."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_embd=64, n_layer=2, n_head=2, n_positions=32)).eval()
+
+
+@pytest.mark.parametrize("make", [encoder, writer, gpt2])
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(4, tables=4), Scheme(arithmetic="weights")])
 def test_a_model_that_was_saved_is_the_same_again(tmp_path: Path, make: object, scheme: Scheme) -> None:
     model = make()  # type: ignore[operator]

@@ -21,9 +21,9 @@ def compress(
         typer.Option(
             "--try",
             metavar="RECIPE",
-            help="Words joined by +: layers:4, channels:0.5 (these learn again), wanda:0.5, magnitude:0.5, int8, "
-            "int8-mixed, int8-weights, int4, int4-gptq, int4-awq, onnx. Several times: each is tried. Usual ones by "
-            "default.",
+            help="Words joined by +: layers:4, heads:0.5, channels:0.5 (these learn again), wanda:0.5, "
+            "magnitude:0.5, int8, int8-mixed, int8-weights, int4, int4-gptq, int4-awq, onnx. Several times: each is "
+            "tried. Usual ones by default.",
         ),
     ] = None,
     destination: Annotated[
@@ -36,7 +36,7 @@ def compress(
             "--recover",
             metavar="STEPS",
             min=1,
-            help="Of training for what lost layers or channels; the run's own by default.",
+            help="Of training for what lost layers, heads or channels; the run's own by default.",
         ),
     ] = None,
     json_output: Json = False,

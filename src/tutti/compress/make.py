@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tutti.compress.asked import AskedSubject
-from tutti.compress.prune import drop_layers, narrow_feed_forward, zero_smallest
+from tutti.compress.prune import drop_heads, drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize import quantize
 from tutti.compress.recipes import Recipe
 from tutti.compress.recover import recover
@@ -80,14 +80,18 @@ class Maker:
         return write_package(directory, package, fp32.config, subject.tokenizer_directory, save)
 
     def _pruned(self, recipe: Recipe) -> PreTrainedModel:
-        """With layers and channels taken out, after it has learned again."""
+        """With layers, heads and channels taken out, after it has learned again."""
         subject, model = self.subject, self.subject.model
         if recipe.layers is not None:
             whole = model
             model = drop_layers(whole, recipe.layers, lambda: subject.running(whole))
+        if recipe.heads is not None:
+            attentive = model
+            model = drop_heads(attentive, recipe.heads, lambda: subject.running(attentive))
         if recipe.channels is not None:
             wide = model
             model = narrow_feed_forward(wide, recipe.channels, lambda: subject.running(wide))
         words = [f"layers-{recipe.layers}"] if recipe.layers is not None else []
+        words += [f"heads-{recipe.heads:g}"] if recipe.heads is not None else []
         words += [f"channels-{recipe.channels:g}"] if recipe.channels is not None else []
         return recover(subject, model, "-".join(words), self.recovery_steps, self.console)

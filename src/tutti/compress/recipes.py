@@ -1,7 +1,7 @@
 """How a model is made smaller, in a word: `int8`, `int4-gptq`, `layers:4+channels:0.5+onnx+int8`.
 
-A recipe is words joined by `+`. Whatever their order: layers and channels are taken out first and what is left learns
-again, then single weights become zero, and at last all are written in fewer bits.
+A recipe is words joined by `+`. Whatever their order: layers, heads and channels are taken out first and what is
+left learns again, then single weights become zero, and at last all are written in fewer bits.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ SCHEMES = {
 #: What onnxruntime computes here, beside fp32.
 _ONNX_SCHEMES = ("int8", "int8-mixed")
 _CRITERIA: tuple[str, ...] = get_args(Criterion)
-WORDS = "fp32, onnx, layers:NUMBER, channels:SHARE, " + ", ".join(
+WORDS = "fp32, onnx, layers:NUMBER, heads:SHARE, channels:SHARE, " + ", ".join(
     [*(f"{criterion}:SHARE" for criterion in _CRITERIA), *SCHEMES]
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`layers`: that stay; `channels`: share of the feed-forward channels that stays; `zeros`: share of the weights
-    that becomes zero, by `criterion`; `scheme`: of the weights (None: fp32); `onnx`: computed by onnxruntime.
-    `name`: as the user writes it."""
+    """`layers`: that stay; `heads`, `channels`: share of the attention heads and of the feed-forward channels that
+    stays; `zeros`: share of the weights that becomes zero, by `criterion`; `scheme`: of the weights (None: fp32);
+    `onnx`: computed by onnxruntime. `name`: as the user writes it."""
 
     name: str
     layers: int | None = None
+    heads: float | None = None
     channels: float | None = None
     criterion: Criterion = "wanda"
     zeros: float = 0.0
@@ -50,7 +51,7 @@ class Recipe:
     @property
     def smaller(self) -> bool:
         """Whether parts are taken out, after which the model has to learn again."""
-        return self.layers is not None or self.channels is not None
+        return any(part is not None for part in (self.layers, self.heads, self.channels))
 
     @classmethod
     def of(cls, text: str) -> Recipe:
@@ -87,7 +88,7 @@ def _taking_out(recipe: Recipe, kind: str, number: str) -> Recipe:
         if not number.isdecimal() or int(number) == 0:
             raise ConfigError(f"'{recipe.name}': {number!r} is no number of layers", "write layers:4, say")
         return replace(recipe, layers=int(number))
-    if kind not in ("channels", *_CRITERIA):
+    if kind not in ("heads", "channels", *_CRITERIA):
         raise ConfigError(
             f"'{recipe.name}' is no recipe: {f'{kind}:{number}' if number else kind!r} is not known",
             f"join with +: {WORDS}",
@@ -98,6 +99,8 @@ def _taking_out(recipe: Recipe, kind: str, number: str) -> Recipe:
         share = 0.0
     if not 0 < share < 1:
         raise ConfigError(f"'{recipe.name}': {number!r} is no share", f"write {kind}:0.5, say")
+    if kind == "heads":
+        return replace(recipe, heads=share)
     if kind == "channels":
         return replace(recipe, channels=share)
     return replace(recipe, criterion="wanda" if kind == "wanda" else "magnitude", zeros=share)

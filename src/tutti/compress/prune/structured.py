@@ -4,8 +4,6 @@ Layers: each time the one goes that changes what passes through it least, 1 − 
 (Men et al. 2024, arXiv 2403.03853). Channels: those go whose part in the layer's output is smallest, ‖x_c‖ · ‖W_c‖
 with x what goes into the last matrix W of the feed-forward layer, the same number in every layer.
 
-A head can only be taken out where an architecture does not derive a head's width from the number of heads; encoders do.
-
 Shapes: D width, I feed-forward channels.
 """
 
@@ -53,7 +51,7 @@ def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
     text.num_hidden_layers = keep
     if isinstance(kinds := getattr(text, "layer_types", None), list):
         text.layer_types = [kinds[place] for place in left]
-    smaller = _like(model, config)
+    smaller = like(model, config)
     prefix = _prefix_of_blocks(model)
     if _prefix_of_blocks(smaller) != prefix or len(find_blocks(smaller)) != keep:
         raise ModelError(
@@ -90,7 +88,7 @@ def narrow_feed_forward(model: PreTrainedModel, share: float, run: Run) -> PreTr
         )
     keep = min(channels, max(_MULTIPLE, round(share * channels / _MULTIPLE) * _MULTIPLE))
     text.intermediate_size = keep
-    smaller = _like(model, config)
+    smaller = like(model, config)
     state = model.state_dict()
     names = {id(module): name for name, module in model.named_modules()}
     for block in blocks:
@@ -160,7 +158,8 @@ def _prefix_of_blocks(model: nn.Module) -> str:
     return f"{name.rpartition('.')[0]}."
 
 
-def _like(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+def like(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    """A model of the class of `model` by `config`, whose weights are about to be replaced."""
     with torch.random.fork_rng(devices=[]):
         made = type(model)(config)
     made.eval()  # type: ignore[no-untyped-call]

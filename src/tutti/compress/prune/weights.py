@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tutti.compress.quantize.inputs import observe_inputs
+from tutti.core import ModelError
 from tutti.models import find_blocks
 
 Criterion = Literal["magnitude", "wanda"]
@@ -22,9 +23,17 @@ Criterion = Literal["magnitude", "wanda"]
 def zero_smallest(
     model: nn.Module, share: float, criterion: Criterion, run: Callable[[], Iterable[object]]
 ) -> None:
-    """Set `share` of the weights to zero, in place, block after block. `run`: has the model compute, batch by batch."""
-    for block in find_blocks(model):
-        layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    """Set `share` of the weights to zero, in place, block after block. `run`: has the model compute, batch by batch.
+
+    Raises:
+        ModelError: it has no linear layers in blocks.
+    """
+    blocks = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in find_blocks(model)]
+    if not any(blocks):
+        raise ModelError(
+            f"a {type(model).__name__} has no linear layers in blocks", f"leave {criterion} out of the recipe"
+        )
+    for layers in blocks:
         inputs = observe_inputs(layers, run) if criterion == "wanda" else {}
         for layer in layers:
             size = layer.weight.abs()

@@ -24,6 +24,7 @@ from tutti.models.quantized import (
     QuantizedLinear,
     layers_of,
     round_to_nearest,
+    straighten,
     tables_of,
 )
 
@@ -50,6 +51,7 @@ def quantize(model: nn.Module, scheme: Scheme, run: Callable[[], Iterable[object
 
     Layers whose inputs do not fall into groups have 8 bits.
     """
+    straighten(model)
     tied, layers = _tied(model), layers_of(model)
     for name, table in tables_of(model).items():
         codes = _table(table.weight, scheme)

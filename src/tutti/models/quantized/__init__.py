@@ -1,7 +1,7 @@
 """Models whose weights are whole numbers of 8 or 4 bits: the codes, the modules that compute with them, their file."""
 
 from tutti.models.quantized.aware import GROUP, train_quantized
-from tutti.models.quantized.choose import layers_of, tables_of
+from tutti.models.quantized.choose import layers_of, straighten, tables_of
 from tutti.models.quantized.codes import Bits, Codes, encode, grid, round_to_nearest
 from tutti.models.quantized.modules import Arithmetic, QuantizedEmbedding, QuantizedLinear
 from tutti.models.quantized.store import load_quantized, save_quantized
@@ -19,6 +19,7 @@ __all__ = [
     "load_quantized",
     "round_to_nearest",
     "save_quantized",
+    "straighten",
     "tables_of",
     "train_quantized",
 ]

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tutti.models.blocks import find_blocks
 
 #: Layers outside the blocks (heads, position tables) with fewer numbers stay as they are: nothing would be gained.
 _LEAST = 100_000
+
+
+def straighten(model: nn.Module) -> None:
+    """Make GPT-2's layers, whose matrices are the wrong way round, ordinary ones, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            columns, rows = module.weight.shape
+            layer = nn.Linear(columns, rows, device="meta")
+            layer.weight = nn.Parameter(module.weight.detach().t().contiguous())
+            layer.bias = nn.Parameter(module.bias.detach())
+            model.set_submodule(name, layer)
 
 
 def tables_of(model: nn.Module) -> dict[str, nn.Embedding]:

@@ -1,0 +1,78 @@
+"""Attention heads taken out: what is left is an ordinary, smaller Hugging Face model.
+
+Heads that share keys and values go together. Those go whose part in the layer's output is smallest, √Σ_c ‖x_c‖² ‖W_c‖²
+over the channels c of a head, with x what goes into the last matrix W of the attention; the same number in every layer.
+
+Only where a configuration says itself how wide a head is (`head_dim`): elsewhere a model with fewer heads would have
+wider ones.
+
+Shapes: D width, H heads, G of them that share keys, d width of a head.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tutti.compress.prune.structured import Run, like
+from tutti.compress.quantize.inputs import observe_inputs
+from tutti.core import ModelError
+from tutti.models import find_blocks
+
+
+@torch.no_grad()
+def drop_heads(model: PreTrainedModel, share: float, run: Run) -> PreTrainedModel:
+    """A model with `share` of the attention heads of `model`, at least one, which is left as it is. `run`: has `model`
+    compute, batch by batch.
+
+    Raises:
+        ModelError: its configuration does not say how wide heads are, or its attention is not understood.
+    """
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config(decoder=True)
+    heads, width = text.num_attention_heads, getattr(text, "head_dim", None)
+    blocks = find_blocks(model)
+    if not isinstance(width, int) or not blocks or model.config.is_encoder_decoder:
+        raise ModelError(
+            f"a {type(model).__name__} does not say in its configuration how wide its heads are: fewer would be wider",
+            "leave heads out of the recipe",
+        )
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    together = heads // groups
+    keep = max(1, round(share * groups))
+    text.num_attention_heads = keep * together
+    if hasattr(text, "num_key_value_heads"):
+        text.num_key_value_heads = keep
+    smaller = like(model, config)
+    state = model.state_dict()
+    names = {id(module): name for name, module in model.named_modules()}
+    for block in blocks if keep < groups else []:
+        linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        thinner = {id(m): smaller.get_submodule(names[id(m)]) for m in linear}
+        last = [module for module in linear if thinner[id(module)].in_features != module.in_features]
+        first = [module for module in linear if thinner[id(module)].out_features != module.out_features]
+        rows = {heads * width: together * width, groups * width: width}  # of a group, by rows of the whole
+        if len(last) != 1 or len(first) != 3 or any(m.out_features not in rows for m in first):
+            raise ModelError(
+                f"the attention of a {type(model).__name__} is not understood",
+                "leave heads out of the recipe",
+            )
+        size = observe_inputs(last, run)[id(last[0])].norm * last[0].weight.norm(dim=0)
+        best = size.view(groups, -1).norm(dim=1).argsort(descending=True)[:keep].sort().values
+        state[f"{names[id(last[0])]}.weight"] = last[0].weight[:, _places(best, together * width)]
+        for module in first:
+            kept = _places(best, rows[module.out_features])
+            for part in ("weight", "bias"):
+                tensor: Tensor | None = getattr(module, part)
+                if tensor is not None:
+                    state[f"{names[id(module)]}.{part}"] = tensor[kept]
+    smaller.load_state_dict(state)
+    return smaller
+
+
+def _places(groups: Tensor, each: int) -> Tensor:
+    """Numbers of the channels of `groups`, of which each has so many."""
+    return (groups[:, None] * each + torch.arange(each)).flatten()
