@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -16,19 +17,21 @@ from tutti.config.task import TaskConfig
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples, read_file
+from tutti.models.export import publish_export
 from tutti.models.gguf import Weights, gguf_library, write_gguf
+from tutti.models.onnx import export_onnx, onnx_runtime
 from tutti.models.tuning import merged
 from tutti.package import Asker, Package, Writer, is_package, open_any, open_writer
 from tutti.tasks.task import Record
 from tutti.tasks.writing import begin_turns, render
 from tutti.train.job import Job
-from tutti.train.labelled import LabelledJob
+from tutti.train.labelled import LabelledJob, reader_of
 from tutti.train.language import LanguageModelJob
 from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
 from tutti.trained import asker_of, load_trained, measure, part_of
 
 #: Of a model that is handed on.
-Format = Literal["hugging_face", "gguf"]
+Format = Literal["hugging_face", "onnx", "gguf"]
 
 
 def evaluate(
@@ -158,24 +161,54 @@ def export(
 ) -> Path:
     """Hand on the run's model (see `evaluate`) with its tokenizer; returns where it is.
 
-    `format`: a directory for Hugging Face's libraries (default: `export/` of the run), or a GGUF file for llama.cpp
-    (`model-WEIGHTS.gguf`), whose `weights` have 32 or 16 bits, or 8 or 4 in blocks that share a scale.
+    `format`: a directory for Hugging Face's libraries (default: `export/` of the run), one with `model.onnx`
+    (`export-onnx/`), or a GGUF file for llama.cpp (`model-WEIGHTS.gguf`), whose `weights` have 32 or 16 bits, or 8 or 4
+    in blocks that share a scale.
 
     Raises:
         TuttiError: there is no such run, its model cannot be written so, or something else is at `destination`.
     """
     if format == "gguf":
         return _export_gguf(run, destination or run / f"model-{weights}.gguf", weights)
+    if format == "onnx":
+        return _export_onnx(run, destination or run / "export-onnx")
     destination = destination or RunDirectory(run).export
-    is_export = any((destination / name).is_file() for name in ("config.json", "adapter_config.json"))
+    _refuse_to_replace(destination, "config.json", "adapter_config.json")
+    job, _, _ = load_trained(run)
+    job.export(job.objective.model, destination)
+    return destination
+
+
+def _refuse_to_replace(destination: Path, *marks: str) -> None:
+    """Raise RunError where something else is at `destination` than an export, which has one of the files `marks`."""
+    is_export = any((destination / name).is_file() for name in marks)
     if destination.exists() and not is_export and (not destination.is_dir() or any(destination.iterdir())):
         raise RunError(
             f"{destination} exists and is no exported model",
             "choose a directory that is not there yet, or an export to replace",
         )
-    job, _, _ = load_trained(run)
-    job.export(job.objective.model, destination)
-    return destination
+
+
+def _export_onnx(run: Path, destination: Path) -> Path:
+    onnx_runtime()  # before a model is read for nothing
+    _refuse_to_replace(destination, "model.onnx")
+    job, config, _ = load_trained(run)
+    if not isinstance(job, LanguageModelJob | LabelledJob):
+        raise RunError(
+            f"{run} is an encoder-decoder, which is two models; onnx takes one", "export it without --format"
+        )
+    model = merged(job.objective.model).eval()
+    assert isinstance(model, PreTrainedModel)
+    ids = torch.arange(8).view(2, 4)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if isinstance(job, LabelledJob) and reader_of(config).types:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+
+    def write(directory: Path) -> None:
+        model.config.save_pretrained(directory)
+        export_onnx(model, inputs, directory / "model.onnx")
+
+    return publish_export(job.prepared.tokenizer_directory, destination, write)
 
 
 def _export_gguf(run: Path, destination: Path, weights: Weights) -> Path:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from encoders import write_encoder, write_intents
 from tutti import api
@@ -123,6 +124,22 @@ def test_every_way_to_compute_gives_the_same(run: Path, tmp_path: Path) -> None:
     one = {name: tensor[:1, :4] for name, tensor in inputs.items()}
     onnx = open_package(tmp_path / "onnx").objective.model
     assert onnx(**one).logits.shape == (1, 3)
+
+
+def test_onnxruntime_says_what_the_run_does(run: Path, tmp_path: Path) -> None:
+    """By nothing but what the directory holds: logits within 1e-4, the same accuracy."""
+    made = api.export(run, tmp_path / "onnx", format="onnx")
+    session = onnxruntime.InferenceSession(str(made / "model.onnx"), providers=["CPUExecutionProvider"])
+    batch = AutoTokenizer.from_pretrained(made)(QUESTIONS, padding=True, return_tensors="np")
+    (found,) = session.run(
+        ["logits"], {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    )
+    plain = AutoModelForSequenceClassification.from_pretrained(run / "export").eval()
+    with torch.no_grad():
+        expected = plain(**{name: torch.from_numpy(value) for name, value in batch.items()}).logits
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    names = AutoConfig.from_pretrained(made).id2label
+    assert [names[int(number)] for number in found.argmax(1)] == INTENTS
 
 
 def test_what_misses_the_target_is_not_kept(

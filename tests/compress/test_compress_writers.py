@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -153,6 +155,36 @@ def test_a_teacher_of_other_words_or_shorter_sight_is_refused(run: Path, tmp_pat
         api.train(load_config(None, [*words, ours, "data.sequence=3000"]), console=False)
     with pytest.raises(ConfigError, match=r"layout.tensor splits samples or logits"):
         load_config(None, [*words, ours, "layout={tensor: 2}"])
+
+
+def test_onnxruntime_computes_the_same(run: Path, tmp_path: Path) -> None:
+    """By nothing but what the directory holds: logits within 1e-4 of the largest, perplexity within 0.1."""
+    made = api.export(run, tmp_path / "onnx", format="onnx")
+    session = onnxruntime.InferenceSession(str(made / "model.onnx"), providers=["CPUExecutionProvider"])
+    whole = AutoModelForCausalLM.from_pretrained(run / "export").eval()
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    tokenizer.pad_token = tokenizer.eos_token
+    batch = tokenizer(
+        [PROMPT * 3, PROMPT, PROMPT * 2], return_tensors="pt", padding=True, padding_side="right"
+    )
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = whole(**given).logits[given["attention_mask"].bool()]
+    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in given.items()})
+    found = torch.from_numpy(found)[given["attention_mask"].bool()]
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+    def by_onnx(ids: torch.Tensor) -> SimpleNamespace:
+        (logits,) = session.run(
+            ["logits"], {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
+        )
+        return SimpleNamespace(logits=torch.from_numpy(logits))
+
+    assert perplexity_by_hand(by_onnx, run) == pytest.approx(perplexity_by_hand(whole, run), abs=0.1)
+    again = api.export(run, made, format="onnx")
+    assert again == made and not list(tmp_path.glob(".*")), "what was exported may be replaced"
+    with pytest.raises(RunError, match="exists and is no exported model"):
+        api.export(run, run, format="onnx")
 
 
 def test_onnx_is_refused_before_anything_is_made(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tutti export`: the model of a run as a directory that plain `transformers` opens, or a file for llama.cpp."""
+"""`tutti export`: the model of a run for other programs: `transformers`, onnxruntime, llama.cpp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json
 
 # As in `tutti.api`, which takes seconds to import.
-Form = Literal["hugging_face", "gguf"]
+Form = Literal["hugging_face", "onnx", "gguf"]
 Bits = Literal["f32", "f16", "q8_0", "q4_0"]
 
 
@@ -20,18 +20,23 @@ def export(
     destination: Annotated[
         Path | None,
         typer.Option(
-            "--to", metavar="PLACE", help="Where to; RUN/export or RUN/model-WEIGHTS.gguf by default."
+            "--to",
+            metavar="PLACE",
+            help="Where to; RUN/export, RUN/export-onnx or RUN/model-WEIGHTS.gguf by default.",
         ),
     ] = None,
     format: Annotated[
-        Form, typer.Option(help="A directory for Hugging Face's libraries, or a file for llama.cpp.")
+        Form,
+        typer.Option(
+            help="A directory for Hugging Face's libraries or for onnxruntime, or a file for llama.cpp."
+        ),
     ] = "hugging_face",
     weights: Annotated[
         Bits, typer.Option(help="Of a GGUF file: 32 or 16 bits, or 8 or 4 in blocks that share a scale.")
     ] = "f16",
     json_output: Json = False,
 ) -> None:
-    """Hand on a run's newest weights and tokenizer: in Hugging Face format, or as a GGUF file."""
+    """Hand on a run's newest weights and tokenizer: in Hugging Face format, as ONNX, or as a GGUF file."""
     with only_the_answer(json_output):
         from tutti import api
 

@@ -66,8 +66,10 @@ def export_onnx(
     names = list(inputs)
     shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
     model.eval()
-    attention = model.config._attn_implementation  # type: ignore[union-attr]
+    config: Any = model.config
+    attention, caches = config._attn_implementation, getattr(config, "use_cache", None)
     try:
+        config.use_cache = False  # what it keeps of a text is no tensor
         model.set_attn_implementation("sdpa")  # type: ignore[operator]
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -90,9 +92,10 @@ def export_onnx(
     except Exception as error:  # each of the libraries has its own kinds
         raise ModelError(
             f"a {type(model).__name__} cannot be written as ONNX: {(str(error).splitlines() or [repr(error)])[0]}",
-            "leave out onnx from the recipes",
+            "choose another format",
         ) from error
     finally:
+        config.use_cache = caches
         model.set_attn_implementation(attention)  # type: ignore[operator]
 
 
