@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from transformers import (
 from tutti.compress.prune import drop_heads, drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize.awq import awq
 from tutti.compress.quantize.gptq import gptq
-from tutti.compress.quantize.inputs import Inputs, observe_inputs
+from tutti.compress.quantize.inputs import Enough, Inputs, observe_inputs
 from tutti.core import ModelError
 from tutti.models import find_blocks
 from tutti.models.quantized import round_to_nearest
@@ -68,6 +69,30 @@ def test_gptq_is_optimal_brain_surgery_column_by_column() -> None:
     assert same.mean() > 0.98
     nearest = round_to_nearest(torch.from_numpy(weight), 4, group).weight().numpy()
     assert error(codes.weight().numpy(), weight, x) < 0.5 * error(nearest, weight, x)
+
+
+def test_a_batch_ends_when_all_has_been_seen() -> None:
+    """What is seen is the same; what comes behind is not computed, unless a layer computes twice."""
+    model, others = llama(3), (torch.arange(60) * 53 % 90).view(3, 2, 10)
+    layers = [module for module in model.model.layers[1].modules() if isinstance(module, nn.Linear)]
+    last: list[int] = []
+    model.model.layers[2].register_forward_hook(lambda *_: last.append(1))
+
+    def batches(*, twice: bool = False) -> Iterator[object]:
+        with torch.no_grad():
+            for ids in others:
+                with suppress(Enough):
+                    model(ids)
+                    _ = model(ids) if twice else None
+                yield ids
+
+    found = observe_inputs(layers, batches)
+    assert len(last) == 1
+    whole = observe_inputs(layers, lambda: batches(twice=True))
+    assert len(last) == 1 + 6
+    for layer in layers:
+        assert whole[id(layer)].count == 2 * found[id(layer)].count == 2 * 60
+        torch.testing.assert_close(whole[id(layer)].products, 2 * found[id(layer)].products)
 
 
 def test_awq_protects_what_large_inputs_meet() -> None:

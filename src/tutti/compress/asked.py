@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tutti.compress.drills import Asking
+from tutti.compress.quantize.inputs import Enough
 from tutti.compress.recipes import Recipe, ladder
 from tutti.compress.subject import Subject
 from tutti.compress.table import Metric, Words
@@ -124,7 +125,8 @@ class AskedSubject(Subject):
         objective.eval()
         with torch.no_grad():
             for batch in self.batches():
-                objective(batch)
+                with suppress(Enough):
+                    objective(batch)
                 yield batch
 
     def rows(self, count: int) -> list[Row]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tutti.compress.drills import Continuing
+from tutti.compress.quantize.inputs import Enough
 from tutti.compress.recipes import Recipe, ladder
 from tutti.compress.subject import Subject
 from tutti.compress.table import Metric, Words
@@ -32,7 +33,7 @@ from tutti.train.writing import EncoderDecoderJob
 from tutti.trained import Trained, load_trained, measure
 
 #: Tokens that it is judged by, that show what goes into layers, and that a prompt has, about; and that are written.
-_JUDGED, _SHOWN, _PROMPT, _WRITTEN = 1 << 18, 1 << 15, 128, 16
+_JUDGED, _SHOWN, _PROMPT, _WRITTEN = 1 << 18, 1 << 14, 128, 16
 #: Logits that are in memory at once.
 _LOGITS = 1 << 25
 
@@ -131,7 +132,8 @@ class WriterSubject(Subject):
         with torch.no_grad():
             for start in range(0, len(shown), self._at_once):
                 batch = source.load(0, shown[start : start + self._at_once])
-                objective(batch)
+                with suppress(Enough):
+                    objective(batch)
                 yield batch
 
     def drill(self) -> Continuing:

@@ -60,12 +60,12 @@ def active() -> Places | None:
 @contextmanager
 def packed(mask: Tensor | None) -> Iterator[None]:
     """While this is open, blocks that `Dense` has taken charge of compute the tokens of `mask` [B, S] alone."""
-    global _wanted
+    global _wanted, _active
     before, _wanted = _wanted, None if mask is None or bool(mask.all()) else Places.of(mask)
     try:
         yield
     finally:
-        _wanted = before
+        _wanted, _active = before, None  # a model that was interrupted has not come to its last block
 
 
 _wanted: Places | None = None

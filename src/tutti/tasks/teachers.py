@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,28 @@ from tutti.config.task import DistilConfig
 from tutti.core import Batch
 from tutti.tasks.attention import LastAttention, relations_apart
 
-if TYPE_CHECKING:
-    from tutti.tasks.scored import Scored
+
+class Thinks(Protocol):
+    """An objective of a model that thinks something of a batch."""
+
+    model: nn.Module
+
+    def logits(self, batch: Batch) -> Tensor:
+        """What the model says, fp32."""
+        ...
+
+    def chances(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Log probabilities [targets, choices] of what is asked."""
+        ...
 
 
 class Teachers:
     """Models with the same task, as objectives of their own. They are no part of the model that learns."""
 
-    def __init__(self, objectives: Sequence[Scored], config: DistilConfig) -> None:
-        self._objectives = [objective.requires_grad_(False).eval() for objective in objectives]
+    def __init__(self, objectives: Sequence[Thinks], config: DistilConfig) -> None:
+        self._objectives = list(objectives)
+        for objective in objectives:
+            objective.model.requires_grad_(False).eval()
         self.weight, self._temperature, self._reverse = config.weight, config.temperature, config.reverse
         self._hidden = config.hidden
         self._theirs: LastAttention | None = None
@@ -39,7 +52,7 @@ class Teachers:
         device = next(iter(batch.values())).device
         told = []
         for objective in self._objectives:
-            objective.to(device)
+            objective.model.to(device)
             told.append(objective.chances(objective.logits(batch) / self._temperature, batch))
         return torch.stack(told).logsumexp(0) - math.log(len(told))
 
@@ -52,7 +65,7 @@ class Teachers:
         """Have the last of the blocks of the model that learns, and of its teacher's, watched."""
         self._own, self._theirs = LastAttention(learner), LastAttention(teacher)
 
-    def apart(self, learner: Scored, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
+    def apart(self, learner: Thinks, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         """T² Σ KL between teachers and learner, as a sum over targets."""
         theirs = self.chances(batch)
         own = learner.chances(logits / self._temperature, batch)
