@@ -215,7 +215,7 @@ def test_a_teacher_of_other_labels_or_words_is_refused(run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_vectors_learn_again_without_a_teacher(tmp_path: Path) -> None:
+def test_vectors_learn_again_from_what_they_were(tmp_path: Path) -> None:
     pairs = [
         {"query": f"{word} {n}", "text": f"about {word}"}
         for word in ("lost", "fee", "late")
@@ -242,3 +242,5 @@ def test_vectors_learn_again_without_a_teacher(tmp_path: Path) -> None:
         tmp_path / "runs" / "near", recipes=["layers:1"], target="<99% worse", recovery_steps=5, console=False
     )
     assert report["kept"] == "layers:1"
+    recovered = tmp_path / "runs" / "near" / "recovered" / "layers-1"
+    assert load_config(recovered / "config.yaml").distil.teachers == [str(tmp_path / "runs" / "near")]

@@ -14,10 +14,11 @@ from encoders import WORDS, write_encoder, write_jsonl
 from tutti import api
 from tutti.config import load_config
 from tutti.config.problems import ConfigError
-from tutti.config.task import TaskConfig
+from tutti.config.task import DistilConfig, TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import ListedRows, Reader, encoder_in
 from tutti.tasks import Labels, Record, make_task
+from tutti.tasks.teachers import Teachers
 
 NOTHING = Labels((), ())
 
@@ -136,10 +137,58 @@ def test_the_number_of_workers_changes_nothing(place: Path) -> None:
 def test_what_cannot_be_is_refused(place: Path) -> None:
     with pytest.raises(DataError, match="no field 'query'"):
         make_task(TaskConfig(kind="embed")).example(Record("f:1", {"text": "x"}))
-    with pytest.raises(ConfigError, match="are not for"):
+    with pytest.raises(ConfigError, match="is not for task.kind embed"):
         load_config(None, words_of(place, "x", "regularise.r_drop=1.0"))
     with pytest.raises(ConfigError, match="together belongs to kind embed"):
         load_config(None, ["task={kind: tag, together: 4}"])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_teachers_say_which_texts_are_alike(place: Path, reverse: bool) -> None:
+    """The equation in NumPy, over both directions; what is not there, and who has the same text, does not count."""
+    task = make_task(TaskConfig(kind="embed", together=3))
+    encoder = encoder_in(place / "bert", task, Reader(16, types=False))
+    pairs = [("my card", "lost"), ("why late", "fee"), ("how", "lost"), ("a bank", "rate"), ("open", "close")]
+    examples = [task.example(Record("x", {"query": q, "text": t})) for q, t in pairs]
+    rows = [row for (row,) in task.rows(examples, NOTHING, encoder)]
+    batch = task.batch([*rows, task.blank(rows[0])], encoder.pad)
+
+    def drawn(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = AutoModel.from_pretrained(place / "bert")
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        return task.objective(model.eval(), NOTHING).eval()
+
+    config = DistilConfig(teacher="x", weight=0.3, temperature=2.5, reverse=reverse)
+    learner, teachers = drawn(0), [drawn(1), drawn(2)]
+    plain = learner(batch)
+    learner.teachers = Teachers(teachers, config)
+    learner.training = True  # dropout stays off
+    found = learner(batch)
+
+    def tables(objective: Any) -> list[np.ndarray]:
+        """Of every row: log-probabilities of those that it is told apart from and itself, softened."""
+        with torch.no_grad():
+            q, t = objective._vectors(batch).double().numpy().reshape(2, 2, 3, -1)
+        allowed = [{0: [0, 1], 1: [0, 1, 2], 2: [1, 2]}, {0: [0, 1], 1: [0, 1]}]
+        told = []
+        for group, rivals in enumerate(allowed):
+            for own, others in rivals.items():
+                for one, many in ((q, t), (t, q)):
+                    said = many[group][others] @ one[group][own] / 0.05 / 2.5
+                    told.append(said - np.log(np.exp(said).sum()))
+        return told
+
+    own, theirs = tables(learner), [tables(one) for one in teachers]
+    apart = 0.0
+    for number, mine in enumerate(own):
+        mean = np.log(np.mean([np.exp(one[number]) for one in theirs], axis=0))
+        first, second = (mine, mean) if reverse else (mean, mine)
+        apart += (np.exp(first) * (first - second)).sum() / 2
+    expected = 0.3 * 2.5**2 * apart + 0.7 * float(plain.total)
+    assert float(found.total) == pytest.approx(expected, rel=1e-4)
+    assert learner.added() == pytest.approx(expected - float(plain.total), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -104,11 +104,10 @@ def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | No
     if config.remember.ewc:  # what it was is the teacher now
         kept = config.remember.model_dump() | {"ewc": 0.0}
         values["remember"] = kept if config.remember.replay else {}
-    # Vectors have no teachers, so far, nor has a model that writes and is cut: they learn from their examples alone.
+    # A model that writes and is cut has no teachers: it learns from its text alone.
     layout = config.layout
     cut = not config.task.asks and layout.tensor * layout.pipeline * layout.context > 1
-    alone = config.task.kind == "embed" or cut
-    values["distil"] = {} if alone else {"teacher": str(subject.run.absolute())}
+    values["distil"] = {} if cut else {"teacher": str(subject.run.absolute())}
     if not config.task.asks:  # budgets count no teachers
         values["memory"]["budget"] = None
     return Config.model_validate(values)

@@ -37,8 +37,8 @@ def _check_learning(config: Config) -> None:
         )
     if teachers and not task.asks:
         _check_teachers_of_writers(config)
-    if task.kind == "embed" and (own != RegulariseConfig() or teachers):
-        raise ValueError("regularise and distil are not for task.kind embed, so far")
+    if task.kind == "embed" and own != RegulariseConfig():
+        raise ValueError("regularise is not for task.kind embed, so far")
     if task.contrast:
         _check_contrast(config)
     if config.distil.hidden and task.kind == "recommend":

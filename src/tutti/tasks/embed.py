@@ -32,6 +32,7 @@ from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.core import Batch, LossSum, Objective
 from tutti.tasks.dense import packed
 from tutti.tasks.task import Answers, Example, Labels, Record, Row, RowEncoder, Rows, Task, inputs_of
+from tutti.tasks.teachers import Thinker
 
 _TEMPERATURE = 0.05
 _CUTS = (1, 10)
@@ -144,7 +145,7 @@ class Embed(Task):
         return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
 
 
-class Contrast(Objective):
+class Contrast(Thinker):
     """L; batches: `inputs_of` n queries and behind them n texts, `same` [n] (a number for each text), `there` [n]."""
 
     def __init__(self, model: nn.Module, group: int) -> None:
@@ -158,19 +159,30 @@ class Contrast(Objective):
         if len(vectors) == len(there):  # single texts, to be asked about
             self.answer(vectors)
             return LossSum(vectors.sum() * 0, there.sum() * 0)
-        group = self._group
-        queries, texts = (side.view(-1, group, side.shape[1]) for side in vectors.chunk(2))
-        self.answer(torch.cat([queries, texts], 2).flatten(1))
-        same, counts = batch["same"].view(-1, group), there.view(-1, group)
-        itself = torch.eye(group, dtype=torch.bool, device=same.device)
-        apart = (same[:, :, None] != same[:, None, :]) & counts[:, None, :]
-        alike = (queries @ texts.transpose(1, 2) / _TEMPERATURE).float()
+        queries, texts = vectors.chunk(2)
+        self.answer(torch.cat([queries, texts], 1).view(-1, self._group * 2 * vectors.shape[1]))
+        alike = self._alike(vectors)
+        own = torch.arange(self._group, device=there.device).repeat(len(there) // self._group)[there]
+        total = -self.chances(alike, batch).gather(1, own.repeat(2)[:, None]).sum() / 2
+        return self.taught(LossSum(total, there.sum()), alike, batch)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """How alike the queries (rows) and texts (columns) of each group are, over τ: [groups, G, G]."""
+        return self._alike(self._vectors(batch))
+
+    def chances(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Log probabilities [2 pairs, G] of each text for a query, then of each query for a text, of what is there."""
+        same, there = (batch[name].view(-1, self._group) for name in ("same", "there"))
+        itself = torch.eye(self._group, dtype=torch.bool, device=same.device)
+        apart = (same[:, :, None] != same[:, None, :]) & there.bool()[:, None, :]
         # The second direction reads down the columns.
-        loss = alike.new_zeros(())
-        for table in (alike, alike.transpose(1, 2)):
-            told = table.masked_fill(~(apart | itself), float("-inf")).log_softmax(2)
-            loss = loss - (told.diagonal(dim1=1, dim2=2) * counts).sum() / 2
-        return LossSum(loss, there.sum())
+        tables = torch.cat([logits, logits.transpose(1, 2)])
+        told = tables.masked_fill(~(apart | itself).repeat(2, 1, 1), -1e9).log_softmax(2)
+        return told[there.bool().repeat(2, 1)]
+
+    def _alike(self, vectors: Tensor) -> Tensor:
+        queries, texts = (side.view(-1, self._group, side.shape[1]) for side in vectors.chunk(2))
+        return (queries @ texts.transpose(1, 2) / _TEMPERATURE).float()
 
     def count_targets(self, batch: Batch) -> int:
         """Pairs that are there."""

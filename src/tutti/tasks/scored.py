@@ -24,31 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from tutti.config.task import RegulariseConfig
-from tutti.core import Batch, LossSum, Objective
-from tutti.tasks.teachers import Teachers
+from tutti.core import Batch, LossSum
+from tutti.tasks.teachers import Thinker
 
 
-class Scored(Objective):
+class Scored(Thinker):
     """A loss of the logits that a model gives to a batch."""
 
     def __init__(self, model: nn.Module, regularise: RegulariseConfig | None = None) -> None:
         super().__init__(model)
         self.regularise = regularise or RegulariseConfig()
-        self._beside = 0.0
-        #: Who teaches the model, beside the labels.
-        self.teachers: Teachers | None = None
-
-    @abstractmethod
-    def logits(self, batch: Batch) -> Tensor:
-        """What the model says, fp32; its first dimension is B."""
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch) -> LossSum:
         """Sum of the loss over the targets of `batch`, and their number."""
-
-    @abstractmethod
-    def chances(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Log probabilities [targets, choices] of what is asked."""
 
     def answer_with(self, logits: Tensor, batch: Batch) -> None:
         """Note what the logits say, if somebody wants to know."""
@@ -62,20 +51,7 @@ class Scored(Objective):
             return self._attacked(batch)
         logits = self.logits(batch)
         self.answer_with(logits, batch)
-        if self.training and self.teachers is not None:
-            return self._taught(self.teachers, logits, batch)
-        return self.loss(logits, batch)
-
-    def added(self) -> float:
-        beside, self._beside = self._beside, 0.0
-        return beside
-
-    def _taught(self, teachers: Teachers, logits: Tensor, batch: Batch) -> LossSum:
-        loss = self.loss(logits, batch)
-        apart = teachers.apart(self, logits, batch, loss.targets)
-        addition = teachers.weight * (apart - loss.total) + teachers.hidden_apart(batch, loss.targets)
-        self._beside += float(addition.detach())
-        return LossSum(loss.total + addition, loss.targets)
+        return self.taught(self.loss(logits, batch), logits, batch)
 
     def _twice(self, batch: Batch) -> LossSum:
         doubled = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}

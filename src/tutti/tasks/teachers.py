@@ -9,38 +9,52 @@ one of what teachers think likely rather than all of it. L, of one teacher: how 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tutti.config.task import DistilConfig
-from tutti.core import Batch
+from tutti.core import Batch, LossSum, Objective
 from tutti.tasks.attention import LastAttention, relations_apart
 
 
-class Thinks(Protocol):
-    """An objective of a model that thinks something of a batch."""
+class Thinker(Objective):
+    """An objective whose model thinks something of each target, so it can teach and be taught."""
 
-    model: nn.Module
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._beside = 0.0
+        #: Who teaches the model, beside the labels.
+        self.teachers: Teachers | None = None
 
+    @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
         """What the model says, fp32."""
-        ...
 
+    @abstractmethod
     def chances(self, logits: Tensor, batch: Batch) -> Tensor:
         """Log probabilities [targets, choices] of what is asked."""
-        ...
+
+    def added(self) -> float:
+        beside, self._beside = self._beside, 0.0
+        return beside
+
+    def taught(self, loss: LossSum, logits: Tensor, batch: Batch) -> LossSum:
+        """`loss`, with what its teachers have to say while the model trains."""
+        if not self.training or self.teachers is None:
+            return loss
+        addition = self.teachers.addition(self, logits, batch, loss)
+        self._beside += float(addition.detach())
+        return LossSum(loss.total + addition, loss.targets)
 
 
 class Teachers:
     """Models with the same task, as objectives of their own. They are no part of the model that learns."""
 
-    def __init__(self, objectives: Sequence[Thinks], config: DistilConfig) -> None:
-        self._objectives = list(objectives)
-        for objective in objectives:
-            objective.model.requires_grad_(False).eval()
+    def __init__(self, objectives: Sequence[Thinker], config: DistilConfig) -> None:
+        self._objectives = [objective.requires_grad_(False).eval() for objective in objectives]
         self.weight, self._temperature, self._reverse = config.weight, config.temperature, config.reverse
         self._hidden = config.hidden
         self._theirs: LastAttention | None = None
@@ -52,7 +66,7 @@ class Teachers:
         device = next(iter(batch.values())).device
         told = []
         for objective in self._objectives:
-            objective.model.to(device)
+            objective.to(device)
             told.append(objective.chances(objective.logits(batch) / self._temperature, batch))
         return torch.stack(told).logsumexp(0) - math.log(len(told))
 
@@ -65,13 +79,18 @@ class Teachers:
         """Have the last of the blocks of the model that learns, and of its teacher's, watched."""
         self._own, self._theirs = LastAttention(learner), LastAttention(teacher)
 
-    def apart(self, learner: Thinks, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
+    def apart(self, learner: Thinker, logits: Tensor, batch: Batch, targets: Tensor) -> Tensor:
         """T² Σ KL between teachers and learner, as a sum over targets."""
         theirs = self.chances(batch)
         own = learner.chances(logits / self._temperature, batch)
         one, other = (own, theirs) if self._reverse else (theirs, own)
         divergence = (one.exp() * (one - other)).sum()
         return divergence * self._temperature**2 * targets / max(1, len(own))
+
+    def addition(self, learner: Thinker, logits: Tensor, batch: Batch, loss: LossSum) -> Tensor:
+        """What makes the `loss` of `batch` one with teachers: w (T² Σ KL − ℓ) + h L."""
+        apart = self.apart(learner, logits, batch, loss.targets)
+        return self.weight * (apart - loss.total) + self.hidden_apart(batch, loss.targets)
 
     def hidden_apart(self, batch: Batch, targets: Tensor) -> Tensor:
         """h L, scaled to a sum over targets; after `apart`, of the same batch."""

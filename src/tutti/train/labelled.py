@@ -34,8 +34,8 @@ from tutti.tasks.contrast import fit_head, labels_of, last_layer, read_by_head
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
 from tutti.tasks.recommend import start_from
-from tutti.tasks.scored import Scored
 from tutti.tasks.task import Row, Rows
+from tutti.tasks.teachers import Thinker
 from tutti.train.handover import export_tuned
 from tutti.train.job import Job
 from tutti.train.remembering import find_known
@@ -212,7 +212,7 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
     if tuned.allocation is not None:
         objective.penalty = tuned.allocation.penalty
     if learns and (teachers := find_teachers(config, prepared, task)) is not None:
-        assert isinstance(objective, Scored)
+        assert isinstance(objective, Thinker)
         if config.distil.hidden:
             teachers.look_into(blocks, find_blocks(teachers.models[0]))
         objective.teachers = teachers

@@ -16,9 +16,8 @@ from tutti.models.heads import load_with_head
 from tutti.tasks import CausalLanguageModelling, Task
 from tutti.tasks.dense import install
 from tutti.tasks.packing import ATTENTION
-from tutti.tasks.scored import Scored
 from tutti.tasks.sequences import EncoderDecoder
-from tutti.tasks.teachers import Teachers
+from tutti.tasks.teachers import Teachers, Thinker
 from tutti.tasks.token_teachers import Predicts, TokenTeachers
 
 
@@ -36,7 +35,7 @@ def find_teachers(config: Config, prepared: PreparedExamples, task: Task) -> Tea
     )
 
 
-def _teacher(place: str, words: dict[str, int], prepared: PreparedExamples, task: Task) -> Scored:
+def _teacher(place: str, words: dict[str, int], prepared: PreparedExamples, task: Task) -> Thinker:
     directory = _directory_of(Path(place).expanduser())
     model = load_with_head(directory, task.kind)
     labels = prepared.labels.names
@@ -53,7 +52,7 @@ def _teacher(place: str, words: dict[str, int], prepared: PreparedExamples, task
     if blocks:
         install(model, blocks, ATTENTION)
     objective = task.objective(model, prepared.labels)
-    assert isinstance(objective, Scored), "every task whose model is asked is scored"
+    assert isinstance(objective, Thinker)
     return objective
 
 
