@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-few bench-overfitting bench-compress
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -99,6 +99,14 @@ bench-tasks: .venv/examples
 bench-tuning: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tuning DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.tuning.run --data $(DATA)
+
+# Hours; what was interrupted goes on. SMOKE=1: six steps, for whoever changes it.
+.venv/peers: .venv/examples .venv/bench
+	touch $@
+
+bench-trainer: .venv/peers
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-trainer DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.trainer.run --data $(DATA) $(if $(SMOKE),--smoke)
 
 # The same, of which banking77 and sentfin are taken. Hours; what was interrupted goes on.
 bench-few: .venv/examples
