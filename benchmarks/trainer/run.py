@@ -11,7 +11,7 @@ on all sides; `RECIPES` has them. `trainer` draws its samples at random, `groupe
 A command is timed from its start to its end, with all that it reads, tokenizes, tries out, validates, saves and
 exports; its steps are timed beside that, without validations and saves. Quality is the main metric on the development
 part, of the best of ten validations. Sides take turns, in another order with every seed, so that ratios are of
-neighbours. Results are kept one by one in --out: what was interrupted goes on.
+neighbours. Each has run before, for two steps. Results are kept one by one in --out: what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -107,6 +107,11 @@ def main() -> None:
     machine = describe_machine() | {"pinned_to": options.cores}
     kept = Kept(options.out / ("trainer" if options.steps is None else f"trainer-{options.steps}"), machine)
     with tempfile.TemporaryDirectory(prefix="tutti-trainer-") as work:
+        # What Python compiles is kept between commands, as on any machine where they ran before.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{work}/compiled"
+        for side in options.sides:
+            _warm_up(Path(work), options, side)
         for seed in range(options.seeds):
             for name in options.only:
                 for side in _turned(options.sides, seed):
@@ -123,6 +128,12 @@ def _turned(sides: Sequence[str], seed: int) -> list[str]:
     first = seed % len(sides)
     turned = [*sides[first:], *sides[:first]]
     return turned if seed % 2 == 0 else turned[:1] + turned[:0:-1]
+
+
+def _warm_up(work: Path, options: argparse.Namespace, side: str) -> None:
+    """Two steps that are not counted."""
+    short = argparse.Namespace(**vars(options) | {"steps": 2})
+    measure(work, short, options.only[0], side, seed=0)
 
 
 def measure(work: Path, options: argparse.Namespace, name: str, side: str, seed: int) -> dict[str, Any]:

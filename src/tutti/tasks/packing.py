@@ -19,7 +19,7 @@ Shapes: B samples, S tokens, H heads, D width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, sdpa_mask
 
 from tutti.tasks import dense
+from tutti.tasks.dropout import drop
 
 #: Name of the attention under which models train.
 ATTENTION = "tutti"
@@ -168,8 +169,12 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: query, key, value [B, H, S, D] → [B, S, H, D]."""
     if (places := dense.active()) is not None:
-        query, key, value = (places.unpack_heads(part) for part in (query, key, value))
-        return places.pack(_attend_here(module, query, key, value, attention_mask, **rest)[0]), None
+        attended = []
+        for band in places.bands:
+            own = (band.unpack_heads(part) for part in (query, key, value))
+            mask = None if attention_mask is None else band.cut_mask(attention_mask)
+            attended.append(band.pack(_attend_here(module, *own, mask, **rest)[0]))
+        return torch.cat(attended)[None], None
     exchange: SequenceExchange | None = getattr(module, "sequence_exchange", None)
     if exchange is None:
         return _attend_here(module, query, key, value, attention_mask, **rest)
@@ -180,18 +185,49 @@ def _attend(
 def _attend_here(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
-    if query.device.type != "cpu" or _CPU_HAS_TILES or not _in_half(query, value):
-        attended: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **rest
-        )
-        return attended
+    on_cpu = query.device.type == "cpu"
+    plain = on_cpu and _is_plain_with_dropout(module, query, key, attention_mask, rest)
+    attend = _attend_with_dropout if plain else sdpa_attention_forward
+    output: Tensor
+    if not on_cpu or _CPU_HAS_TILES or not _in_half(query, value):
+        output, _ = attend(module, query, key, value, attention_mask, **rest)
+        return output, None
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
     with torch.autocast("cpu", enabled=False):
-        output, _ = sdpa_attention_forward(
-            module, query.float(), key.float(), value.float(), attention_mask, **rest
-        )
+        output, _ = attend(module, query.float(), key.float(), value.float(), attention_mask, **rest)
     return output.to(value.dtype), None
+
+
+def _is_plain_with_dropout(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, rest: Mapping[str, Any]
+) -> bool:
+    """Whether it is what `_attend_with_dropout` computes."""
+    special = any(rest.get(name) is not None for name in ("softcap", "position_bias", "cache"))
+    causal = rest.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    alike = query.shape[1] == key.shape[1] and (mask is not None or not causal)
+    return bool(rest.get("dropout")) and alike and not special
+
+
+def _attend_with_dropout(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The same step by step, as torch does it where there is dropout, with quicker dice."""
+    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    return (drop(scores.softmax(-1), dropout) @ value).transpose(1, 2).contiguous(), None
 
 
 def _in_half(*tensors: Tensor) -> bool:

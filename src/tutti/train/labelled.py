@@ -32,6 +32,7 @@ from tutti.parallel import Split, World
 from tutti.tasks import Answers, RowEncoder, Task, make_task
 from tutti.tasks.contrast import fit_head, labels_of, last_layer, read_by_head
 from tutti.tasks.dense import install
+from tutti.tasks.dropout import quicken_dropout
 from tutti.tasks.packing import ATTENTION
 from tutti.tasks.recommend import start_from
 from tutti.tasks.task import Row, Rows
@@ -205,6 +206,7 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
     can = config.memory.recompute == "none" and bool(blocks) and not has_prompt(config)
     if not (can and install(model, blocks, ATTENTION)):
         choices.append("padding is computed with the tokens: this architecture, or setting, needs it")
+    quicken_dropout(model)
     if config.tune.quantize is not None:  # after: whether padding can be left out is tried with exact numbers
         count = train_quantized(model, 8 if config.tune.quantize == "int8" else 4)
         choices.append(f"tune.quantize = {config.tune.quantize}: {count} layers compute with rounded weights")
