@@ -16,6 +16,7 @@ from tutti.models.heads import (
     is_encoder_decoder,
     load_writer,
 )
+from tutti.models.lookup import add_rows_only
 from tutti.models.presets import Preset, choose_preset, parse_size
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "HeadedBlueprint",
     "ParameterCount",
     "Preset",
+    "add_rows_only",
     "build_model",
     "build_with_head",
     "build_writer",

@@ -171,9 +171,9 @@ def _attend(
     if (places := dense.active()) is not None:
         attended = []
         for band in places.bands:
-            own = (band.unpack_heads(part) for part in (query, key, value))
+            own_query, own_key, own_value = (band.unpack_heads(part) for part in (query, key, value))
             mask = None if attention_mask is None else band.cut_mask(attention_mask)
-            attended.append(band.pack(_attend_here(module, *own, mask, **rest)[0]))
+            attended.append(band.pack(_attend_here(module, own_query, own_key, own_value, mask, **rest)[0]))
         return torch.cat(attended)[None], None
     exchange: SequenceExchange | None = getattr(module, "sequence_exchange", None)
     if exchange is None:

@@ -20,6 +20,7 @@ from tutti.data.labelled import FORMER, ExampleSource, PreparedExamples, Reader,
 from tutti.evaluate import Answering, Evaluation, answers_in, sum_losses
 from tutti.models import (
     HeadedBlueprint,
+    add_rows_only,
     count_parameters,
     draw_headed_blueprint,
     find_blocks,
@@ -225,6 +226,8 @@ def labelled_job(config: Config, prepared_directory: Path, *, learns: bool = Fal
             f"remember.ewc = {config.remember.ewc:g}: weights are held by what {prepared.rows(FORMER)} rows of former "
             "examples make of each"
         )
+    if config.sync.implementation != "ddp":  # which waits for a gradient of every parameter
+        add_rows_only(model)
     parts = prepared.parts
     train = parts["train"]
     tokens = max(1, round(task.group * train.tokens / train.rows))
