@@ -42,6 +42,9 @@ class _Lookup(torch.autograd.Function):
 class RowsEmbedding(nn.Embedding):
     """`nn.Embedding` that leaves its gradient like this, on a CPU."""
 
+    #: For whoever waits for gradients, or sends them: see `add_rows_only`.
+    adds_rows_only = True
+
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.Embedding`."""
         weight = self.weight

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tutti.core.types import module_device
-from tutti.sync.buckets import OverlappedBuckets
+from tutti.sync.buckets import OverlappedBuckets, tables_of
 from tutti.sync.ledger import Ledger, Range, share
 from tutti.sync.policy import Meeting, Place, Policy, Totals, named_trainable, placed_like
 from tutti.sync.summing import Summing, plain_sums
@@ -52,7 +52,9 @@ class AllReduce(Policy):
         self._device = module_device(objective)
         self._parameters = dict(named_trainable(objective))
         if self.transport.size > 1 or self.transport.elastic:
-            self._buckets = OverlappedBuckets(self._parameters.items(), self._summing, self._bucket_bytes)
+            self._buckets = OverlappedBuckets(
+                self._parameters.items(), self._summing, self._bucket_bytes, tables=tables_of(objective)
+            )
         return objective
 
     def rest(self) -> None:

@@ -6,11 +6,14 @@ order, because every member must make the same calls in the same order.
 
 Gradients of plain parameters *are* views of the bucket: autograd adds into it, nothing is copied. Gradients of
 sharded parameters are made anew by FSDP after every backward, so those are copied in and out.
+
+A table of which a step reads few rows (its module says so: `adds_rows_only`) is a bucket of its own, of which rows are
+exchanged that anybody changed. Nobody is told when its gradient is complete, so it comes last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +29,9 @@ from tutti.sync.transport import PeerLost, Wait
 class Bucket:
     """A flat buffer and the parameters whose gradients live in it."""
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], *, table: bool = False) -> None:
         self.parameters = [parameter for _, parameter in named]
+        self.table = table
         parts = [local_part(p.detach()) for p in self.parameters]
         # fp32 whatever the parameters are: a sum over replicas must not lose what one of them found.
         self.flat = torch.zeros(sum(p.numel() for p in parts), dtype=torch.float32, device=parts[0].device)
@@ -73,10 +77,15 @@ def _like(view: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 class OverlappedBuckets:
-    """All trainable parameters of a module in buckets of about `bucket_bytes`."""
+    """All trainable parameters of a module in buckets of about `bucket_bytes`; `tables`: ids of those that are some."""
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], summing: Summing, bucket_bytes: int
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        summing: Summing,
+        bucket_bytes: int,
+        *,
+        tables: Set[int] = frozenset(),
     ) -> None:
         self._summing = summing
         self._armed = False
@@ -85,7 +94,10 @@ class OverlappedBuckets:
         #: Called before anything is exchanged; may raise PeerLost.
         self.gate: Callable[[], None] = open_gate
         self._hooks: list[RemovableHandle] = []
-        self.buckets = [Bucket(group) for group in _group(list(named), bucket_bytes)]
+        entries = list(named)
+        dense = [entry for entry in entries if id(entry[1]) not in tables]
+        self.buckets = [Bucket(group) for group in _group(dense, bucket_bytes)]
+        self.buckets += [Bucket([entry], table=True) for entry in entries if id(entry[1]) in tables]
         for bucket in self.buckets:
             for parameter in bucket.parameters:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._hook(bucket)))  # type: ignore[no-untyped-call]
@@ -151,11 +163,17 @@ class OverlappedBuckets:
         with torch.profiler.record_function("tutti::all_reduce_bucket"):
             try:
                 self.gate()
-                self._waits.append(self._summing.start(bucket.buffer))
+                start = self._summing.start_rows if bucket.table else self._summing.start
+                self._waits.append(start(bucket.buffer))
             except PeerLost as error:
                 # Not from inside a backward pass: other parts of the replica wait for the rest of it.
                 self._waits.append(_raises(error))
         self._next += 1
+
+
+def tables_of(module: nn.Module) -> set[int]:
+    """Ids of the tables of `module` of which a step reads few rows."""
+    return {id(m.weight) for m in module.modules() if getattr(m, "adds_rows_only", False)}
 
 
 def open_gate() -> None:

@@ -84,6 +84,27 @@ class Summing:
             return self._courier.send(lambda: self._exchange(self.transport, buffer, debts))
         return self._courier.send(lambda: self._exchange_in_two(levels, buffer))
 
+    def start_rows(self, buffer: Buffer) -> Wait:
+        """Begin summing `buffer`, a table [rows, any] of which members changed few rows, in place: first the members
+        agree on which, then they sum up those. As `start` where a codec remembers what all of a buffer lost."""
+        several = self.transport.size > 1
+        if not several or not isinstance(self.codec, Floats) or self.transport.levels is not None:
+            return self.start(buffer)
+        table = buffer.flat.view(buffer.parts[0].shape)
+        changed = (table != 0).any(1).float()
+        self.transport.all_reduce(changed)
+        rows = changed.nonzero().squeeze(1)
+        if 2 * len(rows) > len(table):
+            return self.start(buffer)
+        some = table.index_select(0, rows)
+        finish = self.start(Buffer.of(some.view(-1), [(buffer.name, some)]))
+
+        def wait() -> None:
+            finish()
+            table.index_copy_(0, rows, some)
+
+        return wait
+
     def start_plain(self, tensor: Tensor, transport: Transport) -> Wait:
         """Begin summing `tensor` in place, as it is, over `transport`; its turn comes after what was started before."""
         if self._courier is None:
