@@ -36,7 +36,10 @@ class Squares(Objective):
 def batch_of(rank: int, words: int) -> dict[str, Tensor]:
     """Of the first `words` words: some of few, nearly all of many."""
     dice = torch.Generator().manual_seed(rank)
-    return {"ids": torch.randint(words, (2, words // 2), generator=dice), "y": torch.randn(2, WIDTH, generator=dice)}
+    return {
+        "ids": torch.randint(words, (2, words // 2), generator=dice),
+        "y": torch.randn(2, WIDTH, generator=dice),
+    }
 
 
 def learned(rank: int, ranks: int, words: int, codec: str) -> tuple[list[Tensor], int]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from tutti.tasks import packing
+from tutti.tasks import banded, packing
+from tutti.tasks.dense import Places
 from tutti.tasks.dropout import QuickDropout, drop, quicken_dropout
 
 
@@ -60,4 +61,38 @@ def test_attention_with_dropout_is_that_of_torch_but_for_the_dice(
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
     gradients = [torch.autograd.grad((of * weights).sum(), (query, key, value)) for of in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_banded_attention_of_packed_rows_is_that_of_padded_ones(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(rows)
+    heads, width = 2, 4
+    lengths = torch.randperm(12)[:rows] + 2
+    mask = (torch.arange(14) < lengths[:, None]).long()
+    query, key, value = (torch.randn(rows, heads, 14, width, requires_grad=True) for _ in range(3))
+    seen = mask.bool()[:, None, None, :]
+    chances = ((query * 0.5) @ key.mT).masked_fill(~seen, torch.finfo(torch.float32).min).softmax(-1)
+    whole = torch.rand(rows, heads, 14, 14).gt(0.25) / 0.75
+    expected = ((chances * whole) @ value).transpose(1, 2)
+    places = Places.of(mask)
+    bands = iter(places.bands)
+
+    def of_band(chances: Tensor, p: float) -> Tensor:
+        band = next(bands)
+        assert p == 0.25 and chances.shape == (len(band.rows), heads, band.length, band.length)
+        return whole[band.rows][:, :, : band.length, : band.length]
+
+    monkeypatch.setattr(banded, "factors_like", of_band)
+    packed = (places.pack(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
+    found = banded.BandedAttention.apply(*packed, seen.expand(rows, 1, 14, 14), places, 0.25, 0.5)
+    there = mask.bool()
+    torch.testing.assert_close(places.unpack(found)[there], expected[there])
+    weights = torch.randn_like(expected)
+    gradients = [
+        torch.autograd.grad((of * weights)[there].sum(), (query, key, value))
+        for of in (places.unpack(found), expected)
+    ]
     torch.testing.assert_close(*gradients)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -59,6 +59,19 @@ class Places:
     length: int
     index: Tensor
     bands: tuple[Band, ...]
+    _masks: dict[int, tuple[Tensor, list[Tensor]]] = field(default_factory=dict)
+
+    def masks(self, mask: Tensor | None) -> Sequence[Tensor | None]:
+        """Of each band what is added to its scores; blocks that are given the same `mask` get the same ones."""
+        if mask is None:
+            return [None] * len(self.bands)
+        if id(mask) not in self._masks:
+            cut = [band.cut_mask(mask) for band in self.bands]
+            if mask.dtype == torch.bool:
+                least = torch.finfo(torch.float32).min
+                cut = [torch.zeros(own.shape).masked_fill(~own, least) for own in cut]
+            self._masks[id(mask)] = mask, cut
+        return self._masks[id(mask)][1]
 
     @classmethod
     def of(cls, mask: Tensor) -> Places:

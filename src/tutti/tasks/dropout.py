@@ -15,14 +15,19 @@ _SIDES = 1 << 16
 
 def drop(values: Tensor, p: float) -> Tensor:
     """`values` with a share of `p` set to zero and the rest scaled up by as much."""
+    return values * factors_like(values, p)
+
+
+def factors_like(values: Tensor, p: float) -> Tensor:
+    """What `values` are multiplied with: zero, or what makes up for it."""
     dropped = round(p * _SIDES)
     if dropped >= _SIDES:
-        return values * 0.0
+        return torch.zeros_like(values)
     count = values.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
-    factors = torch.empty_like(values, memory_format=torch.contiguous_format)
+    factors = torch.empty_like(values, memory_format=torch.contiguous_format, requires_grad=False)
     torch.ge(words.view(torch.int16)[:count].view(values.shape), dropped - _SIDES // 2, out=factors)
-    return values * factors.mul_(_SIDES / (_SIDES - dropped))
+    return factors.mul_(_SIDES / (_SIDES - dropped))
 
 
 class QuickDropout(nn.Dropout):

@@ -30,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, sdpa_mask
 
 from tutti.tasks import dense
+from tutti.tasks.banded import BandedAttention
 from tutti.tasks.dropout import drop
 
 #: Name of the attention under which models train.
@@ -169,6 +170,13 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: query, key, value [B, H, S, D] → [B, S, H, D]."""
     if (places := dense.active()) is not None:
+        if _is_plain_with_dropout(module, query, key, attention_mask, rest):
+            scale = rest.get("scaling") or query.shape[-1] ** -0.5
+            with torch.autocast("cpu", enabled=False):
+                output = BandedAttention.apply(  # type: ignore[no-untyped-call]
+                    query, key, value, attention_mask, places, rest["dropout"], scale
+                )
+            return output, None
         attended = []
         for band in places.bands:
             own_query, own_key, own_value = (band.unpack_heads(part) for part in (query, key, value))
@@ -186,7 +194,7 @@ def _attend_here(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     on_cpu = query.device.type == "cpu"
-    plain = on_cpu and _is_plain_with_dropout(module, query, key, attention_mask, rest)
+    plain = _is_plain_with_dropout(module, query, key, attention_mask, rest)
     attend = _attend_with_dropout if plain else sdpa_attention_forward
     output: Tensor
     if not on_cpu or _CPU_HAS_TILES or not _in_half(query, value):
@@ -207,7 +215,7 @@ def _is_plain_with_dropout(
     causal = rest.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     alike = query.shape[1] == key.shape[1] and (mask is not None or not causal)
-    return bool(rest.get("dropout")) and alike and not special
+    return query.device.type == "cpu" and bool(rest.get("dropout")) and alike and not special
 
 
 def _attend_with_dropout(
