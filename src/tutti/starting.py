@@ -17,7 +17,7 @@ from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples, prepare_examples
 from tutti.hardware import usable_cores
 from tutti.models.tuning import has_prompt, is_plain, tune
-from tutti.parallel import anything_else, check_layout, limits_of, pick_device
+from tutti.parallel import check_layout, limits_of, limits_with_head, pick_device, sharded_only
 from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
@@ -227,9 +227,32 @@ def _start_labelled(
     resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
     _check_agreement(resolved.config, processes)
     assert isinstance(resolved.config.replicas, int)
-    check_layout(config.layout, anything_else(int(resolved.config.train.batch) // resolved.config.replicas))
+    share = int(resolved.config.train.batch) // resolved.config.replicas
+    kind = model.config.model_type
+    writers = (
+        f"{kind} reads with one stack of blocks and writes with another, which only `shard` can split, so far"
+    )
+    limits = limits_with_head(model, share) if config.task.asks else sharded_only(kind, writers, share)
+    check_layout(config.layout, limits)
     _check_tuning(resolved.config, model)
+    _check_cut(resolved.config)
     return resolved, prepared
+
+
+def _check_cut(config: Config) -> None:
+    """Raise ConfigError where something is put on a model with a head that `layout.tensor` would cut through."""
+    if config.layout.tensor == 1:
+        return
+    beside = {
+        "tune.quantize": config.tune.quantize is not None,
+        "remember.ewc": bool(config.remember.ewc),
+        "distil.hidden": bool(config.distil.hidden),
+    }
+    if through := [name for name, wanted in beside.items() if wanted]:
+        raise ConfigError(
+            f"{' and '.join(through)} look at whole matrices, which layout.tensor cuts",
+            "use layout: {shard: …}",
+        )
 
 
 def _check_tuning(config: Config, model: PreTrainedModel) -> None:
@@ -237,7 +260,8 @@ def _check_tuning(config: Config, model: PreTrainedModel) -> None:
     if is_plain(config):
         return
     layout = config.layout
-    if layout.tensor * layout.pipeline * layout.context > 1:
+    whole_first = config.task.asks and config.tune.method == "last"  # frozen as it is, cut then
+    if layout.tensor * layout.pipeline * layout.context > 1 and not whole_first:
         raise ConfigError(
             f"adapters are put on the whole model, which layout {layout.sizes} cuts before it exists",
             "use layout: {shard: …}",

@@ -134,6 +134,8 @@ def whole_gradients(split: Split) -> dict[str, Tensor]:
     gradients: dict[str, Tensor] = {}
     for name, parameter in split.objective.named_parameters():
         name, gradient = name.removeprefix("model."), parameter.grad
+        if gradient is None:  # a pooler that nobody asks
+            continue
         full: Any = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
         if name in split.packed:
             full = unpack_pieces(full, *split.packed[name], split.world.layout.tensor)

@@ -26,7 +26,8 @@ from tutti.models.blocks import find_blocks
 from tutti.models.initial import initialise, number_of
 from tutti.models.weights import check_weights, load_weights, stream_weights
 
-_TWIN_VOCABULARY = 64
+#: Words of a twin.
+TWIN_VOCABULARY = 64
 
 #: Says which units are wanted, by the names of their tensors.
 Wanted = Callable[[str], bool]
@@ -82,9 +83,9 @@ class Blueprint:
         """
         architecture = copy.deepcopy(self.architecture)
         text = architecture.get_text_config(decoder=True)
-        _keep_one_layer_of_each_sort(text)
+        keep_one_layer_of_each_sort(text)
         for part in {id(part): part for part in (architecture, text)}.values():
-            part.vocab_size = min(_TWIN_VOCABULARY, part.vocab_size)
+            part.vocab_size = min(TWIN_VOCABULARY, part.vocab_size)
             part.eos_token_id = part.bos_token_id = part.pad_token_id = 0
         return dataclasses.replace(self, architecture=architecture, directory=None, end_token=0).build()
 
@@ -154,7 +155,7 @@ class Blueprint:
         return model
 
 
-def _keep_one_layer_of_each_sort(text: Any) -> None:
+def keep_one_layer_of_each_sort(text: Any) -> None:
     """Shorten every list of `text` that says something of each layer, after the last sort has appeared."""
     layers = getattr(text, "num_hidden_layers", None)
     if not isinstance(layers, int) or layers < 2:

@@ -5,6 +5,8 @@ Their head gives labels, places, or the words of an encoder-decoder.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,7 @@ from tutti.models.architecture import (
     set_dropout,
     without_chatter,
 )
+from tutti.models.blueprint import TWIN_VOCABULARY, keep_one_layer_of_each_sort
 from tutti.models.presets import choose_preset
 from tutti.models.weights import check_vocabulary, load_weights, require_weights
 
@@ -123,6 +126,16 @@ class HeadedBlueprint:
         fresh = self._make("cpu")
         fresh.base_model.load_state_dict(model.base_model.state_dict())
         return fresh
+
+    def twin(self) -> PreTrainedModel:
+        """A small model of the same kind, in memory: see `Blueprint.twin`."""
+        architecture = copy.deepcopy(self.architecture)
+        text = architecture.get_text_config()
+        keep_one_layer_of_each_sort(text)
+        for part in {id(part): part for part in (architecture, text)}.values():
+            part.vocab_size = min(TWIN_VOCABULARY, part.vocab_size)
+            part.eos_token_id = part.bos_token_id = part.pad_token_id = 0
+        return dataclasses.replace(self, architecture=architecture)._make("cpu")
 
     def _make(self, device: str) -> PreTrainedModel:
         return _build(self.head, self.architecture, device, self.seed)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from tutti.core import Objective
 from tutti.models import Blueprint, find_blocks
 from tutti.parallel.context import swap_in_attention, take_piece
+from tutti.parallel.heads import cut_with_head
 from tutti.parallel.load import by_name, fill_pieces, make_room, tied_names
 from tutti.parallel.offload import MappedFiles, keep_activations, keep_gradients
 from tutti.parallel.pipeline import Pipeline, StageObjective
@@ -63,10 +65,26 @@ class Arithmetic:
         return world.device.type != "cpu" and self.offloads("optimizer")
 
 
-def apply_layout(objective: Objective, world: World, arithmetic: Arithmetic) -> Split:
-    """Split any `objective` in place over the ranks of `world` that shard; other ways need a blueprint."""
+def apply_layout(
+    objective: Objective, world: World, arithmetic: Arithmetic, twin: Callable[[], Any] | None = None
+) -> Split:
+    """Split any `objective` in place over the ranks of `world` that shard; other ways need a blueprint.
+
+    `twin`: makes a small model of its model's kind, in memory and the same on all ranks, of one that has a head and
+    may be split by `tensor` (None: it is of no such kind).
+
+    Raises:
+        ModelError: the architecture cannot be split like this; says why.
+    """
+    cut, choices = CutMatrices(), list[str]()
+    if world.layout.tensor > 1:
+        assert twin is not None and world.mesh is not None, "refused before a worker starts"
+        cut, choices = cut_with_head(objective.model, twin(), world.mesh["tensor"])
     _apply_to_blocks(find_blocks(objective), [objective], world, arithmetic)
-    return Split(objective, world)
+    split = Split(objective, world, packed=cut.packed, choices=choices)
+    parameters = dict(objective.model.named_parameters())
+    split.summed = [parameters[name] for name in cut.summed]
+    return split
 
 
 def apply_language_layout(

@@ -62,10 +62,37 @@ def limits_of(model: Any, manner: Manner, samples: int) -> Limits:
     )
 
 
+def limits_with_head(model: Any, samples: int) -> Limits:
+    """Of a Hugging Face model, in memory or on the meta device, that is asked about rows."""
+    text = model.config.get_text_config()
+    kind, heads = model.config.model_type, getattr(text, "num_attention_heads", 0) or 0
+    tensor = "" if heads else f"{kind} has no attention heads to share out"
+    try:
+        next(iter(candidates(model)))
+    except ModelError as error:
+        tensor = str(error)
+    return Limits(
+        kind=kind,
+        heads=heads,
+        key_value_heads=getattr(text, "num_key_value_heads", None) or heads,
+        hidden_units=getattr(text, "intermediate_size", None) or 0,
+        blocks=len(find_blocks(model)),
+        samples=samples,
+        why_not_tensor=tensor,
+        why_not_context="examples with labels are rows of unlike length, most of them short, which are not cut",
+        why_not_pipeline="examples with labels are rows of unlike length, computed without padding, but from stage to "
+        "stage activations have one size",
+    )
+
+
+def sharded_only(kind: str, why: str, samples: int) -> Limits:
+    """Of a model that only `shard` can split, and `why`."""
+    return Limits(kind, 0, 0, 0, 0, samples, why, why, why)
+
+
 def anything_else(samples: int) -> Limits:
     """A module of the user's, of which nothing is known: it can be sharded."""
-    unknown = "the model is your own module, which only `shard` can split"
-    return Limits("your module", 0, 0, 0, 0, samples, unknown, unknown, unknown)
+    return sharded_only("your module", "the model is your own module, which only `shard` can split", samples)
 
 
 def check_layout(layout: LayoutConfig, limits: Limits) -> None:

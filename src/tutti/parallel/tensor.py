@@ -13,6 +13,11 @@ the split twin of the model has to compute what the whole twin does before anyth
 Whatever is not cut inside a block sees only a piece of the sequence or some of the heads, so the gradients of
 those parameters are summands: `summed` names them, and the step adds them up.
 
+Encoders (`heads`) pack the tokens of unlike rows behind each other, which is no sequence to cut: there each rank has
+all tokens outside the pair as well, and computes alike what is neither cut nor between two matrices of a pair:
+
+    [B, S, D] ─share→ [B, S, D] ─columns→ [B, S, F/t] ─rows→ summands [B, S, D] ─total→ [B, S, D]
+
 Shapes: B samples, S tokens, D model width, F hidden units or heads × head width, t ranks.
 """
 
@@ -45,7 +50,7 @@ from tutti.tasks.packing import Rows
 #: Last parts of the names of matrices that write into the residual stream.
 _ROW_NAMES = {
     "o_proj", "out_proj", "c_proj", "dense", "down_proj", "fc2", "fc_out", "wo", "w2", "dense_4h_to_h",
-    "out_lin", "lin2",
+    "out_lin", "lin2", "Wo",
 }  # fmt: skip
 _COLUMN_STYLES, _ROW_STYLES = {"colwise"}, {"rowwise"}
 _WHOLE_STYLES = {"replicated_with_grad_allreduce", "sequence_parallel"}
@@ -85,7 +90,7 @@ def candidates(model: Any) -> Iterator[TensorPlan]:
             if name.rpartition(".")[2] in _ROW_NAMES and not _widens(module):
                 rows.add(name)
             else:
-                columns[name] = _matrices_in(module)
+                columns[name] = _matrices_in(block, name)
     fused = any(count > 1 for count in columns.values())
     for packed, counts in [(True, False), (True, True), (False, False), (False, True)]:
         if fused or not packed:
@@ -116,8 +121,15 @@ def _widens(module: nn.Module) -> bool:
     return outputs > inputs
 
 
-def _matrices_in(module: nn.Module) -> int:
+def _matrices_in(block: nn.Module, name: str) -> int:
+    """How many matrices the one of that `name` in `block` holds: as many as fill the inputs of the one behind it, where
+    the two are alone in a module; else of queries, keys and values three."""
+    module, parent = block.get_submodule(name), block.get_submodule(name.rpartition(".")[0])
     inputs, outputs = _sides(module)
+    pair = [child for child in parent.children() if isinstance(child, nn.Linear | Conv1D)]
+    if len(pair) == 2 and pair[0] is module:
+        behind = _sides(pair[1])[0]
+        return outputs // behind if outputs in (2 * behind, 3 * behind) else 1
     return 3 if outputs == 3 * inputs else 1
 
 
@@ -139,10 +151,10 @@ class CutMatrices:
     packed: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def cut_matrices(model: Any, plan: TensorPlan, mesh: DeviceMesh) -> CutMatrices:
-    """Cut the blocks of `model`, which is on the meta device, in place.
+def cut_matrices(model: Any, plan: TensorPlan, mesh: DeviceMesh, *, pieces: bool = True) -> CutMatrices:
+    """Cut the blocks of `model`, on the meta device or whole in memory, in place.
 
-    Blocks then take and give pieces of the sequence: see `cut_sequence`.
+    `pieces`: blocks then take and give pieces of the sequence, see `cut_sequence`; else all tokens.
 
     Raises:
         ModelError: a matrix is not divisible by the ranks of `mesh`.
@@ -152,7 +164,7 @@ def cut_matrices(model: Any, plan: TensorPlan, mesh: DeviceMesh) -> CutMatrices:
     cut = CutMatrices()
     for block in find_blocks(model):
         prefix = names[id(block)]
-        entrances: dict[int, nn.Module] = {}
+        entrances: dict[str, nn.Module] = {}
         for name, module in block.named_modules():
             if name in plan.columns:
                 _require(model, name, _sides(module)[1], ways * plan.columns[name])
@@ -160,16 +172,21 @@ def cut_matrices(model: Any, plan: TensorPlan, mesh: DeviceMesh) -> CutMatrices:
                 if plan.columns[name] > 1:
                     dimension = 1 if isinstance(module, Conv1D) else 0
                     cut.packed[f"{prefix}.{name}.weight"] = dimension, plan.columns[name]
-                parent = block.get_submodule(name.rpartition(".")[0])
-                entrances[id(parent)] = parent
+                parent = name.rpartition(".")[0]
+                entrances[parent] = block.get_submodule(parent)
             elif name in plan.rows:
                 _require(model, name, _sides(module)[0], ways)
-                _cut_rows(module, mesh)
+                _cut_rows(module, mesh, pieces=pieces)
+        enter = functools.partial(_gather_input if pieces else _share_input, group)
         for entrance in entrances.values():
-            entrance.register_forward_pre_hook(functools.partial(_gather_input, group), with_kwargs=True)
+            entrance.register_forward_pre_hook(enter, with_kwargs=True)
             if plan.counts:
                 _divide_counts(entrance, ways)
-        cut.summed += [f"{prefix}.{name}" for name, p in block.named_parameters() if local_part(p) is p]
+        for name, parameter in block.named_parameters():
+            inside = any(name.startswith(f"{entrance}.") for entrance in entrances)
+            behind = name.rpartition(".")[0] in plan.rows  # its bias is added to the sum
+            if local_part(parameter) is parameter and (pieces or (inside and not behind)):
+                cut.summed.append(f"{prefix}.{name}")
     return cut
 
 
@@ -184,16 +201,16 @@ def _require(model: Any, name: str, size: int, ways: int) -> None:
 def _cut_columns(module: nn.Module, matrices: int, mesh: DeviceMesh) -> None:
     weight, bias = module.weight, getattr(module, "bias", None)
     dimension = 1 if isinstance(module, Conv1D) else 0
-    module.weight = keep_piece(weight, dimension, mesh)  # type: ignore[arg-type]
+    module.weight = keep_piece(weight, dimension, mesh, matrices)  # type: ignore[arg-type]
     if matrices == 1 and bias is not None:
         module.bias = keep_piece(bias, 0, mesh)
     module.forward = functools.partial(_columns, module, matrices, mesh.get_group())
 
 
-def _cut_rows(module: nn.Module, mesh: DeviceMesh) -> None:
+def _cut_rows(module: nn.Module, mesh: DeviceMesh, *, pieces: bool) -> None:
     dimension = 0 if isinstance(module, Conv1D) else 1
     module.weight = keep_piece(module.weight, dimension, mesh)  # type: ignore[arg-type]
-    module.forward = functools.partial(_rows, module, mesh.get_group())
+    module.forward = functools.partial(_rows if pieces else _whole_rows, module, mesh.get_group())
 
 
 def _columns(module: Any, matrices: int, group: dist.ProcessGroup, hidden: Tensor) -> Tensor:
@@ -212,6 +229,12 @@ def _rows(module: Any, group: dist.ProcessGroup, hidden: Tensor) -> Tensor:
     return result if module.bias is None else result + local_part(module.bias)
 
 
+def _whole_rows(module: Any, group: dist.ProcessGroup, hidden: Tensor) -> Tensor:
+    """The sum of all ranks' products."""
+    result = collectives.total(F.linear(hidden, _as_linear(module)), group)
+    return result if module.bias is None else result + local_part(module.bias)
+
+
 def _as_linear(module: Any) -> Tensor:
     weight = local_part(module.weight)
     return weight.t() if isinstance(module, Conv1D) else weight
@@ -224,6 +247,15 @@ def _gather_input(
     if inputs:
         return (collectives.gather(inputs[0], 1, group), *inputs[1:]), named
     return inputs, named | {"hidden_states": collectives.gather(named["hidden_states"], 1, group)}
+
+
+def _share_input(
+    group: dist.ProcessGroup, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The hidden states as they are; what each rank makes of them adds up to their gradient."""
+    if inputs:
+        return (collectives.share(inputs[0], group), *inputs[1:]), named
+    return inputs, named | {"hidden_states": collectives.share(named["hidden_states"], group)}
 
 
 def _divide_counts(module: nn.Module, ways: int) -> None:

@@ -78,6 +78,10 @@ class ContrastJob(Job):
 
     plain: LabelledJob
 
+    def twin(self) -> nn.Module:
+        """As the plain job has it."""
+        return self.plain.twin()
+
     def __post_init__(self) -> None:
         if self.validation_data is not None:
             group = self.validation_data.rows.shape[1]  # type: ignore[attr-defined]

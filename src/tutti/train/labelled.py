@@ -1,4 +1,4 @@
-"""A model that learns from labelled examples: any task of `tutti.tasks`, over any layout that shards."""
+"""A model that learns from labelled examples: any task of `tutti.tasks`."""
 
 from __future__ import annotations
 
@@ -57,6 +57,10 @@ class LabelledJob(Job):
 
     def whole_model(self) -> nn.Module:
         return tune(blueprint_of(self.config, self.prepared).build(), self.config).model
+
+    def twin(self) -> nn.Module:
+        """A small model of its model's kind: see `Blueprint.twin`."""
+        return blueprint_of(self.config, self.prepared).twin()
 
     def export(self, model: nn.Module, destination: Path) -> None:
         beside = self.task.exported(model, self.config.data.sequence)

@@ -103,8 +103,8 @@ def _job(
     if config.task.asks:
         by_contrast = config.task.contrast
         make = contrast_job if by_contrast else partial(labelled_job, learns=True)
-        job = make(config, assignment.prepared)
-        return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
+        asked = make(config, assignment.prepared)
+        return asked, apply_layout(asked.objective.to(world.device).train(), world, arithmetic, asked.twin)
     if has_head(config):
         job = encoder_decoder_job(config, assignment.prepared, learns=True)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
