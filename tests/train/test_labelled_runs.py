@@ -98,6 +98,52 @@ def test_two_workers_learn_the_same_as_one(place: Path, alone: dict[str, Any]) -
         assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-4)
 
 
+def test_a_model_that_is_split_learns_the_same_as_a_whole_one(place: Path, alone: dict[str, Any]) -> None:
+    report = train(place, "split", "replicas=1", "layout.tensor=2", "data.test=0.15", "model.dropout=0.0")
+    assert report["state"] == "finished" and report["world_size"] == 2
+    one, split = (
+        {e["step"]: e for e in read_events(place / "runs" / name, "validation")}
+        for name in ("alone", "split")
+    )
+    assert one.keys() == split.keys()
+    for step in sorted(one)[:5]:
+        assert split[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-4)
+        assert split[step]["targets"] == one[step]["targets"]
+        assert split[step]["metrics"] == pytest.approx(one[step]["metrics"], abs=0.05)
+    # What is handed on is a whole model, and goes on in any layout.
+    whole = AutoModelForSequenceClassification.from_pretrained(place / "runs" / "split" / "export")
+    assert whole.num_parameters() == report["parameters"]
+    assert report["test"]["metrics"]["accuracy"] >= 0.7
+    assert api.evaluate(place / "runs" / "split")["accuracy"] == report["best"]["metrics"]["accuracy"]
+    more = ("data.test=0.15", "model.dropout=0.0", "train.steps=160")
+    again = train(place, "split", "replicas=2", "layout=1", *more, resume=True)
+    assert again["state"] == "finished" and again["steps"] == 160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sync",
+    [
+        ("sync=allreduce",),
+        ("sync=allreduce", "sync.codec=int8"),
+        ("sync=local_sgd", "sync.every=5"),
+        ("sync=diloco", "sync.every=5"),
+        ("sync=gossip",),
+        ("sync=server",),
+    ],
+    ids=" ".join,
+)
+def test_replicas_of_models_that_are_split_agree_by_every_policy(place: Path, sync: tuple[str, ...]) -> None:
+    name = "split-" + "-".join(word.split("=")[1] for word in sync)
+    report = train(
+        place, name, "replicas=2", "layout.tensor=2", *sync, "train.steps=120", "evaluate.every=60"
+    )
+    assert report["state"] == "finished" and report["world_size"] == 4
+    validations = list(read_events(place / "runs" / name, "validation"))
+    assert min(event["loss"] for event in validations) < 0.95  # 1.1 is what knowing nothing comes to
+    assert api.evaluate(place / "runs" / name)["accuracy"] == report["best"]["metrics"]["accuracy"]
+
+
 def test_tags_on_a_sharded_model_and_patience(place: Path) -> None:
     report = train(
         place,
@@ -175,7 +221,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(place: Path) -> No
         (("model.path=" + str(place),), tutti.TuttiError, "no config.json"),
         (("data.sequence=100",), tutti.TuttiError, "sees 64 tokens at once"),
         (("data.tokenizer=characters",), tutti.TuttiError, "trained with another tokenizer"),
-        (("layout.tensor=2", "replicas=1"), tutti.TuttiError, "tensor"),
+        (("layout.pipeline=2", "replicas=1"), tutti.TuttiError, "activations have one size"),
+        (("layout.tensor=2", "replicas=1", "tune.quantize=int8"), tutti.TuttiError, "whole matrices"),
         (("train.epochs=2",), tutti.TuttiError, "steps and epochs"),
     ):
         with pytest.raises(error, match=said):

@@ -111,7 +111,7 @@ def _train(rank: Rank) -> None:
         say=lambda message: events.write("warning", message=message),
         together=world.inside if world.elastic else world.everyone,
     )
-    feed = Feed(job.train_data, settings.seed, world.device, rotation)
+    feed = Feed(job.train_data, settings.seed, world.device, rotation, batch=settings.batch)
 
     live.set(phase="resuming")
     resumed = keeper.resume(state) if (assignment.resume or attempt > 0) and not guest else None

@@ -35,6 +35,10 @@ class ExampleSource(SampleSource):
         rows, group = self.part.rows, self._group
         return -(-rows // group) if self._drawn is None else max(1, rows // group)
 
+    def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Tokens of the samples `indices`; None: all are as much work."""
+        return None if self._group > 1 or self._task.fixed else self.part.table.lengths[indices]
+
     def load(self, epoch: int, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The rows (of the groups) `indices`, in that order."""
         rows: list[Row] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.example)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens [rows] of each."""
+        return np.diff(self._columns["input_ids"][1])
 
     def __getitem__(self, number: int) -> Row:
         return {
