@@ -168,7 +168,7 @@ def test_tags_on_a_sharded_model_and_patience(place: Path) -> None:
 @pytest.mark.slow
 def test_replicas_that_drift_end_early_together(place: Path) -> None:
     report = train(
-        place, "drift", "replicas=2", "sync=diloco", "sync.every=5", "evaluate.every=20", "train.patience=4",
+        place, "drift", "replicas=2", "sync=diloco", "sync.every=5", "evaluate.every=20", "train.patience=6",
         "train.steps=2000",
     )  # fmt: skip
     assert (
