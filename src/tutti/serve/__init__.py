@@ -1,0 +1,6 @@
+"""A trained model as a service: engines that compute, and the protocol that people and programs ask in."""
+
+from tutti.serve.load import Weights
+from tutti.serve.run import Door, serve
+
+__all__ = ["Door", "Weights", "serve"]

@@ -1,0 +1,264 @@
+"""A causal model that reads and writes many texts at once, each in a slot of one key-value cache.
+
+Everything in a block but attention looks at one token at a time. So the tokens of a turn, whoever they belong to, go
+through the model as one row [1, T]: the newest of every text that is being written, and pieces of prompts that are
+being read. Attention alone looks at the slots. It is handed to transformers under a name of its own, so every
+architecture that asks transformers for its attention, and takes positions, can be served; whether it can is found out
+by trying (`SlotModel.check`).
+
+Shapes: T tokens of a turn, R slots, H heads of queries, K of keys (G = H ÷ K share one), C tokens of a slot, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+_ATTENTION = "tutti-slots"
+#: Of `check`: what is wrong may be so much of what attention does at all, and so many times what rounding does.
+_OF_ATTENTION, _OF_ROUNDING = 0.02, 4.0
+#: What some architectures want of attention and is not done here.
+_SPECIAL = ("softcap", "s_aux", "position_bias")
+
+
+class Unsupported(Exception):
+    """The architecture cannot be served in slots; says why."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one turn: `count` tokens of the text in `slot`, from position `start` on."""
+
+    slot: int
+    start: int
+    count: int
+
+
+@dataclass
+class Turn:
+    """One pass through the model: first the texts that write, by slot, a token each; then pieces that are read."""
+
+    writing: list[Part]
+    reading: list[Part]
+
+    def __post_init__(self) -> None:
+        self.slots = torch.tensor([part.slot for part in self.writing], dtype=torch.long)
+        self.places = torch.tensor([part.start for part in self.writing], dtype=torch.long)
+
+    @property
+    def positions(self) -> Tensor:
+        """[T]."""
+        parts = [*self.writing, *self.reading]
+        return torch.cat([torch.arange(part.start, part.start + part.count) for part in parts])
+
+
+class KeyValueSlots:
+    """Keys and values of every layer, [R, K, C, D]."""
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots, self.capacity = slots, capacity
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Of `layer`, made when it is first asked for; `key`, `value` [1, K, T, D] say of what kind."""
+        if layer not in self._layers:
+            # Zeros, not just memory: what no text has reached is multiplied by a probability of 0.
+            made = [
+                part.new_zeros(self.slots, part.shape[1], self.capacity, part.shape[3])
+                for part in (key, value)
+            ]
+            self._layers[layer] = (made[0], made[1])
+        return self._layers[layer]
+
+    @torch.inference_mode()
+    def copy(self, source: int, to: int, count: int) -> None:
+        """The first `count` tokens of one slot become those of another."""
+        for both in self._layers.values():
+            for tensor in both:
+                tensor[to, :, :count] = tensor[source, :, :count]
+
+
+class SlotModel:
+    """`model` with `slots` texts of at most `context` tokens each.
+
+    Raises:
+        Unsupported: its architecture computes attention, or positions, in a way of its own.
+    """
+
+    def __init__(self, model: nn.Module, slots: int, context: int) -> None:
+        taken = inspect.signature(model.forward).parameters
+        if missing := {"position_ids", "logits_to_keep"} - taken.keys():
+            raise Unsupported(f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}")
+        self.cache = KeyValueSlots(slots, context)
+        self.context = context
+        whole: Any = model.eval()
+        self._model = whole
+        self._device = next(model.parameters()).device
+        AttentionInterface.register(_ATTENTION, _attend)
+        before = str(self._model.config._attn_implementation)
+        try:
+            self.check("sdpa" if before == _ATTENTION else before)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            raise Unsupported(f"{type(model).__name__} cannot be served in slots: {error}") from error
+        self.cache = KeyValueSlots(slots, context)
+
+    @torch.inference_mode()
+    def run(self, turn: Turn, tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
+        """Logits [len(wanted), V], fp32, after the tokens at places `wanted` of the turn's `tokens` [T]."""
+        ids = torch.tensor(tokens, device=self._device)[None]
+        global _now
+        _now = (turn, self.cache)
+        try:
+            output = self._model(
+                input_ids=ids,
+                position_ids=turn.positions.to(self._device)[None],
+                use_cache=False,
+                logits_to_keep=torch.tensor(wanted, device=self._device),
+            )
+        finally:
+            _now = None
+        logits: Tensor = output.logits[0].float()
+        return logits
+
+    @torch.inference_mode()
+    def check(self, attention: str) -> None:
+        """Compare with what the model says by its own `attention`: two texts, read in pieces and written on.
+
+        Raises:
+            RuntimeError: it is not the same.
+        """
+        length = min(24, self.context)
+        vocabulary = self._model.get_input_embeddings().weight.shape[0]
+        drawn = torch.randint(0, vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+
+        def plainly(ids: Tensor) -> Tensor:
+            logits: Tensor = self._model(input_ids=ids.to(self._device), use_cache=False).logits
+            return logits[:, -1].float()
+
+        self._model.set_attn_implementation(attention)
+        expected, alone = plainly(drawn), torch.cat([plainly(row[None]) for row in drawn])
+        effect = (expected - plainly(drawn[:, -1:])).abs().max()
+        rounding = (expected - alone).abs().max()  # of 8 bits it goes by who else is there
+        self._model.set_attn_implementation(_ATTENTION)
+        texts, last, cut = drawn.tolist(), min(1, self.cache.slots - 1), length // 2
+        self.run(Turn([], [Part(0, 0, cut)]), texts[0][:cut], [0])
+        for step in range(cut, length - 1):
+            parts = [Part(0, step, 1)]
+            if last and step == cut:  # the second text comes while the first is written
+                self.run(Turn(parts, [Part(1, 0, step)]), [texts[0][step], *texts[1][:step]], [0])
+                self.run(Turn([], [Part(1, step, 1)]), [texts[1][step]], [0])
+            else:
+                parts += [Part(1, step, 1)] if last else []
+                self.run(Turn(parts, []), [texts[part.slot][step] for part in parts], [0])
+        parts = [Part(slot, length - 1, 1) for slot in range(1 + last)]
+        found = self.run(Turn(parts, []), [texts[part.slot][-1] for part in parts], range(len(parts)))
+        wrong = (found - expected[: len(parts)]).abs().max()
+        if not wrong <= _OF_ATTENTION * effect + _OF_ROUNDING * rounding:
+            raise RuntimeError(
+                f"what it says in slots is off by {float(wrong / effect):.0%} of what attention does"
+            )
+
+
+#: What the attention of the present pass belongs to.
+_now: tuple[Turn, KeyValueSlots] | None = None
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
+) -> tuple[Tensor, None]:
+    """query [1, H, T, D], key, value [1, K, T, D] → [1, T, H, D]; keys and values stay in their slots."""
+    assert _now is not None, "a model in slots is run by SlotModel"
+    turn, cache = _now
+    window = rest.get("sliding_window")
+    if any(rest.get(name) is not None for name in _SPECIAL) or (
+        window is not None and window < cache.capacity
+    ):
+        raise RuntimeError("it wants a kind of attention that is not known here")
+    scale = rest.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    keys, values = cache.of(module.layer_idx, key, value)
+    outputs, count = [], len(turn.writing)
+    if count:
+        keys[turn.slots, :, turn.places] = key[0, :, :count].transpose(0, 1)
+        values[turn.slots, :, turn.places] = value[0, :, :count].transpose(0, 1)
+        outputs.append(_write(query[0, :, :count].transpose(0, 1), keys, values, turn, scale))
+    for part in turn.reading:
+        start, stop = count, count + part.count
+        own = slice(part.start, part.start + part.count)
+        keys[part.slot, :, own] = key[0, :, start:stop]
+        values[part.slot, :, own] = value[0, :, start:stop]
+        outputs.append(
+            _read(
+                query[:, :, start:stop],
+                keys[part.slot, :, : own.stop],
+                values[part.slot, :, : own.stop],
+                scale,
+            )
+        )
+        count = stop
+    return torch.cat(outputs)[None], None
+
+
+def _write(query: Tensor, keys: Tensor, values: Tensor, turn: Turn, scale: float) -> Tensor:
+    """One token [n, H, D] each, to all that is in its slot: [n, H, D].
+
+    Neighbouring slots are computed together, as they lie; copying them side by side would cost more than attention.
+    """
+    first, last = turn.writing[0].slot, turn.writing[-1].slot
+    longest = int(turn.places.max()) + 1
+    if 2 * len(turn.writing) < last - first + 1:  # far apart: one by one
+        return torch.cat(
+            [
+                _weigh(
+                    one[None],
+                    keys[p.slot : p.slot + 1, :, : p.start + 1],
+                    values[p.slot : p.slot + 1, :, : p.start + 1],
+                    scale,
+                )
+                for one, p in zip(query, turn.writing, strict=True)
+            ]
+        )
+    span, rows = slice(first, last + 1), turn.slots - first
+    spread = query.new_zeros(last - first + 1, *query.shape[1:])
+    spread[rows] = query
+    ends = torch.ones(
+        len(spread), dtype=torch.long
+    )  # of who does not write now: anything, and it is not used
+    ends[rows] = turn.places + 1
+    hidden = torch.arange(longest)[None, :] >= ends[:, None]
+    return _weigh(spread, keys[span, :, :longest], values[span, :, :longest], scale, hidden)[rows]
+
+
+def _weigh(query: Tensor, keys: Tensor, values: Tensor, scale: float, hidden: Tensor | None = None) -> Tensor:
+    """query [n, H, D], keys, values [n, K, L, D], `hidden` [n, L]: [n, H, D]."""
+    count, heads, width = query.shape
+    grouped = (query * scale).view(count, keys.shape[1], -1, width)
+    scores = grouped @ keys.transpose(2, 3)
+    if hidden is not None:
+        scores.masked_fill_(hidden[:, None, None], float("-inf"))
+    return (scores.softmax(-1) @ values).view(count, heads, values.shape[-1])
+
+
+def _read(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """The last tokens of a text, [1, H, c, D], to all of it, keys, values [K, L, D]: [c, H, D]."""
+    count, length = query.shape[2], keys.shape[1]
+    mask = None
+    if count < length:
+        mask = torch.ones(count, length, dtype=torch.bool, device=query.device).tril(length - count)
+    attended = F.scaled_dot_product_attention(
+        query,
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None and count > 1,
+        scale=scale,
+        enable_gqa=query.shape[1] != keys.shape[0],
+    )
+    return attended[0].transpose(0, 1)
