@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         list_runs,
         predict,
         prepare,
+        serve,
         show_run,
         train,
         tune,
@@ -59,6 +60,7 @@ _WHERE = {
     "label": "tutti.api",
     "predict": "tutti.api",
     "prepare": "tutti.api",
+    "serve": "tutti.api",
     "show_run": "tutti.api",
     "train": "tutti.api",
     "tune": "tutti.api",
@@ -84,6 +86,7 @@ __all__ = [
     "load_config",
     "predict",
     "prepare",
+    "serve",
     "show_run",
     "train",
     "tune",
@@ -95,7 +98,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tutti' has no attribute {name!r}")
     found = getattr(importlib.import_module(_WHERE[name]), name)
     # Importing a room binds its name here: `train` and `evaluate` must go on to mean the functions.
-    for shadowed in ("train", "evaluate", "compress"):
+    for shadowed in ("train", "evaluate", "compress", "serve"):
         if isinstance(globals().get(shadowed), ModuleType):
             globals()[shadowed] = getattr(importlib.import_module(_WHERE[shadowed]), shadowed)
     return found

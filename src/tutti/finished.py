@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tutti import models
-from tutti.config import Config, load_config
-from tutti.config.task import TaskConfig
+from tutti.config import Config
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples, read_file
@@ -28,7 +26,7 @@ from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob, reader_of
 from tutti.train.language import LanguageModelJob
 from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
-from tutti.trained import asker_of, load_trained, measure, part_of
+from tutti.trained import asker_of, load_causal, load_trained, measure, part_of, require_causal
 
 #: Of a model that is handed on.
 Format = Literal["hugging_face", "onnx", "gguf"]
@@ -114,42 +112,14 @@ def generate(
         TuttiError: there is no such run, or its model does not go on from texts.
     """
     if is_package(run):
-        _refuse_other_tasks(run, Package.read(run).task)
+        require_causal(run, Package.read(run).task)
         return open_writer(run).go_on(prompts, new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-    directory = RunDirectory(run)
-    directory.require()
-    config = load_config(directory.config)
-    _refuse_other_tasks(run, config.task)
-    if _export_is_current(directory):
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory.export)
-        tokenizer = AutoTokenizer.from_pretrained(directory.export)
-    else:
-        job, _, _ = load_trained(run)
-        assert isinstance(job, LanguageModelJob)
-        model = job.objective.model
-        tokenizer = AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory)
-    assert isinstance(model, PreTrainedModel)
-    if config.task.kind == "chat":
+    model, tokenizer, task = load_causal(run)
+    if task.kind == "chat":
         prompts = begin_turns(render(tokenizer.name_or_path), prompts)
     return models.generate(
         model, tokenizer, list(prompts), new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
-
-
-def _refuse_other_tasks(place: Path, task: TaskConfig) -> None:
-    if task.kind not in ("language_model", "chat"):
-        raise RunError(
-            f"{place} learned to {task.kind}, not to go on from a text",
-            f"ask it with `tutti predict {place} …`",
-        )
-
-
-def _export_is_current(directory: RunDirectory) -> bool:
-    """Whether `export/` was written after the newest checkpoint (a resumed run may have gone on since)."""
-    exported, latest = directory.export / "config.json", directory.checkpoints / "LATEST"
-    if not exported.is_file():
-        return False
-    return not latest.is_file() or exported.stat().st_mtime >= latest.stat().st_mtime
 
 
 def export(

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti.config import Config, load_config
+from tutti.config.task import TaskConfig
 from tutti.core.errors import CheckpointError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import Objective, SampleSource
@@ -133,3 +135,38 @@ def arithmetic_of(config: Config) -> Any:
 def asker_of(job: LabelledJob, config: Config) -> Asker:
     """What asks the trained model of `job`, in the arithmetic of its run."""
     return Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
+
+
+def load_causal(run: Path) -> tuple[PreTrainedModel, Any, TaskConfig]:
+    """The model of a run that goes on from texts, its tokenizer (transformers'), and what it learned.
+
+    Raises:
+        TuttiError: there is no such run, nothing sound was saved of it, or it learned something else.
+    """
+    directory = RunDirectory(run)
+    directory.require()
+    task = load_config(directory.config).task
+    require_causal(run, task)
+    if _export_is_current(directory):
+        model: Any = AutoModelForCausalLM.from_pretrained(directory.export)
+        return model, AutoTokenizer.from_pretrained(directory.export), task
+    job, _, _ = load_trained(run)
+    assert isinstance(job, LanguageModelJob) and isinstance(job.objective.model, PreTrainedModel)
+    return job.objective.model, AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory), task
+
+
+def require_causal(place: Path, task: TaskConfig) -> None:
+    """Raise RunError where the model of `place` does not go on from texts."""
+    if task.kind not in ("language_model", "chat"):
+        raise RunError(
+            f"{place} learned to {task.kind}, not to go on from a text",
+            f"ask it with `tutti predict {place} …`",
+        )
+
+
+def _export_is_current(directory: RunDirectory) -> bool:
+    """Whether `export/` was written after the newest checkpoint (a resumed run may have gone on since)."""
+    exported, latest = directory.export / "config.json", directory.checkpoints / "LATEST"
+    if not exported.is_file():
+        return False
+    return not latest.is_file() or exported.stat().st_mtime >= latest.stat().st_mtime

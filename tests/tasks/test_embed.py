@@ -137,7 +137,7 @@ def test_the_number_of_workers_changes_nothing(place: Path) -> None:
 def test_what_cannot_be_is_refused(place: Path) -> None:
     with pytest.raises(DataError, match="no field 'query'"):
         make_task(TaskConfig(kind="embed")).example(Record("f:1", {"text": "x"}))
-    with pytest.raises(ConfigError, match="is not for task.kind embed"):
+    with pytest.raises(ConfigError, match=r"is not for task\.kind embed"):
         load_config(None, words_of(place, "x", "regularise.r_drop=1.0"))
     with pytest.raises(ConfigError, match="together belongs to kind embed"):
         load_config(None, ["task={kind: tag, together: 4}"])

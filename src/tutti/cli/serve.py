@@ -1,0 +1,62 @@
+"""`tutti serve`: a model as a service that OpenAI's clients can talk to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tutti.cli.output import find_run
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run, what `tutti compress` wrote, or a Hugging Face directory."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Where to listen; other machines can only come where it says so.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; the run's name by default.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Texts that are written at the same time.")] = 8,
+    context: Annotated[
+        int | None,
+        typer.Option(min=16, help="Tokens of a prompt with its answer; at most what the model can see."),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; more are told to come again.")
+    ] = 64,
+    weights: Annotated[
+        Literal["auto", "as-they-are", "int8", "bf16"],
+        typer.Option(
+            help="How they are computed with. auto: whole numbers of 8 bits on a CPU, bf16 on a GPU."
+        ),
+    ] = "auto",
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen for other machines without TLS.")
+    ] = False,
+) -> None:
+    """Answer OpenAI's clients with a model that writes: chat and completions, streamed or whole."""
+    from tutti import api
+
+    api.serve(
+        find_run(model),
+        host=host,
+        port=port,
+        name=name,
+        slots=slots,
+        context=context,
+        queue=queue,
+        weights=weights,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        insecure=insecure,
+    )

@@ -1,0 +1,103 @@
+"""Any model that goes on from texts, made ready to be served: a run's, one that `compress` wrote, a Hugging Face
+directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tutti.core.errors import ModelError
+from tutti.models.quantized import QuantizedLinear, round_to_nearest, straighten
+from tutti.package import Package, is_package, open_writer
+from tutti.serve.service import Render
+from tutti.trained import load_causal, require_causal
+
+#: How weights are computed with; `auto`: as whole numbers of 8 bits on a CPU.
+Weights = Literal["auto", "as-they-are", "int8", "bf16"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model with what it takes to talk to it. `context`: tokens that it can see; `render`: see `Service`."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    render: Render | None
+    context: int
+    end_tokens: set[int]
+    vocabulary: int
+
+
+def load_model(place: Path) -> Found:
+    """The model of `place`.
+
+    Raises:
+        TuttiError: there is none, or it does not go on from texts.
+    """
+    if is_package(place):
+        require_causal(place, Package.read(place).task)
+        writer = open_writer(place)
+        model, tokenizer = writer.model, writer.tokenizer
+    elif (place / "config.json").is_file():
+        model, tokenizer = _from_hugging_face(place)
+    else:
+        model, tokenizer, _ = load_causal(place)
+    config: Any = model.config.get_text_config(decoder=True)
+    weight: Any = model.get_input_embeddings().weight
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return Found(
+        name=place.resolve().name,
+        model=model,
+        tokenizer=tokenizer,
+        render=_render_of(tokenizer) if tokenizer.chat_template else None,
+        context=int(getattr(config, "max_position_embeddings", None) or 1 << 20),
+        end_tokens=set(ends) if isinstance(ends, list) else {ends} - {None},
+        vocabulary=len(weight),
+    )
+
+
+def set_weights(model: nn.Module, weights: Weights) -> str:
+    """Have `model` compute with `weights`, in place; says what was done."""
+    if torch.cuda.is_available() and weights in ("auto", "bf16"):
+        model.to(device="cuda", dtype=torch.bfloat16)
+        return "weights: bf16, on the GPU"
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        return "weights: whole numbers, as they were written"
+    if weights == "bf16":
+        model.to(torch.bfloat16)
+        return "weights: bf16"
+    if weights == "as-they-are":
+        return f"weights: {next(model.parameters()).dtype}".replace("torch.", "")
+    straighten(model)
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            codes = round_to_nearest(module.weight.detach().float(), 8)
+            model.set_submodule(name, QuantizedLinear(codes, module.bias, "dynamic"))
+    return "weights: int8, rounded as they were read (--weights as-they-are leaves them alone)"
+
+
+def _from_hugging_face(place: Path) -> tuple[Any, Any]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, local_files_only=True, use_safetensors=True)
+        return model, AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{place} holds no model that goes on from texts: {str(error).splitlines()[0]}",
+            "give a directory with config.json, model.safetensors and a tokenizer",
+        ) from error
+
+
+def _render_of(tokenizer: Any) -> Render:
+    def render(messages: Sequence[dict[str, str]]) -> str:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return text
+
+    return render

@@ -1,0 +1,141 @@
+"""`tutti serve`: a model, its engine and its door, from the start to the last answer."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutti.core.address import bracketed
+from tutti.core.errors import ConfigError, LaunchError
+from tutti.serve.engine import Engine, SlotModel, Unsupported
+from tutti.serve.load import Weights, load_model, set_weights
+from tutti.serve.service import Service
+
+#: Where the key is looked for.
+KEY_VARIABLE = "TUTTI_API_KEY"
+#: Tokens of a slot, where the model could see more: what is set aside for all slots is taken from the machine.
+_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the service listens. `certificate`, `private_key`: of TLS; `insecure`: others may come without."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure: bool = False
+
+    def open(self) -> socket.socket:
+        """A listening socket.
+
+        Raises:
+            ConfigError: keys would travel in the clear, or a file is missing.
+            LaunchError: the address cannot be had.
+        """
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("--tls-certificate and --tls-key belong together", "give both, or neither")
+        for path in (self.certificate, self.private_key):
+            if path is not None and not path.is_file():
+                raise ConfigError(
+                    f"there is no file {path}", "give the PEM files of the certificate and its key"
+                )
+        if not self.is_loopback and self.certificate is None and not self.insecure:
+            raise ConfigError(
+                f"{self.host} is for other machines, and their keys and texts would travel in the clear",
+                "give --tls-certificate and --tls-key; or --insecure where something before it has TLS",
+            )
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            return socket.create_server((self.host, self.port), family=family, backlog=2048)
+        except OSError as error:
+            raise LaunchError(
+                f"cannot listen at {bracketed(self.host)}:{self.port}: {error.strerror}",
+                "choose another --port or --host",
+            ) from error
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can come."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @property
+    def scheme(self) -> str:
+        """Of its URL."""
+        return "http" if self.certificate is None else "https"
+
+
+def serve(
+    place: Path,
+    door: Door,
+    *,
+    name: str | None,
+    slots: int,
+    context: int | None,
+    queue_length: int,
+    weights: Weights,
+    say: Callable[[str], None],
+) -> None:
+    """Serve the model of `place` until told to stop (SIGTERM, Ctrl-C), then answer what was begun.
+
+    Raises:
+        TuttiError: there is no such model, it cannot be served, or the door cannot be opened.
+    """
+    try:
+        from tutti.serve.http import make_app, run_server
+    except ImportError as error:
+        raise ConfigError(
+            f"`tutti serve` needs the package {error.name}", "install it: pip install 'tutti[serve]'"
+        ) from error
+    listener = door.open()  # before minutes are spent on a model
+    try:
+        found = load_model(place)
+        room = min(found.context, context or _CONTEXT)
+        say(set_weights(found.model, weights))
+        try:
+            model = SlotModel(found.model, slots, room)
+        except Unsupported as error:
+            raise ConfigError(str(error), "export it, and serve it with another program") from error
+        engine = Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)
+        service = Service(
+            name or found.name,
+            engine,
+            found.tokenizer,
+            found.render,
+            int(time.time()),
+            found.vocabulary,
+            slots,
+        )
+        given = os.environ.get(KEY_VARIABLE)
+        key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
+        host, port = listener.getsockname()[:2]
+        for line in _welcome(service, f"{door.scheme}://{bracketed(host)}:{port}", key, is_new=given is None):
+            say(line)
+        try:
+            run_server(make_app(service, key), listener, door.certificate, door.private_key)
+        finally:
+            engine.close()
+    finally:
+        listener.close()
+
+
+def _welcome(service: Service, url: str, key: str, *, is_new: bool) -> list[str]:
+    verb, asked = "completions", '"prompt": "The", "max_tokens": 32'
+    if service.render is not None:
+        verb, asked = "chat/completions", '"messages": [{"role": "user", "content": "Hello"}]'
+    shown = key if is_new else f"${KEY_VARIABLE}"
+    lines = [f"serving {service.name} at {url}/v1; Ctrl-C ends it"]
+    if is_new:
+        lines.append(f"key, for this time: {key} (set {KEY_VARIABLE} to choose one)")
+    return [
+        *lines,
+        "try it:",
+        f'  curl {url}/v1/{verb} -H "Authorization: Bearer {shown}" \\',
+        f"    -H 'Content-Type: application/json' -d '{{\"model\": \"{service.name}\", {asked}}}'",
+    ]

@@ -1,0 +1,81 @@
+"""What is served: a model under its name, and how requests get to its engine and answers back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutti.serve.engine import End, Engine, Piece, Request, Sampling
+from tutti.serve.words import Words
+
+#: An engine that has not come round for so long is wedged.
+WEDGED_SECONDS = 30.0
+#: How long a request may take.
+_DEADLINE_SECONDS = 600.0
+
+#: A conversation (role and content of each message) as the model's template writes it before an answer.
+Render = Callable[[Sequence[dict[str, str]]], str]
+
+
+@dataclass(frozen=True)
+class Service:
+    """`render`: None where the model has learned no conversations. `made`: when, in seconds since 1970. `vocabulary`:
+    tokens that it knows. `most_texts`: for one request."""
+
+    name: str
+    engine: Engine
+    tokenizer: Any
+    render: Render | None
+    made: int
+    vocabulary: int
+    most_texts: int
+    words: Words = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", Words(self.tokenizer))
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot answer now; None: it can."""
+        if not self.engine.alive:
+            return "the engine has stopped"
+        if time.monotonic() - self.engine.beat > WEDGED_SECONDS:
+            return f"the engine has not come round for {WEDGED_SECONDS:.0f} s"
+        return None
+
+    def tokens_of(self, text: str) -> list[int]:
+        """`text` as the model reads it."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def ask(self, prompt: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...]) -> Answer:
+        """Have the engine go on from `prompt`. Raises as `Engine.submit`."""
+        answer = Answer(prompt, new_tokens, sampling, stop)
+        self.engine.submit(answer.request)
+        return answer
+
+
+class Answer:
+    """What the engine says, for one listener in the event loop that asked."""
+
+    def __init__(self, prompt: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...]) -> None:
+        loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Piece | End]()
+
+        def deliver(event: Piece | End) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the listener with it
+                loop.call_soon_threadsafe(self._arrived.put_nowait, event)
+
+        deadline = time.monotonic() + _DEADLINE_SECONDS
+        self.request = Request(prompt, new_tokens, deliver, sampling, stop, deadline)
+
+    async def next(self) -> Piece | End:
+        """What comes next, `End` last."""
+        return await self._arrived.get()
+
+    def cancel(self) -> None:
+        """Nobody listens any more."""
+        self.request.cancelled = True
