@@ -102,6 +102,28 @@ def test_who_does_not_know_the_secret_is_passed_over(place: Place) -> None:
     assert stranger[:2] == (1, 3.0)
 
 
+def with_late_receiver(rank: int, place: Place, secret: bytes) -> tuple[list[float], float]:
+    made = transport(place, rank, secret, [])
+    together(rank)
+    while made.size < 2:
+        made.meet()
+    got = torch.zeros(1_000_000)
+    for round_ in range(2):
+        send = made.start_send(torch.full_like(got, 10 * rank + round_), 1 - rank) if rank == 0 else None
+        if rank == 1:
+            time.sleep(0.6)  # for so long member 0 waits, and would on a slow link
+            made.start_receive(got, 0)()
+        if send is not None:
+            send()
+    return [float(got.min()), float(got.max())], total(made, rank + 1.0)
+
+
+def test_a_message_may_be_on_its_way_for_long(place: Place) -> None:
+    (_, first), (got, second) = run_ranks(2, with_late_receiver, place, new_secret())
+    assert got == [1.0, 1.0]
+    assert first == second == 3.0, "the group is as it was"
+
+
 def test_whoever_waits_for_a_dead_member_is_told_and_meets_the_others(place: Place) -> None:
     secret = new_secret()
     context = multiprocessing.get_context("forkserver")

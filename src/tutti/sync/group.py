@@ -27,6 +27,7 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
     Work,
 )
 
+from tutti.sync.background import in_background
 from tutti.sync.transport import Wait
 
 #: Members that agreed to meet a moment ago answer quickly, or are dead.
@@ -80,11 +81,11 @@ class Group:
 
     def send(self, tensor: Tensor, to: int) -> Wait:
         """Begin to give `tensor` to member `to`."""
-        return self._until_done(self._backend.send([tensor], to, 0))
+        return self._until_done(_OnThread(self._backend.send([tensor], to, 0)))
 
     def receive(self, tensor: Tensor, source: int) -> Wait:
         """Begin to fill `tensor` with what member `source` sends."""
-        return self._until_done(self._backend.recv([tensor], source, 0))
+        return self._until_done(_OnThread(self._backend.recv([tensor], source, 0)))
 
     def sever(self) -> None:
         """Break off: every exchange, begun or to come, fails now. May be called from any thread."""
@@ -104,7 +105,7 @@ class Group:
         listens = held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         return not listens and bool({held.getsockname()[1], held.getpeername()[1]} & self._ports)
 
-    def _until_done(self, work: Work) -> Wait:
+    def _until_done(self, work: Work | _OnThread) -> Wait:
         def wait() -> None:
             patience = _SLICES
             while True:
@@ -125,6 +126,25 @@ class Group:
                     return
 
         return wait
+
+
+class _OnThread:
+    """A message between two, waited for by a thread: gloo ends all connections of the group when whoever waits for a
+    message gives up after a while, be it to look whether it should go on waiting."""
+
+    def __init__(self, work: Work) -> None:
+        self._done = in_background(work.wait, "message")
+
+    def wait(self, timeout: timedelta | None = None) -> None:
+        """Raises RuntimeError when it has failed, or is not done after `timeout`."""
+        try:
+            self._done.result(None if timeout is None else timeout.total_seconds())
+        except TimeoutError as error:
+            raise RuntimeError("not yet") from error
+
+    def is_completed(self) -> bool:
+        """Whether it is over, one way or the other."""
+        return self._done.done()
 
 
 def _listening() -> set[int]:
