@@ -1,4 +1,4 @@
-"""A model in a directory of its own, with all that it takes to ask it; written by `compress` and `combine`."""
+"""A model in a directory of its own, with all that it takes to ask it or to let it write; see `directory`."""
 
 from tutti.package.asker import Asker
 from tutti.package.directory import (
