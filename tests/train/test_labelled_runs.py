@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(place: Path) -> No
         with pytest.raises(error, match=said):
             train(place, "never", *words)
         assert not (place / "runs" / "never").exists()
-    with pytest.raises(RunError, match="predicts no labels"):
+    with pytest.raises(RunError, match="learned from no labelled examples"):
         api.predict(_language_run(place), ["x"])
 
 

@@ -104,7 +104,7 @@ class WriterSubject(Subject):
             )
 
     def ladder(self, layers: int, done: Sequence[str]) -> list[str]:
-        return ladder(layers, "int8-mixed")
+        return ladder(layers, "int4-gptq")
 
     def objective(self, model: nn.Module) -> Objective:
         """The loss with `model`, whose head may be of whole numbers."""
