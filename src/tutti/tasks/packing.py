@@ -170,24 +170,37 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: query, key, value [B, H, S, D] → [B, S, H, D]."""
     if (places := dense.active()) is not None:
-        if _is_plain_with_dropout(module, query, key, attention_mask, rest):
-            scale = rest.get("scaling") or query.shape[-1] ** -0.5
-            with torch.autocast("cpu", enabled=False):
-                output = BandedAttention.apply(  # type: ignore[no-untyped-call]
-                    query, key, value, attention_mask, places, rest["dropout"], scale
-                )
-            return output, None
-        attended = []
-        for band in places.bands:
-            own_query, own_key, own_value = (band.unpack_heads(part) for part in (query, key, value))
-            mask = None if attention_mask is None else band.cut_mask(attention_mask)
-            attended.append(band.pack(_attend_here(module, own_query, own_key, own_value, mask, **rest)[0]))
-        return torch.cat(attended)[None], None
+        return _attend_packed(module, query, key, value, attention_mask, places, **rest), None
     exchange: SequenceExchange | None = getattr(module, "sequence_exchange", None)
     if exchange is None:
         return _attend_here(module, query, key, value, attention_mask, **rest)
     query, key, value = (exchange.whole_sequence(part) for part in (query, key, value))
     return exchange.all_heads(_attend_here(module, query, key, value, attention_mask, **rest)[0]), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_packed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    places: dense.Places,
+    **rest: Any,
+) -> Tensor:
+    """The same of packed rows: query, key, value [1, H, T, D] → [1, T, H, D]."""
+    if _is_plain_with_dropout(module, query, key, attention_mask, rest):
+        scale = rest.get("scaling") or query.shape[-1] ** -0.5
+        arguments = query, key, value, attention_mask, places, rest["dropout"], scale
+        with torch.autocast("cpu", enabled=False):
+            output: Tensor = BandedAttention.apply(*arguments)  # type: ignore[no-untyped-call]
+        return output
+    attended = []
+    for band in places.bands:
+        own_query, own_key, own_value = (band.unpack_heads(part) for part in (query, key, value))
+        mask = None if attention_mask is None else band.cut_mask(attention_mask)
+        attended.append(band.pack(_attend_here(module, own_query, own_key, own_value, mask, **rest)[0]))
+    return torch.cat(attended)[None]
 
 
 def _attend_here(
@@ -215,7 +228,8 @@ def _is_plain_with_dropout(
     causal = rest.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     alike = query.shape[1] == key.shape[1] and (mask is not None or not causal)
-    return query.device.type == "cpu" and bool(rest.get("dropout")) and alike and not special
+    here = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    return here and bool(rest.get("dropout")) and alike and not special
 
 
 def _attend_with_dropout(
