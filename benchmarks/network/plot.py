@@ -12,6 +12,8 @@ from benchmarks.network.judge import CEILING_RATE, NEAR, Row, baseline, paramete
 from benchmarks.network.origin import Origin
 
 _OURS, _THEIRS = "tab:blue", "tab:orange"
+#: Where a point's number stands beside it, in points.
+_SIDES = ((0, 6), (8, -3), (0, -13), (-8, -3))
 
 
 def draw(origin: Origin, rows: Sequence[Row], path: Path) -> None:
@@ -33,17 +35,23 @@ def _pareto(axes: Axes, origin: Origin, rows: Sequence[Row]) -> None:
     )
     if base is None or base.loss is None:
         return
-    points = []
+    points, names = list[tuple[float, float]](), list[str]()
     for row in rows:
         if row.loss is None or not row.sent:
             continue
         x, y = row.sent / parameters(origin), (row.loss / base.loss - 1) * 100
         points.append((x, y))
+        names.append(f"{len(points)}  {row.arm.name}")
         axes.scatter(x, y, color=_OURS if row.arm.peer is None else _THEIRS)
-        axes.annotate(row.arm.name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+        # In turns to all sides: arms of like loss lie side by side.
+        side = _SIDES[len(points) % len(_SIDES)]
+        axes.annotate(
+            str(len(points)), (x, y), textcoords="offset points", xytext=side, fontsize=8, ha="center"
+        )
     front = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
     axes.plot(*zip(*sorted(front), strict=True), color="gray", linewidth=0.8)
     axes.grid(alpha=0.3)
+    axes.text(0.74, 0.98, "\n".join(names), transform=axes.transAxes, va="top", fontsize=7)
 
 
 def _times(axes: Axes, rows: Sequence[Row]) -> None:
