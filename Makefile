@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress bench-serve
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -133,6 +133,14 @@ bench-quality: .venv/installed
 bench-cooperate: .venv/installed
 	@test -n "$(TEXT)" || { echo "say which text: make bench-cooperate TEXT=input.txt"; exit 2; }
 	$(BIN)/python -m benchmarks.cooperate.run --text $(TEXT)
+
+# llama.cpp is compiled here, which takes some minutes.
+.venv/llama: .venv/dev
+	$(INSTALL) -e '.[llama]'
+	touch $@
+
+bench-serve: .venv/llama
+	$(BIN)/python -m benchmarks.serve.generate
 
 docs: .venv/dev
 	$(BIN)/mkdocs serve

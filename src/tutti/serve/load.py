@@ -84,6 +84,13 @@ def set_weights(model: nn.Module, weights: Weights) -> str:
     return "weights: int8, rounded as they were read (--weights as-they-are leaves them alone)"
 
 
+def cached_as(model: nn.Module) -> torch.dtype | None:
+    """How keys and values of `model` are kept: beside weights of 8 bits in 16, as to fetch them is what attention
+    costs; None: as it computes them."""
+    quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    return torch.bfloat16 if quantized else None
+
+
 def _from_hugging_face(place: Path) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(place, local_files_only=True, use_safetensors=True)

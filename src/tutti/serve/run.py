@@ -13,7 +13,7 @@ from pathlib import Path
 from tutti.core.address import bracketed
 from tutti.core.errors import ConfigError, LaunchError
 from tutti.serve.engine import Engine, SlotModel, Unsupported
-from tutti.serve.load import Weights, load_model, set_weights
+from tutti.serve.load import Weights, cached_as, load_model, set_weights
 from tutti.serve.service import Service
 
 #: Where the key is looked for.
@@ -99,7 +99,7 @@ def serve(
         room = min(found.context, context or _CONTEXT)
         say(set_weights(found.model, weights))
         try:
-            model = SlotModel(found.model, slots, room)
+            model = SlotModel(found.model, slots, room, cached_as(found.model))
         except Unsupported as error:
             raise ConfigError(str(error), "export it, and serve it with another program") from error
         engine = Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)

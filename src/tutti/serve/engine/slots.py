@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
+from tutti.serve.engine.attention import read, write
 
 _ATTENTION = "tutti-slots"
 #: Of `check`: what is wrong may be so much of what attention does at all, and so many times what rounding does.
@@ -60,10 +61,10 @@ class Turn:
 
 
 class KeyValueSlots:
-    """Keys and values of every layer, [R, K, C, D]."""
+    """Keys and values of every layer, [R, K, C, D]. `dtype`: None: as the model computes them."""
 
-    def __init__(self, slots: int, capacity: int) -> None:
-        self.slots, self.capacity = slots, capacity
+    def __init__(self, slots: int, capacity: int, dtype: torch.dtype | None = None) -> None:
+        self.slots, self.capacity, self.dtype = slots, capacity, dtype
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,9 @@ class KeyValueSlots:
         if layer not in self._layers:
             # Zeros, not just memory: what no text has reached is multiplied by a probability of 0.
             made = [
-                part.new_zeros(self.slots, part.shape[1], self.capacity, part.shape[3])
+                part.new_zeros(
+                    self.slots, part.shape[1], self.capacity, part.shape[3], dtype=self.dtype or part.dtype
+                )
                 for part in (key, value)
             ]
             self._layers[layer] = (made[0], made[1])
@@ -86,17 +89,18 @@ class KeyValueSlots:
 
 
 class SlotModel:
-    """`model` with `slots` texts of at most `context` tokens each.
+    """`model` with `slots` texts of at most `context` tokens each, whose keys and values are kept as `cached` (None: as
+    the model computes them).
 
     Raises:
         Unsupported: its architecture computes attention, or positions, in a way of its own.
     """
 
-    def __init__(self, model: nn.Module, slots: int, context: int) -> None:
+    def __init__(self, model: nn.Module, slots: int, context: int, cached: torch.dtype | None = None) -> None:
         taken = inspect.signature(model.forward).parameters
         if missing := {"position_ids", "logits_to_keep"} - taken.keys():
             raise Unsupported(f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}")
-        self.cache = KeyValueSlots(slots, context)
+        self.cache = KeyValueSlots(slots, context, cached)
         self.context = context
         whole: Any = model.eval()
         self._model = whole
@@ -107,7 +111,7 @@ class SlotModel:
             self.check("sdpa" if before == _ATTENTION else before)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
             raise Unsupported(f"{type(model).__name__} cannot be served in slots: {error}") from error
-        self.cache = KeyValueSlots(slots, context)
+        self.cache = KeyValueSlots(slots, context, cached)
 
     @torch.inference_mode()
     def run(self, turn: Turn, tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
@@ -186,79 +190,14 @@ def _attend(
     keys, values = cache.of(module.layer_idx, key, value)
     outputs, count = [], len(turn.writing)
     if count:
-        keys[turn.slots, :, turn.places] = key[0, :, :count].transpose(0, 1)
-        values[turn.slots, :, turn.places] = value[0, :, :count].transpose(0, 1)
-        outputs.append(_write(query[0, :, :count].transpose(0, 1), keys, values, turn, scale))
+        newest = [part[0, :, :count].transpose(0, 1) for part in (query, key, value)]
+        outputs.append(write(newest[0], newest[1], newest[2], keys, values, turn.slots, turn.places, scale))
     for part in turn.reading:
         start, stop = count, count + part.count
-        own = slice(part.start, part.start + part.count)
-        keys[part.slot, :, own] = key[0, :, start:stop]
-        values[part.slot, :, own] = value[0, :, start:stop]
-        outputs.append(
-            _read(
-                query[:, :, start:stop],
-                keys[part.slot, :, : own.stop],
-                values[part.slot, :, : own.stop],
-                scale,
-            )
-        )
+        end = part.start + part.count
+        keys[part.slot, :, part.start : end] = key[0, :, start:stop]
+        values[part.slot, :, part.start : end] = value[0, :, start:stop]
+        known_keys, known_values = keys[part.slot, :, :end], values[part.slot, :, :end]
+        outputs.append(read(query[:, :, start:stop], known_keys, known_values, scale))
         count = stop
     return torch.cat(outputs)[None], None
-
-
-def _write(query: Tensor, keys: Tensor, values: Tensor, turn: Turn, scale: float) -> Tensor:
-    """One token [n, H, D] each, to all that is in its slot: [n, H, D].
-
-    Neighbouring slots are computed together, as they lie; copying them side by side would cost more than attention.
-    """
-    first, last = turn.writing[0].slot, turn.writing[-1].slot
-    longest = int(turn.places.max()) + 1
-    if 2 * len(turn.writing) < last - first + 1:  # far apart: one by one
-        return torch.cat(
-            [
-                _weigh(
-                    one[None],
-                    keys[p.slot : p.slot + 1, :, : p.start + 1],
-                    values[p.slot : p.slot + 1, :, : p.start + 1],
-                    scale,
-                )
-                for one, p in zip(query, turn.writing, strict=True)
-            ]
-        )
-    span, rows = slice(first, last + 1), turn.slots - first
-    spread = query.new_zeros(last - first + 1, *query.shape[1:])
-    spread[rows] = query
-    ends = torch.ones(
-        len(spread), dtype=torch.long
-    )  # of who does not write now: anything, and it is not used
-    ends[rows] = turn.places + 1
-    hidden = torch.arange(longest)[None, :] >= ends[:, None]
-    return _weigh(spread, keys[span, :, :longest], values[span, :, :longest], scale, hidden)[rows]
-
-
-def _weigh(query: Tensor, keys: Tensor, values: Tensor, scale: float, hidden: Tensor | None = None) -> Tensor:
-    """query [n, H, D], keys, values [n, K, L, D], `hidden` [n, L]: [n, H, D]."""
-    count, heads, width = query.shape
-    grouped = (query * scale).view(count, keys.shape[1], -1, width)
-    scores = grouped @ keys.transpose(2, 3)
-    if hidden is not None:
-        scores.masked_fill_(hidden[:, None, None], float("-inf"))
-    return (scores.softmax(-1) @ values).view(count, heads, values.shape[-1])
-
-
-def _read(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """The last tokens of a text, [1, H, c, D], to all of it, keys, values [K, L, D]: [c, H, D]."""
-    count, length = query.shape[2], keys.shape[1]
-    mask = None
-    if count < length:
-        mask = torch.ones(count, length, dtype=torch.bool, device=query.device).tril(length - count)
-    attended = F.scaled_dot_product_attention(
-        query,
-        keys[None],
-        values[None],
-        attn_mask=mask,
-        is_causal=mask is None and count > 1,
-        scale=scale,
-        enable_gqa=query.shape[1] != keys.shape[0],
-    )
-    return attended[0].transpose(0, 1)
