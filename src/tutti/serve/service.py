@@ -7,9 +7,10 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tutti.serve.engine import End, Engine, Piece, Request, Sampling
+from tutti.serve.kinds import WRITER, Kind
 from tutti.serve.words import Words
 
 #: An engine that has not come round for so long is wedged.
@@ -34,6 +35,7 @@ class Service:
     vocabulary: int
     most_texts: int
     words: Words = field(init=False)
+    kind: ClassVar[Kind] = WRITER
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", Words(self.tokenizer))

@@ -1,22 +1,22 @@
-"""The routes."""
+"""The routes: those of every service, and those of what is served."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from tutti.serve.http.common import require_model
 from tutti.serve.http.keys import Keys
 from tutti.serve.http.refusals import Refusal, answer_with_refusals
-from tutti.serve.http.schema import ChatAsked, CompletionAsked
-from tutti.serve.http.writing import ChatForm, Choice, CompletionForm, Writing
+from tutti.serve.http.writing_routes import mount_writing
+from tutti.serve.kinds import KINDS, Served
 from tutti.serve.service import Service
 
 
-def make_app(service: Service, key: str) -> ASGIApp:
+def make_app(service: Served, key: str) -> ASGIApp:
     """The application that answers for `service` to whoever has `key`."""
     app = FastAPI(title=f"Tutti: {service.name}", docs_url=None, redoc_url=None)
     answer_with_refusals(app)
@@ -36,92 +36,33 @@ def make_app(service: Service, key: str) -> ASGIApp:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        _require(service, name)
+        require_model(service, name)
         return _model(service)
 
-    @app.post("/v1/completions")
-    async def completions(asked: CompletionAsked, request: Request) -> Response:
-        _require(service, asked.model)
-        prompts = _prompts(service, asked.prompt)
-        if len(prompts) * asked.n > service.most_texts:
-            raise Refusal(400, f"at most {service.most_texts} texts for one request", param="n")
-        choices = [
-            Choice(index, prompt, asked.sampling(index % asked.n, asked.logprobs))
-            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n))
-        ]
-        form = CompletionForm(service)
-        writing = Writing(form, choices, asked.max_tokens, asked.stops, tells_usage=asked.tells_usage)
-        return await _answered(writing, request, stream=asked.stream)
-
-    @app.post("/v1/chat/completions")
-    async def chat(asked: ChatAsked, request: Request) -> Response:
-        _require(service, asked.model)
-        if service.render is None:
-            raise Refusal(
-                400,
-                "this model has no chat template: it goes on from texts (/v1/completions)",
-                param="messages",
-            )
-        prompt = service.tokens_of(
-            service.render([{"role": one.role, "content": str(one.content)} for one in asked.messages])
-        )
-        choices = [Choice(index, prompt, asked.sampling(index, asked.likeliest)) for index in range(asked.n)]
-        writing = Writing(
-            ChatForm(service), choices, asked.most_tokens, asked.stops, tells_usage=asked.tells_usage
-        )
-        return await _answered(writing, request, stream=asked.stream)
-
+    if isinstance(service, Service):
+        mount_writing(app, service)
+    _refuse_the_others(app, service)
     return Keys(app, key)
 
 
-async def _answered(writing: Writing, request: Request, *, stream: bool) -> Response:
-    writing.begin()
-    if stream:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(writing.stream(), media_type="text/event-stream", headers=headers)
-    answer = asyncio.ensure_future(writing.whole())
-    left = asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return JSONResponse(answer.result())
-        return Response(status_code=499)  # nobody reads it
-    finally:
-        writing.cancel()
-        answer.cancel()
-        left.cancel()
+def _refuse_the_others(app: FastAPI, service: Served) -> None:
+    """Say to whoever asks for what other kinds of models do what this one does."""
+    own = service.kind.routes
+    message = f"{service.name!r} is a {service.kind.name}: ask it at {' or '.join(own)}"
+
+    async def refuse() -> Response:
+        raise Refusal(404, message, code="wrong_kind_of_model")
+
+    for route in sorted({route for kind in KINDS for route in kind.routes} - set(own)):
+        app.post(route, include_in_schema=False)(refuse)
 
 
-async def _until_gone(request: Request) -> None:
-    """Until the asker has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _require(service: Service, name: str | None) -> None:
-    if name is not None and name != service.name:
-        raise Refusal(
-            404,
-            f"there is no model {name!r} here, but {service.name!r}",
-            code="model_not_found",
-            param="model",
-        )
-
-
-def _model(service: Service) -> dict[str, Any]:
-    return {"id": service.name, "object": "model", "created": service.made, "owned_by": "tutti"}
-
-
-def _prompts(service: Service, given: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
-    """Every prompt as tokens.
-
-    Raises:
-        Refusal: there is none, or a token that the model does not have.
-    """
-    several: Any = given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
-    prompts = [service.tokens_of(one) if isinstance(one, str) else one for one in several]
-    if not prompts:
-        raise Refusal(400, "there is no prompt", param="prompt")
-    if any(not 0 <= token < service.vocabulary for prompt in prompts for token in prompt):
-        raise Refusal(400, f"tokens are numbers from 0 to {service.vocabulary - 1}", param="prompt")
-    return prompts
+def _model(service: Served) -> dict[str, Any]:
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.made,
+        "owned_by": "tutti",
+        "kind": service.kind.name,
+        "routes": list(service.kind.routes),
+    }

@@ -1,0 +1,84 @@
+"""The routes of a model that writes, as OpenAI has them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from tutti.serve.http.common import require_model, until_gone
+from tutti.serve.http.refusals import Refusal
+from tutti.serve.http.schema import ChatAsked, CompletionAsked
+from tutti.serve.http.writing import ChatForm, Choice, CompletionForm, Writing
+from tutti.serve.service import Service
+
+
+def mount_writing(app: FastAPI, service: Service) -> None:
+    """Let `app` answer completions and chats with `service`."""
+
+    @app.post("/v1/completions")
+    async def completions(asked: CompletionAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        prompts = _prompts(service, asked.prompt)
+        if len(prompts) * asked.n > service.most_texts:
+            raise Refusal(400, f"at most {service.most_texts} texts for one request", param="n")
+        choices = [
+            Choice(index, prompt, asked.sampling(index % asked.n, asked.logprobs))
+            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n))
+        ]
+        form = CompletionForm(service)
+        writing = Writing(form, choices, asked.max_tokens, asked.stops, tells_usage=asked.tells_usage)
+        return await _answered(writing, request, stream=asked.stream)
+
+    @app.post("/v1/chat/completions")
+    async def chat(asked: ChatAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        if service.render is None:
+            raise Refusal(
+                400,
+                "this model has no chat template: it goes on from texts (/v1/completions)",
+                param="messages",
+            )
+        prompt = service.tokens_of(
+            service.render([{"role": one.role, "content": str(one.content)} for one in asked.messages])
+        )
+        choices = [Choice(index, prompt, asked.sampling(index, asked.likeliest)) for index in range(asked.n)]
+        writing = Writing(
+            ChatForm(service), choices, asked.most_tokens, asked.stops, tells_usage=asked.tells_usage
+        )
+        return await _answered(writing, request, stream=asked.stream)
+
+
+async def _answered(writing: Writing, request: Request, *, stream: bool) -> Response:
+    writing.begin()
+    if stream:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(writing.stream(), media_type="text/event-stream", headers=headers)
+    answer = asyncio.ensure_future(writing.whole())
+    left = asyncio.ensure_future(until_gone(request))
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return JSONResponse(answer.result())
+        return Response(status_code=499)  # nobody reads it
+    finally:
+        writing.cancel()
+        answer.cancel()
+        left.cancel()
+
+
+def _prompts(service: Service, given: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+    """Every prompt as tokens.
+
+    Raises:
+        Refusal: there is none, or a token that the model does not have.
+    """
+    several: Any = given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
+    prompts = [service.tokens_of(one) if isinstance(one, str) else one for one in several]
+    if not prompts:
+        raise Refusal(400, "there is no prompt", param="prompt")
+    if any(not 0 <= token < service.vocabulary for prompt in prompts for token in prompt):
+        raise Refusal(400, f"tokens are numbers from 0 to {service.vocabulary - 1}", param="prompt")
+    return prompts

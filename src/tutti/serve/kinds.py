@@ -1,0 +1,41 @@
+"""What a service is for, and the routes that go with it; whoever asks for another's is told which there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`name`: as `/v1/models` says it. `routes`: to which is posted."""
+
+    name: str
+    routes: tuple[str, ...]
+
+
+WRITER = Kind("writer", ("/v1/chat/completions", "/v1/completions"))
+CLASSIFIER = Kind("classifier", ("/v1/classify",))
+TAGGER = Kind("tagger", ("/v1/extract",))
+EMBEDDER = Kind("embedder", ("/v1/embeddings",))
+RECOMMENDER = Kind("recommender", ("/v1/recommend",))
+ANSWERER = Kind("answerer", ("/v1/answer",))
+
+KINDS = (WRITER, CLASSIFIER, TAGGER, EMBEDDER, RECOMMENDER, ANSWERER)
+
+
+class Served(Protocol):
+    """What every service says of itself. `made`: when it was started, in seconds since 1970."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def made(self) -> int: ...
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot answer now; None: it can."""
