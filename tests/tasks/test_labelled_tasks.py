@@ -181,9 +181,12 @@ def test_tagging_is_what_transformers_computes(directory: Path, encoder: RowEnco
     objective.answers = []
     total, targets = objective(batch)
     torch.testing.assert_close(total / targets, expected.loss)
-    best = expected.logits.argmax(2)
-    assert objective.answers[0][0].tolist() == [int(best[0, at]) for at in rows[0]["starts"]]
-    assert objective.answers[0][1, :2].tolist() == [int(best[1, at]) for at in rows[1]["starts"]]
+    logits = expected.logits.detach().numpy()
+    for answer, of_row, row in zip(objective.answers[0], logits, rows, strict=True):
+        chances = np.exp(of_row[row["starts"]])
+        chances /= chances.sum(1, keepdims=True)
+        said = answer.numpy().reshape(-1, 2)[: len(chances)]  # tag and chance of each word
+        np.testing.assert_allclose(said, np.stack([chances.argmax(1), chances.max(1)], 1), rtol=1e-5)
 
 
 def test_spans_become_tags_and_back() -> None:
@@ -213,6 +216,22 @@ def test_entities_are_read_as_conlleval_reads_them(
     assert [(e["start"], e["end"], e["label"]) for e in entities(example, tags)] == expected
 
 
+def _with_chances(tags: np.ndarray, chances: np.ndarray | float) -> np.ndarray:
+    """Answers: of each word its tag and its chance, in turns."""
+    return np.stack([tags, np.broadcast_to(chances, tags.shape)], 2).reshape(len(tags), -1)
+
+
+def test_an_entity_is_as_sure_as_its_words_are_on_average() -> None:
+    task, examples = examples_of("tag", [{"tokens": ["Anna", "in", "New", "York"], "tags": ["O"] * 4}])
+    rows = ListedRows([[{"starts": [1, 2, 3, 4], "words": [0, 1, 2, 3]}]])
+    tags = np.array([[TAGS.numbers[tag] for tag in ("B-PER", "O", "B-LOC", "I-LOC")]], dtype=float)
+    answers = _with_chances(tags, np.array([[0.9, 0.99, 0.8, 0.6]]))
+    assert task.decode(answers, rows, examples, TAGS)[0]["entities"] == [
+        {"label": "PER", "start": 0, "end": 4, "text": "Anna", "score": 0.9},
+        {"label": "LOC", "start": 8, "end": 16, "text": "New York", "score": 0.7},
+    ]
+
+
 def test_scores_of_tags() -> None:
     task, examples = examples_of(
         "tag",
@@ -226,7 +245,7 @@ def test_scores_of_tags() -> None:
     )
     # Says: PER right, LOC of the first too short; LOC of the second right, and one that is none.
     answers = np.array([[3, 0, 1, 0], [1, 1, 0, 0]], dtype=float)
-    found = task.score(answers, rows, examples, TAGS)
+    found = task.score(_with_chances(answers, 0.9), rows, examples, TAGS)
     assert found["precision"] == pytest.approx(2 / 4) and found["recall"] == pytest.approx(2 / 3)
     assert found["f1"] == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
     assert found["word_accuracy"] == pytest.approx(4 / 6)
@@ -243,7 +262,7 @@ def test_scores_of_tags_are_those_of_sets_of_entities() -> None:
     change = dice.random(answers.shape) < 0.3
     answers[change] = dice.integers(0, 5, int(change.sum()))
     rows = ListedRows([[{"starts": range(20), "words": range(20)}] for _ in examples])
-    found = task.score(answers, rows, examples, TAGS)
+    found = task.score(_with_chances(answers, 0.9), rows, examples, TAGS)
 
     def as_set(tags_of: list[list[str]]) -> set[tuple[int, str, int, int]]:
         return {

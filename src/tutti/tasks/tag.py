@@ -48,7 +48,8 @@ _WORD = re.compile(
 
 
 class Tag(Task):
-    """Examples `{text, words: [[start, end], …], tags: […]}`; answers: the number of each word's tag [W]."""
+    """Examples `{text, words: [[start, end], …], tags: […]}`; answers: of each word the number of its tag and the
+    chance of it [2 W]."""
 
     kind = "tag"
     long = "they are read in pieces"
@@ -179,14 +180,14 @@ class Tag(Task):
         return Tags(model, self.regularise)
 
     def width(self, rows: Rows, labels: Labels, model: nn.Module) -> int:
-        return max((len(rows[number]["starts"]) for number in range(len(rows))), default=0)
+        return 2 * max((len(rows[number]["starts"]) for number in range(len(rows))), default=0)
 
     def score(
         self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
     ) -> dict[str, float]:
         from nervaluate.evaluator import Evaluator
 
-        said = self._tags(answers, rows, examples, labels)
+        said = [tags for tags, _ in self._tags(answers, rows, examples, labels)]
         true = [example["tags"] for example in examples]
         kinds = sorted({name[2:] for name in labels.names if name != OUTSIDE})
         found = Evaluator(_listed(examples, true), _listed(examples, said), tags=kinds, loader="dict")
@@ -205,20 +206,23 @@ class Tag(Task):
         self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
     ) -> list[dict[str, Any]]:
         return [
-            {"entities": list(entities(example, tags))}
-            for example, tags in zip(examples, self._tags(answers, rows, examples, labels), strict=True)
+            {"entities": [_scored(entity, example, chances) for entity in entities(example, tags)]}
+            for example, (tags, chances) in zip(
+                examples, self._tags(answers, rows, examples, labels), strict=True
+            )
         ]
 
     def _tags(
         self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
-    ) -> list[list[str]]:
-        """A tag for every word; one that the tokenizer leaves nothing of is outside."""
-        tags = [[OUTSIDE] * len(example["words"]) for example in examples]
-        for number, line in enumerate(answers):
-            row = rows[number]
-            for word, answer in zip(row["words"], line, strict=False):
-                tags[int(rows.example[number])][word] = labels.names[int(answer)]
-        return tags
+    ) -> list[tuple[list[str], list[float]]]:
+        """Of each example a tag for every word, and its chance; a word that the tokenizer leaves nothing of is
+        outside."""
+        found = [([OUTSIDE] * len(e["words"]), [0.0] * len(e["words"])) for e in examples]
+        for number, line in enumerate(answers.tolist()):
+            row, (tags, chances) = rows[number], found[int(rows.example[number])]
+            for place, word in enumerate(row["words"]):
+                tags[word], chances[word] = labels.names[int(line[2 * place])], line[2 * place + 1]
+        return found
 
 
 def entities(example: Example, tags: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -236,6 +240,16 @@ def entities(example: Example, tags: Sequence[str]) -> Iterator[dict[str, Any]]:
         open_["end"], open_["text"] = end, example["text"][open_["start"] : end]
     if open_ is not None:
         yield open_
+
+
+def _scored(entity: dict[str, Any], example: Example, chances: Sequence[float]) -> dict[str, Any]:
+    """`entity` with `score`, the mean chance of the tags of its words."""
+    own = [
+        chance
+        for (start, end), chance in zip(example["words"], chances, strict=True)
+        if start >= entity["start"] and end <= entity["end"]
+    ]
+    return entity | {"score": round(sum(own) / len(own), 4)}
 
 
 def _listed(examples: Sequence[Example], tags: Sequence[Sequence[str]]) -> list[list[dict[str, Any]]]:
@@ -324,7 +338,12 @@ class Tags(Scored):
     def answer_with(self, logits: Tensor, batch: Batch) -> None:
         if self.answers is not None:
             starts = batch["starts"]
-            self.answer(logits.argmax(2).gather(1, starts.clamp_min(0)) * (starts >= 0))
+            best = logits.softmax(2).max(2)
+            said = torch.stack([best.indices.double(), best.values.double()], 2)  # [B, S, 2]
+            told = (
+                said.gather(1, starts.clamp_min(0)[:, :, None].expand(-1, -1, 2)) * (starts >= 0)[:, :, None]
+            )
+            self.answer(told.flatten(1))
 
     def count_targets(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORED).sum())
