@@ -28,6 +28,7 @@ from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
 from tutti.search import tune as find_settings
 from tutti.serve import Door, Weights
+from tutti.serve import Settings as ServeSettings
 from tutti.serve import serve as serve_model
 from tutti.starting import check_run, prepare, printer, start_run
 from tutti.supervise import (
@@ -336,33 +337,25 @@ def serve(
     name: str | None = None,
     slots: int = 8,
     context: int | None = None,
-    queue: int = 64,
+    queue: int | None = None,
     weights: Weights = "auto",
     tls_certificate: Path | None = None,
     tls_key: Path | None = None,
     insecure: bool = False,
 ) -> None:
-    """Answer OpenAI's clients with the model of a run, of `compress`, or of a Hugging Face directory, until told to
-    stop by SIGTERM or Ctrl-C; what was begun is answered first.
+    """Answer programs with the model of a run, of `compress`, or of a Hugging Face directory, until told to stop by
+    SIGTERM or Ctrl-C; what was begun is answered first.
 
-    `slots`: texts that are written at the same time; `queue`: requests that may wait beside them; `context`: tokens of
-    a prompt with its answer (None: what the model can see, up to 4096). `weights`: see `tutti serve --help`. The key
+    `slots`: texts that are written at the same time; `context`: tokens of a prompt with its answer (None: what the
+    model can see, up to 4096). `queue`: requests that may wait beside them (None: 64), or texts of a model that does
+    not write (None: 1024). `weights`: see `tutti serve --help`. The key
     that clients need is that of the environment's TUTTI_API_KEY, or a new one, which is printed.
 
     Raises:
         TuttiError: there is no such model, it cannot be served so, or the address cannot be had.
     """
     door = Door(host, port, tls_certificate, tls_key, insecure)
-    serve_model(
-        model,
-        door,
-        name=name,
-        slots=slots,
-        context=context,
-        queue_length=queue,
-        weights=weights,
-        say=printer(True),
-    )
+    serve_model(model, door, ServeSettings(name, slots, context, queue, weights), printer(True))
 
 
 def doctor() -> hardware.Machine:

@@ -137,15 +137,24 @@ def asker_of(job: LabelledJob, config: Config) -> Asker:
     return Asker(job.task, job.prepared.labels, job.encoder, job.objective, arithmetic_of(config))
 
 
+def task_of(run: Path) -> TaskConfig:
+    """What the model of `run` learned.
+
+    Raises:
+        TuttiError: there is no such run.
+    """
+    directory = RunDirectory(run)
+    directory.require()
+    return load_config(directory.config).task
+
+
 def load_causal(run: Path) -> tuple[PreTrainedModel, Any, TaskConfig]:
     """The model of a run that goes on from texts, its tokenizer (transformers'), and what it learned.
 
     Raises:
         TuttiError: there is no such run, nothing sound was saved of it, or it learned something else.
     """
-    directory = RunDirectory(run)
-    directory.require()
-    task = load_config(directory.config).task
+    directory, task = RunDirectory(run), task_of(run)
     require_causal(run, task)
     if _export_is_current(directory):
         model: Any = AutoModelForCausalLM.from_pretrained(directory.export)

@@ -10,14 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
 from commands import started
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from encoders import write_encoder, write_intents
 from served_models import bytes_tokenizer
 from tutti import api
+from tutti.config import load_config
 from tutti.core.errors import ConfigError, LaunchError, ModelError, RunError
 
 
@@ -97,5 +100,29 @@ def test_what_cannot_be_served_is_said_before_anything_listens(model: Path, tmp_
         api.serve(tmp_path / "nothing", port=0)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="holds no model that goes on from texts"):
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         api.serve(tmp_path / "broken", port=0)
+
+
+@pytest.mark.slow
+def test_a_model_that_labels_is_served_and_says_what_predict_says(tmp_path: Path) -> None:
+    run = _trained(tmp_path)
+    with started(tmp_path, "serve", str(run), "--port", "0", "--weights", "as-they-are") as command:
+        said = _wait_for(command, "-d '")
+        found = re.search(r"at (http://127.0.0.1:\d+)/v1.*key, for this time: (\S+)", said, re.DOTALL)
+        assert found is not None and "/v1/classify" in said, said
+        client = httpx.Client(base_url=found[1], headers={"Authorization": f"Bearer {found[2]}"})
+        texts = ["my card is lost", "exchange the money"]
+        data = client.post("/v1/classify", json={"input": texts}).json()["data"]
+        command.process.send_signal(signal.SIGTERM)
+        assert command.end(120).code == 0
+    assert data == [{"index": at, **one} for at, one in enumerate(api.predict(run, texts))]
+
+
+def _trained(place: Path) -> Path:
+    write_encoder(place / "bert")
+    words = [f"data.source={write_intents(place)}", f"data.cache={place / 'cache'}", "data.sequence=32"]
+    words += ["name=intents", f"runs={place / 'runs'}", "task=classify", f"model={place / 'bert'}"]
+    words += ["replicas=1", "train.steps=20", "train.precision=fp32", "train.learning_rate=3e-3"]
+    api.train(load_config(None, words), console=False)
+    return place / "runs" / "intents"

@@ -30,8 +30,13 @@ def serve(
         typer.Option(min=16, help="Tokens of a prompt with its answer; at most what the model can see."),
     ] = None,
     queue: Annotated[
-        int, typer.Option(min=0, help="Requests that may wait; more are told to come again.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Requests that may wait (64), or texts of a model that does not write (1024); more are told to come "
+            "again.",
+        ),
+    ] = None,
     weights: Annotated[
         Literal["auto", "as-they-are", "int8", "bf16"],
         typer.Option(

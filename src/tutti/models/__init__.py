@@ -14,6 +14,7 @@ from tutti.models.heads import (
     draw_headed_blueprint,
     find_body,
     is_encoder_decoder,
+    load_with_head,
     load_writer,
 )
 from tutti.models.lookup import add_rows_only
@@ -40,6 +41,7 @@ __all__ = [
     "generate",
     "generate_from",
     "is_encoder_decoder",
+    "load_with_head",
     "load_writer",
     "model_directory",
     "parse_size",

@@ -149,7 +149,8 @@ def load_with_head(directory: Path, kind: str) -> PreTrainedModel:
     """
     head = HEADS[kind]
     require_weights(directory)
-    return load_weights(directory, config_from_directory(directory, head.purpose), head.factory)
+    seed = 0 if kind == "embed" else None  # means over tokens need no pooler, which may be missing
+    return load_weights(directory, config_from_directory(directory, head.purpose), head.factory, seed)
 
 
 def build_with_head(architecture: Any, kind: str, seed: int = 0) -> PreTrainedModel:

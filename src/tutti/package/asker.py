@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from tutti.core import DataError, Objective
+from tutti.core.types import module_device
 from tutti.data.labelled import ListedRows
 from tutti.evaluate import listening
 from tutti.tasks import Answers, Labels, RowEncoder, Task
-from tutti.tasks.task import Example, Record, Rows
+from tutti.tasks.task import Example, Record, Row, Rows
 
 #: Rows that a model is asked about at once.
 _AT_ONCE = 32
@@ -38,8 +39,28 @@ class Asker:
             TuttiError: a record is no example of the task.
         """
         examples = self.task.asked_about(records)
-        rows = ListedRows(self.task.rows(examples, self.labels, self.encoder) if examples else [])
-        return self.task.decode(self._answers(rows), rows, examples, self.labels)
+        rows = self.read(examples)
+        return self.decode(self._answers(rows, 1), rows, examples)
+
+    def read(self, examples: Sequence[Example]) -> ListedRows:
+        """What the model reads of `examples`."""
+        return ListedRows(self.task.rows(examples, self.labels, self.encoder) if examples else [])
+
+    def answer(self, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
+        """What the model says to each of `rows` in one pass; of rows that are judged by each other whole groups."""
+        if self.objective.training:
+            self.objective.eval()
+        device = module_device(self.objective)
+        batch = self.task.batch(rows, self.encoder.pad)
+        with torch.inference_mode(), self.context, listening(self.objective) as given:
+            self.objective({name: tensor.to(device) for name, tensor in batch.items()})
+        return list(given[0].double().reshape(len(rows), -1).cpu().numpy())
+
+    def decode(
+        self, answers: Sequence[NDArray[np.float64]], rows: Rows, examples: Sequence[Example]
+    ) -> list[dict[str, Any]]:
+        """Predictions for `examples` from the `answers` to their `rows`."""
+        return self.task.decode(_side_by_side(answers), rows, examples, self.labels)
 
     def score(self, records: Iterable[Record]) -> dict[str, float]:
         """Metrics of what the model says of `records` that say themselves what would be right.
@@ -62,27 +83,26 @@ class Asker:
             raise DataError(
                 "there are no examples to judge the model by", "check that this is the right file"
             )
-        rows = ListedRows(task.rows(examples, labels, self.encoder))
-        return task.score(self._answers(rows), rows, examples, labels)
+        rows = self.read(examples)
+        return task.score(_side_by_side(self._answers(rows, task.group)), rows, examples, labels)
 
-    def _answers(self, rows: Rows) -> Answers:
-        """What the model says to each of `rows`."""
-        task = self.task
+    def _answers(self, rows: Rows, group: int) -> list[NDArray[np.float64]]:
+        """What the model says to each of `rows`, of which so many are judged by each other."""
         found: dict[int, NDArray[np.float64]] = {}
         # Alike lengths together: less padding.
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]["input_ids"]))
-        together = task.group * max(1, _AT_ONCE // task.group)
-        self.objective.eval()
-        with torch.no_grad(), self.context:
-            for start in range(0, len(order), together):
-                some = order[start : start + together]
-                batch = [rows[number] for number in some]
-                batch += [task.blank(batch[0])] * (-len(batch) % task.group)
-                with listening(self.objective) as given:
-                    self.objective(task.batch(batch, self.encoder.pad))
-                answers = given[0].double().reshape(len(batch), -1).numpy()
-                found.update(zip(some, answers[: len(some)], strict=True))
-        table = np.zeros((len(rows), max(map(len, found.values()), default=1)))
-        for number, answer in found.items():
-            table[number, : len(answer)] = answer
-        return table
+        together = group * max(1, _AT_ONCE // group)
+        for start in range(0, len(order), together):
+            some = order[start : start + together]
+            batch = [rows[number] for number in some]
+            batch += [self.task.blank(batch[0])] * (-len(batch) % group)
+            found.update(zip(some, self.answer(batch)[: len(some)], strict=True))
+        return [found[number] for number in range(len(rows))]
+
+
+def _side_by_side(answers: Sequence[NDArray[np.float64]]) -> Answers:
+    """One table, shorter lines filled up with zeros."""
+    table = np.zeros((len(answers), max(map(len, answers), default=1)))
+    for line, answer in zip(table, answers, strict=True):
+        line[: len(answer)] = answer
+    return table

@@ -4,7 +4,7 @@ directory."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +12,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tutti.core.errors import ModelError
+from tutti.config.task import TaskConfig
+from tutti.core.errors import ModelError, RunError
 from tutti.models.quantized import QuantizedLinear, round_to_nearest, straighten
-from tutti.package import Package, is_package, open_writer
+from tutti.models.tuning import merged
+from tutti.package import Asker, Package, is_package, open_package, open_writer
+from tutti.serve.hugging_face import open_hugging_face, task_in
 from tutti.serve.service import Render
-from tutti.trained import load_causal, require_causal
+from tutti.train.labelled import LabelledJob
+from tutti.trained import asker_of, load_causal, load_trained, require_causal, task_of
 
 #: How weights are computed with; `auto`: as whole numbers of 8 bits on a CPU.
 Weights = Literal["auto", "as-they-are", "int8", "bf16"]
@@ -33,6 +37,53 @@ class Found:
     context: int
     end_tokens: set[int]
     vocabulary: int
+
+
+@dataclass(frozen=True)
+class FoundAsker:
+    """A model that does not write. `in_onnx`: onnxruntime computes it, so its weights are what they are."""
+
+    name: str
+    asker: Asker
+    in_onnx: bool
+
+
+def load_any(place: Path) -> Found | FoundAsker:
+    """The model of `place`, whatever it is for.
+
+    Raises:
+        TuttiError: there is none, or it is of no kind that is served.
+    """
+    if is_package(place):
+        package = Package.read(place)
+        task = package.task
+    elif (place / "config.json").is_file():
+        package, task = None, task_in(place)
+    else:
+        package, task = None, task_of(place)
+    if not task.asks:
+        _require_no_encoder_decoder(place, task)
+        return load_model(place)
+    name = place.resolve().name
+    if package is not None:
+        return FoundAsker(name, open_package(place), package.engine == "onnx")
+    if (place / "config.json").is_file():
+        return FoundAsker(name, open_hugging_face(place, task), False)
+    job, config, _ = load_trained(place)
+    assert isinstance(job, LabelledJob)
+    asker = asker_of(job, config)
+    plain = merged(job.objective.model)
+    if plain is not job.objective.model:
+        asker = replace(asker, objective=job.task.objective(plain, asker.labels))
+    return FoundAsker(name, asker, False)
+
+
+def _require_no_encoder_decoder(place: Path, task: TaskConfig) -> None:
+    if task.kind in ("translate", "summarise"):
+        raise RunError(
+            f"{place} learned to {task.kind}: models that read one text and write another are not served",
+            f"ask it with `tutti predict {place} …`",
+        )
 
 
 def load_model(place: Path) -> Found:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutti.core.address import bracketed
 from tutti.core.errors import ConfigError, LaunchError
-from tutti.serve.engine import Engine, SlotModel, Unsupported
-from tutti.serve.load import Weights, cached_as, load_model, set_weights
+from tutti.serve.asking import Asking
+from tutti.serve.load import load_any
+from tutti.serve.make import Settings, make_service
 from tutti.serve.service import Service
 
 #: Where the key is looked for.
 KEY_VARIABLE = "TUTTI_API_KEY"
-#: Tokens of a slot, where the model could see more: what is set aside for all slots is taken from the machine.
-_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,7 @@ class Door:
 def serve(
     place: Path,
     door: Door,
-    *,
-    name: str | None,
-    slots: int,
-    context: int | None,
-    queue_length: int,
-    weights: Weights,
+    settings: Settings,
     say: Callable[[str], None],
 ) -> None:
     """Serve the model of `place` until told to stop (SIGTERM, Ctrl-C), then answer what was begun.
@@ -95,23 +88,7 @@ def serve(
         ) from error
     listener = door.open()  # before minutes are spent on a model
     try:
-        found = load_model(place)
-        room = min(found.context, context or _CONTEXT)
-        say(set_weights(found.model, weights))
-        try:
-            model = SlotModel(found.model, slots, room, cached_as(found.model))
-        except Unsupported as error:
-            raise ConfigError(str(error), "export it, and serve it with another program") from error
-        engine = Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)
-        service = Service(
-            name or found.name,
-            engine,
-            found.tokenizer,
-            found.render,
-            int(time.time()),
-            found.vocabulary,
-            slots,
-        )
+        service = make_service(load_any(place), settings, say)
         given = os.environ.get(KEY_VARIABLE)
         key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
         host, port = listener.getsockname()[:2]
@@ -120,15 +97,13 @@ def serve(
         try:
             run_server(make_app(service, key), listener, door.certificate, door.private_key)
         finally:
-            engine.close()
+            service.close()
     finally:
         listener.close()
 
 
-def _welcome(service: Service, url: str, key: str, *, is_new: bool) -> list[str]:
-    verb, asked = "completions", '"prompt": "The", "max_tokens": 32'
-    if service.render is not None:
-        verb, asked = "chat/completions", '"messages": [{"role": "user", "content": "Hello"}]'
+def _welcome(service: Service | Asking, url: str, key: str, *, is_new: bool) -> list[str]:
+    route, asked = service.trial
     shown = key if is_new else f"${KEY_VARIABLE}"
     lines = [f"serving {service.name} at {url}/v1; Ctrl-C ends it"]
     if is_new:
@@ -136,6 +111,6 @@ def _welcome(service: Service, url: str, key: str, *, is_new: bool) -> list[str]
     return [
         *lines,
         "try it:",
-        f'  curl {url}/v1/{verb} -H "Authorization: Bearer {shown}" \\',
+        f'  curl {url}{route} -H "Authorization: Bearer {shown}" \\',
         f"    -H 'Content-Type: application/json' -d '{{\"model\": \"{service.name}\", {asked}}}'",
     ]

@@ -49,6 +49,17 @@ class Service:
             return f"the engine has not come round for {WEDGED_SECONDS:.0f} s"
         return None
 
+    @property
+    def trial(self) -> tuple[str, str]:
+        """A route, and what might be asked there beside the model's name, as JSON has it."""
+        if self.render is None:
+            return "/v1/completions", '"prompt": "The", "max_tokens": 32'
+        return "/v1/chat/completions", '"messages": [{"role": "user", "content": "Hello"}]'
+
+    def close(self) -> None:
+        """End now."""
+        self.engine.close()
+
     def tokens_of(self, text: str) -> list[int]:
         """`text` as the model reads it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -121,7 +121,7 @@ class Embed(Task):
     def decode(
         self, answers: Answers, rows: Rows, examples: Sequence[Example], labels: Labels
     ) -> list[dict[str, Any]]:
-        return [{"embedding": [round(float(value), 6) for value in line]} for line in answers]
+        return [{"embedding": line} for line in answers.round(6).tolist()]
 
     def exported(self, model: nn.Module, length: int) -> dict[str, str]:
         """What tells sentence-transformers to take the mean over tokens, with length 1."""

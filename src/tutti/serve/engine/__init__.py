@@ -1,7 +1,24 @@
-"""Engines: what turns requests into text."""
+"""Engines: what turns requests into text, and rows into answers."""
 
+from tutti.serve.engine.backend import AskerBackend
+from tutti.serve.engine.encoder import Backend, EncoderEngine
+from tutti.serve.engine.job import Job, RowAnswer
 from tutti.serve.engine.native import Engine, Full
 from tutti.serve.engine.request import End, Piece, Request, Sampling
 from tutti.serve.engine.slots import SlotModel, Unsupported
 
-__all__ = ["End", "Engine", "Full", "Piece", "Request", "Sampling", "SlotModel", "Unsupported"]
+__all__ = [
+    "AskerBackend",
+    "Backend",
+    "EncoderEngine",
+    "End",
+    "Engine",
+    "Full",
+    "Job",
+    "Piece",
+    "Request",
+    "RowAnswer",
+    "Sampling",
+    "SlotModel",
+    "Unsupported",
+]

@@ -8,15 +8,17 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp
 
+from tutti.serve.asking import Asking
 from tutti.serve.http.common import require_model
 from tutti.serve.http.keys import Keys
 from tutti.serve.http.refusals import Refusal, answer_with_refusals
+from tutti.serve.http.task_routes import mount_tasks
 from tutti.serve.http.writing_routes import mount_writing
 from tutti.serve.kinds import KINDS, Served
 from tutti.serve.service import Service
 
 
-def make_app(service: Served, key: str) -> ASGIApp:
+def make_app(service: Service | Asking, key: str) -> ASGIApp:
     """The application that answers for `service` to whoever has `key`."""
     app = FastAPI(title=f"Tutti: {service.name}", docs_url=None, redoc_url=None)
     answer_with_refusals(app)
@@ -41,6 +43,8 @@ def make_app(service: Served, key: str) -> ASGIApp:
 
     if isinstance(service, Service):
         mount_writing(app, service)
+    elif isinstance(service, Asking):
+        mount_tasks(app, service)
     _refuse_the_others(app, service)
     return Keys(app, key)
 

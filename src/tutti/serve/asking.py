@@ -1,0 +1,176 @@
+"""A model that does not write, as a service: from what somebody asks to its engine, and back in the user's words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tutti.data.labelled import ListedRows
+from tutti.package import Asker
+from tutti.serve.engine import EncoderEngine, Job, RowAnswer
+from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER, Kind
+from tutti.serve.service import WEDGED_SECONDS
+from tutti.tasks import RowEncoder
+from tutti.tasks.task import Example, Record
+
+#: By the kind of task.
+_KINDS = {
+    "classify": CLASSIFIER,
+    "relate": CLASSIFIER,
+    "tag": TAGGER,
+    "embed": EMBEDDER,
+    "recommend": RECOMMENDER,
+    "answer": ANSWERER,
+}
+#: What might be asked of each kind.
+_TRIALS = {
+    "classify": '"My card is lost."',
+    "relate": '"The <e1>child</e1> was wrapped into the <e2>cradle</e2>."',
+    "tag": '"Anna Smith visits New York."',
+    "embed": '"My card is lost."',
+    "recommend": "[]",
+    "answer": '{"question": "Who came?", "context": "Anna came at noon."}',
+}
+#: How long a request may take.
+_DEADLINE_SECONDS = 60.0
+#: Characters that are cut into tokens at once, at most, while others wait for the event loop.
+_AT_ONCE_CHARACTERS = 8192
+
+
+class Late(Exception):
+    """It took too long."""
+
+
+class Stopped(Exception):
+    """The engine has stopped."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """To `examples`, each with some `rows`: `answers`, one for each row."""
+
+    examples: Sequence[Example]
+    rows: ListedRows
+    answers: Sequence[RowAnswer]
+
+    @property
+    def tokens(self) -> int:
+        """That were read."""
+        return sum(len(self.rows[number]["input_ids"]) for number in range(len(self.rows)))
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`made`: when, in seconds since 1970."""
+
+    name: str
+    engine: EncoderEngine
+    asker: Asker
+    made: int
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        """By its task."""
+        return _KINDS[self.asker.task.kind]
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot answer now; None: it can."""
+        if not self.engine.alive:
+            return "the engine has stopped"
+        if time.monotonic() - self.engine.beat > WEDGED_SECONDS:
+            return f"the engine has not come round for {WEDGED_SECONDS:.0f} s"
+        return None
+
+    @property
+    def trial(self) -> tuple[str, str]:
+        """A route, and what might be asked there beside the model's name, as JSON has it."""
+        return self.kind.routes[0], f'"input": {_TRIALS[self.asker.task.kind]}'
+
+    def close(self) -> None:
+        """End now."""
+        self.engine.close()
+
+    def examples(self, records: Sequence[Any]) -> list[Example]:
+        """`records` (texts, or fields by the names that the task has for them) as the task has them.
+
+        Raises:
+            DataError: one is no example of the task; counted from 0.
+        """
+        task = self.asker.task
+        called = task.config.fields
+        found = []
+        for number, record in enumerate(records):
+            fields = record if isinstance(record, dict) else {str(task.asked): record}
+            named = {called.get(name, name): value for name, value in fields.items()}
+            found.append(task.example(Record(f"input {number}", named), labelled=False))
+        return found
+
+    async def ask(self, examples: Sequence[Example]) -> Said:
+        """What the model says to `examples`. Whoever is cancelled here is not computed any more.
+
+        Raises:
+            Full: too many wait.
+            Late, Stopped: there is no answer.
+        """
+        rows = await self._read(examples)
+        if not len(rows):
+            return Said(examples, rows, [])
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def deliver(_: Job) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and whoever asked with it
+                loop.call_soon_threadsafe(_set, ended)
+
+        job = Job([rows[at] for at in range(len(rows))], deliver, time.monotonic() + _DEADLINE_SECONDS)
+        self.engine.submit(job)
+        try:
+            await ended
+        finally:
+            job.cancelled = True
+        if job.outcome == "timeout":
+            raise Late
+        if job.outcome != "done":
+            raise Stopped
+        return Said(examples, rows, [answer for answer in job.answers if answer is not None])
+
+    def decode(self, said: Said) -> list[dict[str, Any]]:
+        """What was said in the user's words: the same as `tutti predict` says."""
+        return self.asker.decode(said.answers, said.rows, said.examples)
+
+    async def _read(self, examples: Sequence[Example]) -> ListedRows:
+        """What the model reads of `examples`; long ones are cut into tokens beside the event loop."""
+        if sum(map(_characters, examples)) <= _AT_ONCE_CHARACTERS:
+            return self.asker.read(examples)
+        return await asyncio.to_thread(self._read_long, examples)
+
+    def _read_long(self, examples: Sequence[Example]) -> ListedRows:
+        with self._reading:  # a tokenizer is set to what a task needs, so it belongs to one at a time
+            task, labels = self.asker.task, self.asker.labels
+            return ListedRows(task.rows(examples, labels, self._encoder_of_long))
+
+    @cached_property
+    def _encoder_of_long(self) -> RowEncoder:
+        own = self.asker.encoder
+        tokenizer = Tokenizer.from_str(own.tokenizer.to_str())
+        tokenizer.encode_special_tokens = own.tokenizer.encode_special_tokens
+        return replace(own, tokenizer=tokenizer)
+
+
+def _set(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _characters(example: Example) -> int:
+    return sum(len(value) for value in example.values() if isinstance(value, str))

@@ -1,0 +1,145 @@
+"""The engine of models that do not write: what waits is computed together, as many rows as a budget of tokens allows.
+
+One thread has the model. It takes what waits and computes it at once, so a request that comes alone waits for nobody,
+and while a pass runs those of the next one gather: the busier the service, the larger its passes, up to the budget.
+Whose rows are taken is up to `fair`.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from typing import Protocol
+
+from tutti.serve.engine.fair import FairQueue, Part
+from tutti.serve.engine.job import Job, Outcome, RowAnswer, length_of
+from tutti.serve.engine.native import Full
+from tutti.tasks.task import Row
+
+#: How long the thread sleeps when there is nothing to do; a request wakes it.
+_IDLE_SECONDS = 0.2
+#: How fast it is said to be: the mean over about so many passes.
+_REMEMBERED_PASSES = 16
+
+
+class Backend(Protocol):
+    """What computes."""
+
+    def answer(self, rows: list[Row]) -> list[RowAnswer]:
+        """What the model says to each of `rows`."""
+
+
+class EncoderEngine:
+    """`budget_tokens`: of a pass. `queue_length`: rows that may wait; a request that comes alone may have any
+    number."""
+
+    def __init__(self, backend: Backend, *, budget_tokens: int, queue_length: int) -> None:
+        self._backend = backend
+        self._budget_tokens = budget_tokens
+        self._queue_length = queue_length
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting = FairQueue()
+        self._lock = threading.Lock()
+        self._queued = self._queued_tokens = 0
+        self._tokens_per_second = math.inf
+        self._closing = False
+        #: By `time.monotonic`, when the thread last came round: what `/health` goes by.
+        self.beat = time.monotonic()
+        self.problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being served."""
+        return self._thread.is_alive()
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait, or are being computed."""
+        return self._queued
+
+    @property
+    def seconds_to_go(self) -> float:
+        """How long it will take to compute what waits, as fast as it went so far."""
+        return self._queued_tokens / self._tokens_per_second
+
+    def submit(self, job: Job) -> None:
+        """Compute the rows of `job`, and tell it.
+
+        Raises:
+            Full: too many wait already.
+        """
+        with self._lock:
+            if self._closing or (self._queued and self._queued + len(job.rows) > self._queue_length):
+                raise Full
+            self._count(job, 1)
+            self._inbox.put(job)  # within: nobody comes in when the thread has said farewell
+
+    def close(self) -> None:
+        """End now; who waits is told `cancelled`."""
+        with self._lock:
+            self._closing = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    # The thread ----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        parts: list[Part] = []
+        try:
+            while not self._closing:
+                self.beat = time.monotonic()
+                self._take_in(wait=not self._waiting)
+                parts, over = self._waiting.take(self._budget_tokens, time.monotonic())
+                for job in over:
+                    self._end(job, job.over(time.monotonic()) or "cancelled")
+                if parts:
+                    self._pass(parts)
+        except BaseException as error:
+            self.problem = error
+        with self._lock:
+            self._closing = True
+        outcome: Outcome = "cancelled" if self.problem is None else "error"
+        problem = None if self.problem is None else f"{type(self.problem).__name__}: {self.problem}"
+        self._take_in(wait=False)
+        for job in dict.fromkeys([*(part.job for part in parts), *self._waiting.clear()]):
+            if job.outcome is None:
+                self._end(job, outcome, problem)
+
+    def _take_in(self, *, wait: bool) -> None:
+        while True:
+            try:
+                job = self._inbox.get(timeout=_IDLE_SECONDS) if wait else self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            wait = False
+            if job is not None:
+                self._waiting.add(job)
+
+    def _pass(self, parts: list[Part]) -> None:
+        rows = [part.job.rows[part.row] for part in parts]
+        began = time.perf_counter()
+        answers = self._backend.answer(rows)
+        self._remember(sum(map(length_of, rows)) / (time.perf_counter() - began))
+        for (job, row), answer in zip(parts, answers, strict=True):
+            job.answers[row] = answer
+            job.left -= 1
+            if not job.left:
+                self._end(job, "done")
+
+    def _remember(self, tokens_per_second: float) -> None:
+        share = 1.0 if math.isinf(self._tokens_per_second) else 1 / _REMEMBERED_PASSES
+        before = 0.0 if share == 1.0 else self._tokens_per_second
+        self._tokens_per_second = (1 - share) * before + share * tokens_per_second
+
+    def _end(self, job: Job, outcome: Outcome, problem: str | None = None) -> None:
+        with self._lock:
+            self._count(job, -1)
+        job.end(outcome, problem)
+
+    def _count(self, job: Job, sign: int) -> None:
+        self._queued += sign * len(job.rows)
+        self._queued_tokens += sign * sum(map(length_of, job.rows))

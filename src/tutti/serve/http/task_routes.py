@@ -1,0 +1,157 @@
+"""The routes of models that do not write: `/v1/classify`, `/v1/extract`, `/v1/embeddings` and the others.
+
+All answer alike, as OpenAI does to embeddings: a list with what was said to each input, and how many tokens were read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from tutti.core import DataError
+from tutti.serve.asking import Asking, Late, Said, Stopped
+from tutti.serve.engine import Full
+from tutti.serve.http.common import require_model, until_gone
+from tutti.serve.http.refusals import Refusal
+from tutti.serve.http.task_schema import (
+    AnswerAsked,
+    ClassifyAsked,
+    EmbeddingsAsked,
+    ExtractAsked,
+    RecommendAsked,
+)
+
+#: Whoever waits so long is watched: hanging up ends it.
+_WATCHED_SECONDS = 0.1
+
+
+def mount_tasks(app: FastAPI, service: Asking) -> None:
+    """Let `app` answer what `service` is for."""
+    _MOUNTS[service.kind.name](app, service)
+
+
+def _classifier(app: FastAPI, service: Asking) -> None:
+    @app.post("/v1/classify")
+    async def classify(asked: ClassifyAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        return await _answered(service, _listed(asked.input), request)
+
+
+def _tagger(app: FastAPI, service: Asking) -> None:
+    @app.post("/v1/extract")
+    async def extract(asked: ExtractAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        return await _answered(service, _listed(asked.input), request)
+
+
+def _recommender(app: FastAPI, service: Asking) -> None:
+    @app.post("/v1/recommend")
+    async def recommend(asked: RecommendAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        several = bool(asked.input) and isinstance(asked.input[0], list)
+        histories = asked.input if several else [asked.input]
+        said = await _say(service, [{"items": one} for one in histories], request)
+        if said is None:
+            return _nobody()
+        lines = [line | {"items": line["items"][: asked.top]} for line in service.decode(said)]
+        return _list_of(service, lines, said.tokens)
+
+
+def _answerer(app: FastAPI, service: Asking) -> None:
+    @app.post("/v1/answer")
+    async def answer(asked: AnswerAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        return await _answered(service, _listed(asked.input), request)
+
+
+def _embedder(app: FastAPI, service: Asking) -> None:
+    @app.post("/v1/embeddings")
+    async def embeddings(asked: EmbeddingsAsked, request: Request) -> Response:
+        require_model(service, asked.model)
+        if asked.dimensions is not None:
+            raise Refusal(
+                400,
+                "dimensions: this model was not trained so that a part of its vectors would do",
+                param="dimensions",
+            )
+        said = await _say(service, _listed(asked.input), request)
+        if said is None:
+            return _nobody()
+        lines = [line | {"object": "embedding"} for line in service.decode(said)]
+        if asked.encoding_format == "base64":
+            for line in lines:
+                line["embedding"] = base64.b64encode(np.array(line["embedding"], "<f4").tobytes()).decode()
+        return _list_of(service, lines, said.tokens)
+
+
+_MOUNTS = {
+    "classifier": _classifier,
+    "tagger": _tagger,
+    "recommender": _recommender,
+    "answerer": _answerer,
+    "embedder": _embedder,
+}
+
+
+async def _answered(service: Asking, records: Sequence[Any], request: Request) -> Response:
+    """What the model says to `records`, in the words of `tutti predict`."""
+    said = await _say(service, records, request)
+    return _nobody() if said is None else _list_of(service, service.decode(said), said.tokens)
+
+
+async def _say(service: Asking, records: Sequence[Any], request: Request) -> Said | None:
+    """What the model says to `records`; None: nobody waits for it any more.
+
+    Raises:
+        Refusal: a record is none of the task's, too many wait, or there is no answer.
+    """
+    try:
+        examples = service.examples(records)
+    except DataError as error:
+        raise Refusal(400, error.problem, param="input") from error
+    asking = asyncio.ensure_future(service.ask(examples))
+    try:
+        await asyncio.wait({asking}, timeout=_WATCHED_SECONDS)
+        if not asking.done():
+            left = asyncio.ensure_future(until_gone(request))
+            await asyncio.wait({asking, left}, return_when=asyncio.FIRST_COMPLETED)
+            left.cancel()
+        return asking.result() if asking.done() else None
+    except Full as full:
+        wait = max(1, math.ceil(service.engine.seconds_to_go))
+        refusal = Refusal(429, "too many requests wait already", code="overloaded", retry_seconds=wait)
+        raise refusal from full
+    except Late as late:
+        raise Refusal(504, "it took too long", code="timeout") from late
+    except Stopped as stopped:
+        raise Refusal(503, "the engine has stopped", code="engine_stopped", retry_seconds=5) from stopped
+    finally:
+        asking.cancel()
+
+
+def _listed(given: Any) -> list[Any]:
+    several = given if isinstance(given, list) else [given]
+    return [one.model_dump() if isinstance(one, BaseModel) else one for one in several]
+
+
+def _list_of(service: Asking, lines: Sequence[dict[str, Any]], tokens: int) -> Response:
+    return JSONResponse(
+        {
+            "object": "list",
+            "model": service.name,
+            "data": [{"index": index, **line} for index, line in enumerate(lines)],
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
+
+
+def _nobody() -> Response:
+    return Response(status_code=499)  # nobody reads it
