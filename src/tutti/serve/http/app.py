@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from tutti.serve.asking import Asking
 from tutti.serve.http.common import require_model
+from tutti.serve.http.direct import Direct, Posted
 from tutti.serve.http.keys import Keys
 from tutti.serve.http.refusals import Refusal, answer_with_refusals
-from tutti.serve.http.task_routes import mount_tasks
+from tutti.serve.http.task_routes import routes_of
 from tutti.serve.http.writing_routes import mount_writing
 from tutti.serve.kinds import KINDS, Served
 from tutti.serve.service import Service
@@ -41,12 +43,22 @@ def make_app(service: Service | Asking, key: str) -> ASGIApp:
         require_model(service, name)
         return _model(service)
 
+    _refuse_the_others(app, service)
     if isinstance(service, Service):
         mount_writing(app, service)
-    elif isinstance(service, Asking):
-        mount_tasks(app, service)
-    _refuse_the_others(app, service)
-    return Keys(app, key)
+        return Keys(app, key)
+    routes = routes_of(service)
+    for path, posted in routes.items():
+        _mount(app, path, posted)
+    return Keys(Direct(app, routes), key)
+
+
+def _mount(app: FastAPI, path: str, posted: Posted) -> None:
+    async def answer(asked: BaseModel, request: Request) -> Response:
+        return await posted.answer(asked, request)
+
+    answer.__annotations__["asked"] = posted.asked  # what FastAPI reads and describes
+    app.post(path, name=path)(answer)
 
 
 def _refuse_the_others(app: FastAPI, service: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -47,6 +48,15 @@ class Refusal(Exception):
         return JSONResponse(self.body(), status_code=self.status, headers=headers)
 
 
+def misread(first: Mapping[str, Any]) -> Refusal:
+    """Of what pydantic says that is wrong with a request."""
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "no such parameter, or none that this service knows"
+    return Refusal(400, f"{param}: {message}" if param else message, param=param)
+
+
 def answer_with_refusals(app: FastAPI) -> None:
     """Let `app` say everything that goes wrong like this."""
 
@@ -55,13 +65,8 @@ def answer_with_refusals(app: FastAPI) -> None:
         return refusal.response()
 
     @app.exception_handler(RequestValidationError)
-    async def misread(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "no such parameter, or none that this service knows"
-        return Refusal(400, f"{param}: {message}" if param else message, param=param).response()
+    async def unreadable(_: Request, error: RequestValidationError) -> JSONResponse:
+        return misread(error.errors()[0]).response()
 
     @app.exception_handler(HTTPException)
     async def elsewhere(_: Request, error: HTTPException) -> JSONResponse:

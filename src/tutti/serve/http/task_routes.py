@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from tutti.core import DataError
 from tutti.serve.asking import Asking, Late, Said, Stopped
 from tutti.serve.engine import Full
 from tutti.serve.http.common import require_model, until_gone
+from tutti.serve.http.direct import Posted
 from tutti.serve.http.refusals import Refusal
 from tutti.serve.http.task_schema import (
     AnswerAsked,
@@ -28,32 +29,20 @@ from tutti.serve.http.task_schema import (
     ExtractAsked,
     RecommendAsked,
 )
+from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER
 
 #: Whoever waits so long is watched: hanging up ends it.
 _WATCHED_SECONDS = 0.1
 
 
-def mount_tasks(app: FastAPI, service: Asking) -> None:
-    """Let `app` answer what `service` is for."""
-    _MOUNTS[service.kind.name](app, service)
+def routes_of(service: Asking) -> dict[str, Posted]:
+    """What is posted to which path, and who answers it, of what `service` is for."""
 
-
-def _classifier(app: FastAPI, service: Asking) -> None:
-    @app.post("/v1/classify")
-    async def classify(asked: ClassifyAsked, request: Request) -> Response:
+    async def say(asked: Any, request: Request) -> Response:
         require_model(service, asked.model)
-        return await _answered(service, _listed(asked.input), request)
+        said = await _say(service, _listed(asked.input), request)
+        return _nobody() if said is None else _list_of(service, service.decode(said), said.tokens)
 
-
-def _tagger(app: FastAPI, service: Asking) -> None:
-    @app.post("/v1/extract")
-    async def extract(asked: ExtractAsked, request: Request) -> Response:
-        require_model(service, asked.model)
-        return await _answered(service, _listed(asked.input), request)
-
-
-def _recommender(app: FastAPI, service: Asking) -> None:
-    @app.post("/v1/recommend")
     async def recommend(asked: RecommendAsked, request: Request) -> Response:
         require_model(service, asked.model)
         several = bool(asked.input) and isinstance(asked.input[0], list)
@@ -64,17 +53,7 @@ def _recommender(app: FastAPI, service: Asking) -> None:
         lines = [line | {"items": line["items"][: asked.top]} for line in service.decode(said)]
         return _list_of(service, lines, said.tokens)
 
-
-def _answerer(app: FastAPI, service: Asking) -> None:
-    @app.post("/v1/answer")
-    async def answer(asked: AnswerAsked, request: Request) -> Response:
-        require_model(service, asked.model)
-        return await _answered(service, _listed(asked.input), request)
-
-
-def _embedder(app: FastAPI, service: Asking) -> None:
-    @app.post("/v1/embeddings")
-    async def embeddings(asked: EmbeddingsAsked, request: Request) -> Response:
+    async def embed(asked: EmbeddingsAsked, request: Request) -> Response:
         require_model(service, asked.model)
         if asked.dimensions is not None:
             raise Refusal(
@@ -85,26 +64,21 @@ def _embedder(app: FastAPI, service: Asking) -> None:
         said = await _say(service, _listed(asked.input), request)
         if said is None:
             return _nobody()
-        lines = [line | {"object": "embedding"} for line in service.decode(said)]
+        lines = [{"object": "embedding", **line} for line in service.decode(said)]
         if asked.encoding_format == "base64":
             for line in lines:
                 line["embedding"] = base64.b64encode(np.array(line["embedding"], "<f4").tobytes()).decode()
         return _list_of(service, lines, said.tokens)
 
-
-_MOUNTS = {
-    "classifier": _classifier,
-    "tagger": _tagger,
-    "recommender": _recommender,
-    "answerer": _answerer,
-    "embedder": _embedder,
-}
-
-
-async def _answered(service: Asking, records: Sequence[Any], request: Request) -> Response:
-    """What the model says to `records`, in the words of `tutti predict`."""
-    said = await _say(service, records, request)
-    return _nobody() if said is None else _list_of(service, service.decode(said), said.tokens)
+    posted = {
+        CLASSIFIER: Posted(ClassifyAsked, say),
+        TAGGER: Posted(ExtractAsked, say),
+        EMBEDDER: Posted(EmbeddingsAsked, embed),
+        RECOMMENDER: Posted(RecommendAsked, recommend),
+        ANSWERER: Posted(AnswerAsked, say),
+    }
+    (path,) = service.kind.routes
+    return {path: posted[service.kind]}
 
 
 async def _say(service: Asking, records: Sequence[Any], request: Request) -> Said | None:
