@@ -27,7 +27,7 @@ from tutti.labelling import label
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
 from tutti.search import tune as find_settings
-from tutti.serve import Door, Weights
+from tutti.serve import Door, EngineChoice, Weights
 from tutti.serve import Settings as ServeSettings
 from tutti.serve import serve as serve_model
 from tutti.starting import check_run, prepare, printer, start_run
@@ -339,6 +339,7 @@ def serve(
     context: int | None = None,
     queue: int | None = None,
     weights: Weights = "auto",
+    engine: EngineChoice = "auto",
     tls_certificate: Path | None = None,
     tls_key: Path | None = None,
     insecure: bool = False,
@@ -348,14 +349,14 @@ def serve(
 
     `slots`: texts that are written at the same time; `context`: tokens of a prompt with its answer (None: what the
     model can see, up to 4096). `queue`: requests that may wait beside them (None: 64), or texts of a model that does
-    not write (None: 1024). `weights`: see `tutti serve --help`. The key
+    not write (None: 1024). `weights`, `engine`: see `tutti serve --help`. The key
     that clients need is that of the environment's TUTTI_API_KEY, or a new one, which is printed.
 
     Raises:
         TuttiError: there is no such model, it cannot be served so, or the address cannot be had.
     """
     door = Door(host, port, tls_certificate, tls_key, insecure)
-    serve_model(model, door, ServeSettings(name, slots, context, queue, weights), printer(True))
+    serve_model(model, door, ServeSettings(name, slots, context, queue, weights, engine), printer(True))
 
 
 def doctor() -> hardware.Machine:

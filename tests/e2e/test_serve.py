@@ -107,7 +107,9 @@ def test_what_cannot_be_served_is_said_before_anything_listens(model: Path, tmp_
 @pytest.mark.slow
 def test_a_model_that_labels_is_served_and_says_what_predict_says(tmp_path: Path) -> None:
     run = _trained(tmp_path)
-    with started(tmp_path, "serve", str(run), "--port", "0", "--weights", "as-they-are") as command:
+    with started(
+        tmp_path, "serve", str(run), "--port", "0", "--weights", "as-they-are", "--engine", "native"
+    ) as command:
         said = _wait_for(command, "-d '")
         found = re.search(r"at (http://127.0.0.1:\d+)/v1.*key, for this time: (\S+)", said, re.DOTALL)
         assert found is not None and "/v1/classify" in said, said

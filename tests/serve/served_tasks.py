@@ -51,7 +51,13 @@ def write_task(directory: Path, kind: str, **config: Any) -> Path:
 
 def make(found: FoundAsker, **settings: Any) -> Asking:
     """The service of `found`."""
-    given: dict[str, Any] = {"name": None, "slots": 1, "context": None, "queue_length": None}
+    given: dict[str, Any] = {
+        "name": None,
+        "slots": 1,
+        "context": None,
+        "queue_length": None,
+        "engine": "native",
+    }
     service = make_service(found, Settings(**(given | {"weights": "as-they-are"} | settings)), lambda _: None)
     assert isinstance(service, Asking)
     return service

@@ -27,9 +27,12 @@ from transformers import (
 )
 
 from tutti.config.task import TaskConfig
-from tutti.core.errors import ModelError
+from tutti.core.errors import ConfigError, ModelError
+from tutti.models.onnx import OnnxModel
 from tutti.package import Asker
 from tutti.serve.asking import Asking
+from tutti.serve.engine import AskerBackend
+from tutti.serve.engine.onnx import tokens_per_second
 from tutti.serve.kinds import KINDS
 from tutti.serve.load import FoundAsker, load_any
 from tutti.tasks import Labels, RowEncoder, make_task
@@ -203,6 +206,26 @@ def test_as_they_are_weights_say_the_same_in_any_company(asked: dict[str, Asked]
     crowd = [" ".join(TEXTS[at % 4] for at in range(n, n + 1 + n % 3)) for n in range(40)]
     beside = one.post("/v1/embeddings", input=[*crowd, TEXTS[0]])["data"][-1]["embedding"]
     np.testing.assert_allclose(beside, alone, atol=2e-6)
+
+
+def test_onnxruntime_says_the_same_and_both_are_timed(
+    asked: dict[str, Asked], places: dict[str, Path]
+) -> None:
+    native = asked["classify"].service.asker
+    service = open_task(places["classify"], engine="onnx")
+    service.close()
+    assert isinstance(service.asker.objective.model, OnnxModel)
+    for ours, theirs in zip(service.asker.predict(TEXTS), native.predict(TEXTS), strict=True):
+        assert ours["label"] == theirs["label"] and ours["scores"] == pytest.approx(
+            theirs["scores"], abs=2e-4
+        )
+    rows = native.read(service.examples(TEXTS))
+    backends = [AskerBackend.of(native), AskerBackend.of(service.asker)]
+    assert [backend.pads for backend in backends] == [False, True]
+    speeds = tokens_per_second(backends, [rows[at] for at in range(len(rows))])
+    assert len(speeds) == 2 and min(speeds) > 0
+    with pytest.raises(ConfigError, match="not in bf16"):
+        open_task(places["classify"], engine="onnx", weights="bf16")
 
 
 def test_whole_numbers_hardly_depend_on_their_company(places: dict[str, Path]) -> None:

@@ -43,13 +43,21 @@ def serve(
             help="How they are computed with. auto: whole numbers of 8 bits on a CPU, bf16 on a GPU."
         ),
     ] = "auto",
+    engine: Annotated[
+        Literal["auto", "native", "onnx"],
+        typer.Option(
+            help="What computes a model that does not write: torch or onnxruntime. auto: what is faster here, which is "
+            "measured at the start."
+        ),
+    ] = "auto",
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen for other machines without TLS.")
     ] = False,
 ) -> None:
-    """Answer OpenAI's clients with a model that writes: chat and completions, streamed or whole."""
+    """Answer programs over HTTP: chat and completions of a model that writes, labels, entities, vectors, answers or
+    items of one that does not."""
     from tutti import api
 
     api.serve(
@@ -61,6 +69,7 @@ def serve(
         context=context,
         queue=queue,
         weights=weights,
+        engine=engine,
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         insecure=insecure,

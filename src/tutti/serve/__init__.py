@@ -1,7 +1,7 @@
 """A trained model as a service: engines that compute, and the protocol that people and programs ask in."""
 
 from tutti.serve.load import Weights
-from tutti.serve.make import Settings
+from tutti.serve.make import EngineChoice, Settings
 from tutti.serve.run import Door, serve
 
-__all__ = ["Door", "Settings", "Weights", "serve"]
+__all__ = ["Door", "EngineChoice", "Settings", "Weights", "serve"]

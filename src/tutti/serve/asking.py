@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from tutti.package import Asker
 from tutti.serve.engine import EncoderEngine, Job, RowAnswer
 from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER, Kind
 from tutti.serve.service import WEDGED_SECONDS
+from tutti.serve.trial import trial_of
 from tutti.tasks import RowEncoder
 from tutti.tasks.task import Example, Record
 
@@ -29,15 +31,6 @@ _KINDS = {
     "embed": EMBEDDER,
     "recommend": RECOMMENDER,
     "answer": ANSWERER,
-}
-#: What might be asked of each kind.
-_TRIALS = {
-    "classify": '"My card is lost."',
-    "relate": '"The <e1>child</e1> was wrapped into the <e2>cradle</e2>."',
-    "tag": '"Anna Smith visits New York."',
-    "embed": '"My card is lost."',
-    "recommend": "[]",
-    "answer": '{"question": "Who came?", "context": "Anna came at noon."}',
 }
 #: How long a request may take.
 _DEADLINE_SECONDS = 60.0
@@ -94,7 +87,7 @@ class Asking:
     @property
     def trial(self) -> tuple[str, str]:
         """A route, and what might be asked there beside the model's name, as JSON has it."""
-        return self.kind.routes[0], f'"input": {_TRIALS[self.asker.task.kind]}'
+        return self.kind.routes[0], f'"input": {json.dumps(trial_of(self.asker.task.kind))}'
 
     def close(self) -> None:
         """End now."""

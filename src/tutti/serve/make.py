@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
-from tutti.core.errors import ConfigError
+import torch
+
+from tutti.core.errors import ConfigError, ModelError
 from tutti.serve.asking import Asking
 from tutti.serve.engine import AskerBackend, EncoderEngine, Engine, SlotModel, Unsupported
+from tutti.serve.engine.onnx import in_onnx, tokens_per_second
 from tutti.serve.load import Found, FoundAsker, Weights, cached_as, set_weights
 from tutti.serve.service import Service
+from tutti.serve.trial import longer_trial
 
 #: Tokens of a slot, where the model could see more: what is set aside for all slots is taken from the machine.
 _CONTEXT = 4096
@@ -20,6 +26,10 @@ _CONTEXT = 4096
 _BUDGET_TOKENS = 256
 #: Requests that may wait, and texts where each takes milliseconds.
 _QUEUE, _QUEUE_OF_TEXTS = 64, 1024
+
+
+#: What computes a model that does not write; `auto`: what is faster here.
+EngineChoice = Literal["auto", "native", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Settings:
     context: int | None
     queue_length: int | None
     weights: Weights
+    engine: EngineChoice = "auto"
 
 
 def make_service(
@@ -45,6 +56,8 @@ def make_service(
     name, made = settings.name or found.name, int(time.time())
     if isinstance(found, FoundAsker):
         return _asking(found, name, made, settings, say)
+    if settings.engine == "onnx":
+        raise ConfigError(f"{found.name} writes, which --engine onnx does not", "leave it out")
     room = min(found.context, settings.context or _CONTEXT)
     say(set_weights(found.model, settings.weights))
     try:
@@ -59,13 +72,60 @@ def make_service(
 def _asking(
     found: FoundAsker, name: str, made: int, settings: Settings, say: Callable[[str], None]
 ) -> Asking:
-    asker = found.asker
-    if found.in_onnx:
-        say("weights: as the package has them, by onnxruntime")
-    else:
-        say(set_weights(asker.objective.model, settings.weights))
-        if settings.weights != "as-they-are":
-            asker = dataclasses.replace(asker, context=nullcontext())
     queue_length = _QUEUE_OF_TEXTS if settings.queue_length is None else settings.queue_length
-    engine = EncoderEngine(AskerBackend.of(asker), budget_tokens=_BUDGET_TOKENS, queue_length=queue_length)
-    return Asking(name, engine, asker, made)
+    backend = _backend(found, settings, say)
+    engine = EncoderEngine(backend, budget_tokens=_BUDGET_TOKENS, queue_length=queue_length)
+    return Asking(name, engine, backend.asker, made)
+
+
+def _backend(found: FoundAsker, settings: Settings, say: Callable[[str], None]) -> AskerBackend:
+    """What computes: as the settings have it, or the faster one."""
+    if found.in_onnx:
+        if settings.engine == "native":
+            raise ConfigError(
+                f"{found.name} is a package for onnxruntime",
+                "leave out --engine, or compress the run without onnx",
+            )
+        say("engine: onnx, with weights as the package has them")
+        return AskerBackend.of(found.asker)
+    onnx = None
+    if settings.engine == "onnx" and (reason := _no_onnx(settings)) is not None:
+        raise ConfigError(f"--engine onnx: {reason}", "leave it out")
+    if settings.engine == "onnx" or (settings.engine == "auto" and _no_onnx(settings) is None):
+        try:
+            onnx = AskerBackend.of(in_onnx(found.asker, int8=settings.weights != "as-they-are"))
+        except ModelError as error:
+            if settings.engine == "onnx":
+                raise
+            say(f"engine: native; onnx cannot be had: {error.problem}")
+    if onnx is not None and settings.engine == "onnx":
+        say(f"engine: onnx, weights: {'int8' if settings.weights != 'as-they-are' else 'fp32'}")
+        return onnx
+    weights = set_weights(found.asker.objective.model, settings.weights)
+    asker = found.asker
+    if settings.weights != "as-they-are":
+        asker = dataclasses.replace(asker, context=nullcontext())
+    native = AskerBackend.of(asker)
+    if onnx is not None:
+        kind, names = asker.task.kind, asker.labels.names
+        records = [longer_trial(kind, times, names) for times in (1, 2, 3, 4, 2, 1)]
+        rows = asker.read(asker.task.asked_about(records))
+        speeds = tokens_per_second([native, onnx], [rows[number] for number in range(len(rows))])
+        measured = "here it computes {:,.0f} tokens a second, {} {:,.0f}".format
+        if speeds[1] > speeds[0]:
+            say(f"engine: onnx; {measured(speeds[1], 'torch', speeds[0])}")
+            return onnx
+        say(f"engine: native; {measured(speeds[0], 'onnxruntime', speeds[1])}")
+    say(weights)
+    return native
+
+
+def _no_onnx(settings: Settings) -> str | None:
+    """Why onnxruntime is out of the question; None: it is not."""
+    if settings.weights == "bf16":
+        return "it computes in fp32 or int8, not in bf16"
+    if torch.cuda.is_available():
+        return "it computes on the CPU, and there is a GPU"
+    if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None:
+        return "onnxruntime or onnxscript is not installed (pip install 'tutti[compress]')"
+    return None
