@@ -340,6 +340,8 @@ def serve(
     queue: int | None = None,
     weights: Weights = "auto",
     engine: EngineChoice = "auto",
+    documents: Path | None = None,
+    embedder: Path | None = None,
     tls_certificate: Path | None = None,
     tls_key: Path | None = None,
     insecure: bool = False,
@@ -349,14 +351,16 @@ def serve(
 
     `slots`: texts that are written at the same time; `context`: tokens of a prompt with its answer (None: what the
     model can see, up to 4096). `queue`: requests that may wait beside them (None: 64), or texts of a model that does
-    not write (None: 1024). `weights`, `engine`: see `tutti serve --help`. The key
+    not write (None: 1024). `documents`: a folder from which questions are answered; `embedder`: a model that makes
+    vectors, by which it is searched, too. `weights`, `engine`: see `tutti serve --help`. The key
     that clients need is that of the environment's TUTTI_API_KEY, or a new one, which is printed.
 
     Raises:
         TuttiError: there is no such model, it cannot be served so, or the address cannot be had.
     """
     door = Door(host, port, tls_certificate, tls_key, insecure)
-    serve_model(model, door, ServeSettings(name, slots, context, queue, weights, engine), printer(True))
+    settings = ServeSettings(name, slots, context, queue, weights, engine, documents, embedder)
+    serve_model(model, door, settings, printer(True))
 
 
 def doctor() -> hardware.Machine:

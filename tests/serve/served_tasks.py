@@ -19,10 +19,12 @@ from transformers import (
 )
 
 from encoders import write_encoder
+from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
 from tutti.serve.http import make_app
 from tutti.serve.load import FoundAsker, load_any
 from tutti.serve.make import Settings, make_service
+from tutti.serve.service import Service
 
 KEY = "sk-of-the-test"
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -71,10 +73,10 @@ def open_task(directory: Path, **settings: Any) -> Asking:
 
 
 @contextmanager
-def listening_at(service: Asking) -> Iterator[str]:
+def listening_at(service: Service | Asking, answering: Answering | None = None) -> Iterator[str]:
     """The address of `service`, which ends with this."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service, KEY), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(make_app(service, KEY, answering), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -50,6 +50,16 @@ def serve(
             "measured at the start."
         ),
     ] = "auto",
+    documents: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Answer questions from the txt, md and jsonl files there."),
+    ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Search documents by vectors of this model, too, beside words (BM25)."
+        ),
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     insecure: Annotated[
@@ -70,6 +80,8 @@ def serve(
         queue=queue,
         weights=weights,
         engine=engine,
+        documents=documents,
+        embedder=None if embedder is None else find_run(embedder),
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         insecure=insecure,

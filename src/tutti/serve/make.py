@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from tutti.core.errors import ConfigError, ModelError
+from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
+from tutti.serve.documents import Library
 from tutti.serve.engine import AskerBackend, EncoderEngine, Engine, SlotModel, Unsupported
 from tutti.serve.engine.onnx import in_onnx, tokens_per_second
-from tutti.serve.load import Found, FoundAsker, Weights, cached_as, set_weights
+from tutti.serve.kinds import ANSWERER, EMBEDDER, WRITER
+from tutti.serve.load import Found, FoundAsker, Weights, cached_as, load_any, set_weights
 from tutti.serve.service import Service
 from tutti.serve.trial import longer_trial
 
@@ -35,7 +38,7 @@ EngineChoice = Literal["auto", "native", "onnx"]
 @dataclass(frozen=True)
 class Settings:
     """`name`: None: the model's own. `slots`, `context`: of a model that writes. `queue_length`: None: what suits the
-    kind."""
+    kind. `documents`: a folder from which questions are answered; `embedder`: a model by which it is searched, too."""
 
     name: str | None
     slots: int
@@ -43,6 +46,8 @@ class Settings:
     queue_length: int | None
     weights: Weights
     engine: EngineChoice = "auto"
+    documents: Path | None = None
+    embedder: Path | None = None
 
 
 def make_service(
@@ -67,6 +72,36 @@ def make_service(
     queue_length = _QUEUE if settings.queue_length is None else settings.queue_length
     engine = Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)
     return Service(name, engine, found.tokenizer, found.render, made, found.vocabulary, settings.slots)
+
+
+def make_answering(
+    service: Service | Asking, settings: Settings, say: Callable[[str], None]
+) -> Answering | None:
+    """What answers questions from documents with `service`; None: there are no documents.
+
+    Raises:
+        ConfigError: it cannot be done with such a model.
+        DataError: the documents cannot be read.
+    """
+    if settings.documents is None:
+        if settings.embedder is not None:
+            raise ConfigError("--embedder searches documents, and there are none", "give --documents FOLDER")
+        return None
+    if service.kind not in (WRITER, EMBEDDER, ANSWERER):
+        raise ConfigError(
+            f"{service.name} is a {service.kind.name}, which answers no questions",
+            "serve a model that writes, finds answers in texts, or makes vectors of them",
+        )
+    embedder = service if isinstance(service, Asking) and service.kind is EMBEDDER else None
+    if settings.embedder is not None:
+        found = load_any(settings.embedder)
+        if not isinstance(found, FoundAsker) or found.asker.task.kind != "embed":
+            raise ConfigError(
+                f"{settings.embedder} makes no vectors of texts", "give one that learned to embed"
+            )
+        say(f"embedder: {found.name}")
+        embedder = _asking(found, found.name, service.made, settings, say)
+    return Answering(service, Library(settings.documents, embedder, say))
 
 
 def _asking(
@@ -104,7 +139,7 @@ def _backend(found: FoundAsker, settings: Settings, say: Callable[[str], None]) 
     weights = set_weights(found.asker.objective.model, settings.weights)
     asker = found.asker
     if settings.weights != "as-they-are":
-        asker = dataclasses.replace(asker, context=nullcontext())
+        asker = replace(asker, context=nullcontext())
     native = AskerBackend.of(asker)
     if onnx is not None:
         kind, names = asker.task.kind, asker.labels.names

@@ -13,7 +13,7 @@ from tutti.core.address import bracketed
 from tutti.core.errors import ConfigError, LaunchError
 from tutti.serve.asking import Asking
 from tutti.serve.load import load_any
-from tutti.serve.make import Settings, make_service
+from tutti.serve.make import Settings, make_answering, make_service
 from tutti.serve.service import Service
 
 #: Where the key is looked for.
@@ -89,13 +89,15 @@ def serve(
     listener = door.open()  # before minutes are spent on a model
     try:
         service = make_service(load_any(place), settings, say)
-        given = os.environ.get(KEY_VARIABLE)
-        key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
-        host, port = listener.getsockname()[:2]
-        for line in _welcome(service, f"{door.scheme}://{bracketed(host)}:{port}", key, is_new=given is None):
-            say(line)
         try:
-            run_server(make_app(service, key), listener, door.certificate, door.private_key)
+            answering = make_answering(service, settings, say)
+            given = os.environ.get(KEY_VARIABLE)
+            key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
+            host, port = listener.getsockname()[:2]
+            url = f"{door.scheme}://{bracketed(host)}:{port}"
+            for line in _welcome(service, url, key, is_new=given is None):
+                say(line)
+            run_server(make_app(service, key, answering), listener, door.certificate, door.private_key)
         finally:
             service.close()
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -9,19 +10,26 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
+from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
+from tutti.serve.http.answer_route import answer_of
 from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Direct, Posted
 from tutti.serve.http.keys import Keys
 from tutti.serve.http.refusals import Refusal, answer_with_refusals
 from tutti.serve.http.task_routes import routes_of
 from tutti.serve.http.writing_routes import mount_writing
-from tutti.serve.kinds import KINDS, Served
+from tutti.serve.kinds import ANSWERER, KINDS, Served
 from tutti.serve.service import Service
 
 
-def make_app(service: Service | Asking, key: str) -> ASGIApp:
-    """The application that answers for `service` to whoever has `key`."""
+def make_app(service: Service | Asking, key: str, answering: Answering | None = None) -> ASGIApp:
+    """The application that answers for `service` to whoever has `key`; `answering`: questions, from documents."""
+    posts = {} if isinstance(service, Service) else routes_of(service)
+    if answering is not None:
+        (path,) = ANSWERER.routes
+        posts[path] = answer_of(answering)
+    routes = tuple(dict.fromkeys((*service.kind.routes, *posts)))
     app = FastAPI(title=f"Tutti: {service.name}", docs_url=None, redoc_url=None)
     answer_with_refusals(app)
 
@@ -36,21 +44,19 @@ def make_app(service: Service | Asking, key: str) -> ASGIApp:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(service)]}
+        return {"object": "list", "data": [_model(service, routes)]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         require_model(service, name)
-        return _model(service)
+        return _model(service, routes)
 
-    _refuse_the_others(app, service)
     if isinstance(service, Service):
         mount_writing(app, service)
-        return Keys(app, key)
-    routes = routes_of(service)
-    for path, posted in routes.items():
+    for path, posted in posts.items():
         _mount(app, path, posted)
-    return Keys(Direct(app, routes), key)
+    _refuse_the_others(app, service, routes)
+    return Keys(Direct(app, posts), key)
 
 
 def _mount(app: FastAPI, path: str, posted: Posted) -> None:
@@ -61,24 +67,23 @@ def _mount(app: FastAPI, path: str, posted: Posted) -> None:
     app.post(path, name=path)(answer)
 
 
-def _refuse_the_others(app: FastAPI, service: Served) -> None:
+def _refuse_the_others(app: FastAPI, service: Served, routes: Sequence[str]) -> None:
     """Say to whoever asks for what other kinds of models do what this one does."""
-    own = service.kind.routes
-    message = f"{service.name!r} is a {service.kind.name}: ask it at {' or '.join(own)}"
+    message = f"{service.name!r} is a {service.kind.name}: ask it at {' or '.join(routes)}"
 
     async def refuse() -> Response:
         raise Refusal(404, message, code="wrong_kind_of_model")
 
-    for route in sorted({route for kind in KINDS for route in kind.routes} - set(own)):
+    for route in sorted({route for kind in KINDS for route in kind.routes} - set(routes)):
         app.post(route, include_in_schema=False)(refuse)
 
 
-def _model(service: Served) -> dict[str, Any]:
+def _model(service: Served, routes: Sequence[str]) -> dict[str, Any]:
     return {
         "id": service.name,
         "object": "model",
         "created": service.made,
         "owned_by": "tutti",
         "kind": service.kind.name,
-        "routes": list(service.kind.routes),
+        "routes": list(routes),
     }

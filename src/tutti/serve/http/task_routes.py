@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request, Response
@@ -30,6 +30,9 @@ from tutti.serve.http.task_schema import (
     RecommendAsked,
 )
 from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER
+from tutti.serve.service import Service
+
+T = TypeVar("T")
 
 #: Whoever waits so long is watched: hanging up ends it.
 _WATCHED_SECONDS = 0.1
@@ -85,13 +88,22 @@ async def _say(service: Asking, records: Sequence[Any], request: Request) -> Sai
     """What the model says to `records`; None: nobody waits for it any more.
 
     Raises:
-        Refusal: a record is none of the task's, too many wait, or there is no answer.
+        Refusal: a record is none of the task's, or as `unless_gone`.
     """
     try:
         examples = service.examples(records)
     except DataError as error:
         raise Refusal(400, error.problem, param="input") from error
-    asking = asyncio.ensure_future(service.ask(examples))
+    return await unless_gone(service, service.ask(examples), request)
+
+
+async def unless_gone(service: Service | Asking, asked: Coroutine[Any, Any, T], request: Request) -> T | None:
+    """What comes of `asked`; None: nobody waits for it any more.
+
+    Raises:
+        Refusal: too many wait, or there is no answer.
+    """
+    asking = asyncio.ensure_future(asked)
     try:
         await asyncio.wait({asking}, timeout=_WATCHED_SECONDS)
         if not asking.done():
@@ -100,7 +112,7 @@ async def _say(service: Asking, records: Sequence[Any], request: Request) -> Sai
             left.cancel()
         return asking.result() if asking.done() else None
     except Full as full:
-        wait = max(1, math.ceil(service.engine.seconds_to_go))
+        wait = max(1, math.ceil(service.engine.seconds_to_go)) if isinstance(service, Asking) else 1
         refusal = Refusal(429, "too many requests wait already", code="overloaded", retry_seconds=wait)
         raise refusal from full
     except Late as late:

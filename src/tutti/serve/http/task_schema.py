@@ -74,3 +74,11 @@ class AnswerAsked(_Asked):
     """`POST /v1/answer`: a question to a text, or several."""
 
     input: Passage | Annotated[list[Passage], Field(min_length=1, max_length=MOST_INPUTS)]
+
+
+class QuestionAsked(_Asked):
+    """`POST /v1/answer` of a service with documents. `max_tokens`: of an answer that is written."""
+
+    question: str
+    passages: int = Field(5, ge=1, le=20)
+    max_tokens: int = Field(256, ge=1)
