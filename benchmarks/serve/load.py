@@ -1,6 +1,6 @@
 """A client that costs little: many connections that are kept open, in a process of its own.
 
-    python -m benchmarks.serve.load '{"url": …, "key": …, "bodies": [...], "seconds": 5, "connections": 32, "rate": null}'
+    python -m benchmarks.serve.load < asked.json    (url, key, bodies, seconds, connections, rate)
 
 Without a `rate` every connection asks again as soon as it was answered. With one, requests come at random moments, so
 many a second on average (Poisson), whether or not others have been answered; and how long one takes is counted from the
@@ -36,6 +36,7 @@ class Connection:
 
 
 async def measure(asked: dict[str, Any]) -> dict[str, Any]:
+    """Ask as it is said in `asked`; how long each took, in seconds, and which statuses there were."""
     place = urlsplit(asked["url"])
     head = (
         f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: Bearer {asked['key']}\r\n"
@@ -84,4 +85,4 @@ async def measure(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(measure(json.loads(sys.stdin.read() if sys.argv[1:] == ["-"] else sys.argv[1])))))
+    print(json.dumps(asyncio.run(measure(json.load(sys.stdin)))))

@@ -1,6 +1,6 @@
 """What one writes in an afternoon: a transformers pipeline behind FastAPI, each request computed by itself.
 
-    python -m benchmarks.serve.peer DIRECTORY PORT        (the key: TUTTI_API_KEY)
+python -m benchmarks.serve.peer DIRECTORY PORT        (the key: TUTTI_API_KEY)
 """
 
 from __future__ import annotations
