@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from tutti import data, models
 from tutti.config import Config, load_config
 from tutti.core.errors import CheckpointError, ConfigError
+from tutti.core.hold import held
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples, prepare_examples
@@ -73,6 +74,8 @@ def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
         run.refuse_existing()
         return config
     run.require()
+    with held(run.path, "training there"):
+        pass  # said now, not when everything is prepared
     former = load_config(run.config)
     merged = continued(config, former)
     for section, key in _FIXED:

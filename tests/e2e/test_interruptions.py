@@ -23,6 +23,11 @@ from commands import (
     write_config,
 )
 
+from tutti.config import load_config
+from tutti.core import RunError
+from tutti.core.rundir import RunDirectory
+from tutti.starting import check_run
+
 pytestmark = pytest.mark.distributed
 RUN = Path("runs") / "r"
 
@@ -117,7 +122,13 @@ def test_a_launcher_that_is_killed_leaves_no_workers_and_can_be_resumed(
 
 def test_a_killed_worker_is_replaced_while_the_other_goes_on(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path)
-    with at_step(RUN, 45, lambda: os.kill(worker_pid(RUN, 1), signal.SIGKILL)):
+
+    def disturb() -> None:
+        with pytest.raises(RunError, match="another process is training there"):
+            check_run(RunDirectory(RUN), load_config(RUN / "config.yaml"), resume=True)
+        os.kill(worker_pid(RUN, 1), signal.SIGKILL)
+
+    with at_step(RUN, 45, disturb):
         answer = tutti_here("train", "c.yaml", "train.steps=300")
     assert (answer.code, answer.err) == (0, ""), answer.said
     assert answer.out.count("started again") == 1 and "worker 0 was killed by SIGKILL" in answer.out

@@ -167,15 +167,6 @@ def test_without_optuna_the_command_to_install_it_is_said(
     assert "pip install 'tutti[tune]'" in caught.value.hint
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    place = SearchDirectory(tmp_path / "s")
-    place.create(lambda fresh: fresh.config.write_text("x"))  # type: ignore[arg-type,return-value]
-    with place.held(), pytest.raises(RunError, match="another process is searching"), place.held():
-        pass
-    with place.held():
-        pass
-
-
 def test_a_search_that_could_not_be_begun_leaves_nothing(tmp_path: Path) -> None:
     def fail(_: SearchDirectory) -> None:
         raise RunError("no")

@@ -1,4 +1,4 @@
-"""A search is a directory, readable without Tutti. This module knows its paths, and lets one process in at a time.
+"""A search is a directory, readable without Tutti. This module knows its paths.
 
 runs/NAME-search/
     search.yaml      what was searched: the configuration, with the space spelt out
@@ -10,11 +10,9 @@ runs/NAME-search/
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,27 +97,3 @@ class SearchDirectory:
             raise unwritable(self.path, error) from error
         finally:
             shutil.rmtree(beside.path, ignore_errors=True)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """While nobody else works at this search. The system lets go of it when the process dies.
-
-        Raises:
-            RunError: somebody else does.
-        """
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(
-                    f"another process is searching at {self.path}", "wait for it, or stop it first"
-                ) from error
-            except OSError:
-                pass  # some network file systems have no locks
-            yield
-        finally:
-            os.close(descriptor)

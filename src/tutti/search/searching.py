@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tutti.config import Config, search_space
+from tutti.core.hold import held
 from tutti.search.begin import agreed, begin, check
 from tutti.search.directory import SearchDirectory
 from tutti.search.outcome import Outcome
@@ -34,7 +35,7 @@ def tune(
         place.refuse_existing()
         beginning = begin(config, parallel, say)
         place.create(lambda fresh: beginning.store(fresh, trials or TRIALS))
-    with place.held():
+    with held(place.path, "searching there"):
         if resume:
             config = agreed(config, place)
             study = Study.load(place.study, search_space(config), config.train.seed)

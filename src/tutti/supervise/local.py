@@ -18,6 +18,7 @@ from tutti.core.address import bracketed
 from tutti.core.errors import LaunchError, RunError, TrainingError, TuttiError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full, write_text_atomically
+from tutti.core.hold import held
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.disturb.trouble import Trouble
@@ -80,6 +81,10 @@ class Supervision:
         Raises:
             TuttiError: the run failed, in the words of its first error.
         """
+        with held(self.run.path, "training there"):
+            return self._execute()
+
+    def _execute(self) -> dict[str, Any]:
         run = self.run
         began = time.time()
         former = run.config.read_text(encoding="utf-8") if self.resume else None

@@ -19,6 +19,7 @@ from tutti.config import Config, dump_config, load_config
 from tutti.core.errors import TuttiError
 from tutti.core.events import EventWriter
 from tutti.core.files import write_text_atomically
+from tutti.core.hold import held
 from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import Prepared
@@ -86,7 +87,11 @@ def run_in_started_world(
     if rank != 0:
         worker_main(assignment)
         return {}
-    with Show(run, console, began) as show, _watching(run, resolved.config):
+    with (
+        held(run.path, "training there"),
+        Show(run, console, began) as show,
+        _watching(run, resolved.config),
+    ):
 
         def say_what_happened() -> None:
             show.stop()
