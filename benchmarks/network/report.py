@@ -278,7 +278,10 @@ def _missing(
             )
         if absent := [rate_name(rate) for rate in setting.rates if rate not in row.by_rate]:
             lines.append(f"{row.arm.name}: step times at {', '.join(absent)}")
-        changed = sum(r["changes_of_members"] for r in (*row.curves.values(), *row.by_rate.values()))
+        # A server sees every member come at the start, one by one, and go at the end.
+        usual = 2 * setting.replicas - 1 if row.arm.served else 0
+        measured = (*row.curves.values(), *row.by_rate.values())
+        changed = sum(max(0, result["changes_of_members"] - usual) for result in measured)
         if changed:
             lines.append(f"{row.arm.name}: members were lost or came back {changed} times")
         lines += [f"{row.arm.name}: {failure}" for failure in row.failures]
