@@ -113,7 +113,8 @@ def uneven(written: Written, together: int, seed: int) -> list[Job]:
 
 def perplexity(written: Written, weights: str, texts: int = 40) -> float:
     """Of the held-out text, read as the engine reads it."""
-    from tutti.serve.engine.slots import Part, SlotModel, Turn
+    from tutti.serve.engine import SlotModel
+    from tutti.serve.engine.cache import Part, Turn
     from tutti.serve.load import cached_as, set_weights
 
     model = written.load()

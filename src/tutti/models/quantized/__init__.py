@@ -3,7 +3,7 @@
 from tutti.models.quantized.aware import GROUP, train_quantized
 from tutti.models.quantized.choose import layers_of, straighten, tables_of
 from tutti.models.quantized.codes import Bits, Codes, encode, grid, round_to_nearest
-from tutti.models.quantized.modules import Arithmetic, QuantizedEmbedding, QuantizedLinear
+from tutti.models.quantized.modules import Arithmetic, QuantizedEmbedding, QuantizedLinear, product_of
 from tutti.models.quantized.store import load_quantized, save_quantized
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "grid",
     "layers_of",
     "load_quantized",
+    "product_of",
     "round_to_nearest",
     "save_quantized",
     "straighten",

@@ -39,19 +39,19 @@ def write(
 
 
 def read(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """The last tokens of a text, [1, H, c, D], to all of it, keys, values [K, L, D]: [c, H, D]."""
-    count, length = query.shape[2], keys.shape[1]
+    """The last tokens of a text, [H, c, D], to all of it, keys, values [K, L, D]: [c, H, D]."""
+    count, length = query.shape[1], keys.shape[1]
     mask = None
     if count < length:
         mask = torch.ones(count, length, dtype=torch.bool, device=query.device).tril(length - count)
     attended = F.scaled_dot_product_attention(
-        query,
+        query[None],
         keys[None].to(query.dtype),
         values[None].to(query.dtype),
         attn_mask=mask,
         is_causal=mask is None and count > 1,
         scale=scale,
-        enable_gqa=query.shape[1] != keys.shape[0],
+        enable_gqa=query.shape[0] != keys.shape[0],
     )
     return attended[0].transpose(0, 1)
 

@@ -15,9 +15,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from tutti.serve.engine.cache import Part, Turn
 from tutti.serve.engine.draw import Dice, draw, likeliest
 from tutti.serve.engine.request import End, Likely, Piece, Reason, Request
-from tutti.serve.engine.slots import Part, SlotModel, Turn
+from tutti.serve.engine.slots import SlotModel
 from tutti.serve.engine.text import Writer
 
 #: How long the thread sleeps when there is nothing to do; a request wakes it.

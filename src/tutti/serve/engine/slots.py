@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from tutti.serve.engine.attention import read, write
+from tutti.serve.engine.cache import KeyValueSlots, Part, Turn
+from tutti.serve.engine.lean import Lean
 
 _ATTENTION = "tutti-slots"
 #: Of `check`: what is wrong may be so much of what attention does at all, and so many times what rounding does.
@@ -31,61 +31,6 @@ _SPECIAL = ("softcap", "s_aux", "position_bias")
 
 class Unsupported(Exception):
     """The architecture cannot be served in slots; says why."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Of one turn: `count` tokens of the text in `slot`, from position `start` on."""
-
-    slot: int
-    start: int
-    count: int
-
-
-@dataclass
-class Turn:
-    """One pass through the model: first the texts that write, by slot, a token each; then pieces that are read."""
-
-    writing: list[Part]
-    reading: list[Part]
-
-    def __post_init__(self) -> None:
-        self.slots = torch.tensor([part.slot for part in self.writing], dtype=torch.long)
-        self.places = torch.tensor([part.start for part in self.writing], dtype=torch.long)
-
-    @property
-    def positions(self) -> Tensor:
-        """[T]."""
-        parts = [*self.writing, *self.reading]
-        return torch.cat([torch.arange(part.start, part.start + part.count) for part in parts])
-
-
-class KeyValueSlots:
-    """Keys and values of every layer, [R, K, C, D]. `dtype`: None: as the model computes them."""
-
-    def __init__(self, slots: int, capacity: int, dtype: torch.dtype | None = None) -> None:
-        self.slots, self.capacity, self.dtype = slots, capacity, dtype
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `layer`, made when it is first asked for; `key`, `value` [1, K, T, D] say of what kind."""
-        if layer not in self._layers:
-            # Zeros, not just memory: what no text has reached is multiplied by a probability of 0.
-            made = [
-                part.new_zeros(
-                    self.slots, part.shape[1], self.capacity, part.shape[3], dtype=self.dtype or part.dtype
-                )
-                for part in (key, value)
-            ]
-            self._layers[layer] = (made[0], made[1])
-        return self._layers[layer]
-
-    @torch.inference_mode()
-    def copy(self, source: int, to: int, count: int) -> None:
-        """The first `count` tokens of one slot become those of another."""
-        for both in self._layers.values():
-            for tensor in both:
-                tensor[to, :, :count] = tensor[source, :, :count]
 
 
 class SlotModel:
@@ -100,28 +45,35 @@ class SlotModel:
         taken = inspect.signature(model.forward).parameters
         if missing := {"position_ids", "logits_to_keep"} - taken.keys():
             raise Unsupported(f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}")
-        self.cache = KeyValueSlots(slots, context, cached)
         self.context = context
         whole: Any = model.eval()
         self._model = whole
         self._device = next(model.parameters()).device
         AttentionInterface.register(_ATTENTION, _attend)
         before = str(self._model.config._attn_implementation)
-        try:
-            self.check("sdpa" if before == _ATTENTION else before)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-            raise Unsupported(f"{type(model).__name__} cannot be served in slots: {error}") from error
+        own = "sdpa" if before == _ATTENTION else before
+        for lean in (Lean.of(whole, context), None):
+            self._lean = lean
+            self.cache = KeyValueSlots(slots, context, cached)
+            try:
+                self.check(own)
+                break
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+                if lean is None:
+                    raise Unsupported(f"{type(model).__name__} cannot be served in slots: {error}") from error
         self.cache = KeyValueSlots(slots, context, cached)
 
     @torch.inference_mode()
     def run(self, turn: Turn, tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
         """Logits [len(wanted), V], fp32, after the tokens at places `wanted` of the turn's `tokens` [T]."""
-        ids = torch.tensor(tokens, device=self._device)[None]
+        ids = torch.tensor(tokens, device=self._device)
+        if self._lean is not None:
+            return self._lean.run(ids, turn, self.cache, wanted)
         global _now
         _now = (turn, self.cache)
         try:
             output = self._model(
-                input_ids=ids,
+                input_ids=ids[None],
                 position_ids=turn.positions.to(self._device)[None],
                 use_cache=False,
                 logits_to_keep=torch.tensor(wanted, device=self._device),
@@ -187,17 +139,5 @@ def _attend(
         raise RuntimeError("it wants a kind of attention that is not known here")
     scale = rest.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    keys, values = cache.of(module.layer_idx, key, value)
-    outputs, count = [], len(turn.writing)
-    if count:
-        newest = [part[0, :, :count].transpose(0, 1) for part in (query, key, value)]
-        outputs.append(write(newest[0], newest[1], newest[2], keys, values, turn.slots, turn.places, scale))
-    for part in turn.reading:
-        start, stop = count, count + part.count
-        end = part.start + part.count
-        keys[part.slot, :, part.start : end] = key[0, :, start:stop]
-        values[part.slot, :, part.start : end] = value[0, :, start:stop]
-        known_keys, known_values = keys[part.slot, :, :end], values[part.slot, :, :end]
-        outputs.append(read(query[:, :, start:stop], known_keys, known_values, scale))
-        count = stop
-    return torch.cat(outputs)[None], None
+    own = [part[0].transpose(0, 1) for part in (query, key, value)]
+    return cache.attend(module.layer_idx, turn, own[0], own[1], own[2], scale)[None], None
