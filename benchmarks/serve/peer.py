@@ -18,6 +18,10 @@ from pydantic import BaseModel
 from transformers import pipeline
 
 
+#: Where the key is.
+BEARER = HTTPBearer()
+
+
 class Asked(BaseModel):
     """As Tutti's `/v1/classify`."""
 
@@ -29,9 +33,9 @@ def main() -> None:
     torch.set_num_threads(1)
     key = os.environ["TUTTI_API_KEY"]
     classify = pipeline("text-classification", model=directory, top_k=5, device="cpu")
-    app, bearer = FastAPI(), HTTPBearer()
+    app = FastAPI()
 
-    def known(given: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> None:
+    def known(given: Annotated[HTTPAuthorizationCredentials, Depends(BEARER)]) -> None:
         if not hmac.compare_digest(given.credentials, key):
             raise HTTPException(401)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from served_tasks import KEY, listening_at, open_task, write_task
 
-from tutti.serve.asking import Asking, Late, Stopped
+from tutti.serve.asking import Asking, Failed, Late
 from tutti.serve.engine import AskerBackend, EncoderEngine, Full, Job
 from tutti.tasks.task import Row
 
@@ -86,6 +86,7 @@ def test_what_comes_meanwhile_is_computed_together_and_everybody_gets_the_own_an
     assert len(gated.begun.get(timeout=20)) == 4
     for job, ended in [(first, first_end), *others]:
         assert ended.get(timeout=20) is job and job.outcome == "done"
+    for job in [first, *(job for job, _ in others)]:
         (expected,) = service.asker.answer(list(job.rows))
         np.testing.assert_allclose(job.answers[0], expected, atol=1e-5)
     assert service.engine.queued == 0
@@ -124,20 +125,37 @@ def test_who_is_gone_or_late_is_told_and_not_computed(service: Asking) -> None:
     assert len(gated.begun.get(timeout=20)) == 1 and service.engine.queued == 0
 
 
-def test_when_the_model_breaks_everybody_is_told_and_nobody_comes_in(service: Asking) -> None:
+def test_a_pass_that_fails_takes_nobody_else_with_it(service: Asking) -> None:
+    gated = gate(service)
+    gated.broken = True
+    long, ended = submitted(service, *["the money did not arrive in paris"] * 4)  # 9 tokens each: two passes
+    gated.begun.get(timeout=20)
+    _, other = submitted(service, "late")
+    gated.let(1)
+    assert ended.get(timeout=20) is long and long.outcome == "error"
+    assert len(gated.begun.get(timeout=20)) == 1  # of the long one nothing more
+    assert service.problem == "the last pass failed: RuntimeError: out of paper"
+    gated.broken = False
+    gated.let(1)
+    assert other.get(timeout=20).outcome == "done"
+    assert service.problem is None and service.engine.queued == 0 and ended.empty()
+
+
+def test_who_waits_when_it_ends_is_told_and_nobody_comes_in(service: Asking) -> None:
     gated = gate(service)
     _, first = submitted(service, "lost")
     gated.begun.get(timeout=20)
     _, waits = submitted(service, "late")
-    gated.broken = True
-    gated.let(2)
-    for ended in (first, waits):
-        job = ended.get(timeout=20)
-        assert job.outcome == "error" and job.problem == "RuntimeError: out of paper"
-    service.engine._thread.join(20)
-    assert service.problem == "the engine has stopped"
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    while not service.engine._closing:
+        time.sleep(0.01)
     with pytest.raises(Full):
         submitted(service, "late")
+    gated.let(1)
+    closing.join(20)
+    assert (first.get(timeout=20).outcome, waits.get(timeout=20).outcome) == ("done", "cancelled")
+    assert service.problem == "the engine has stopped" and service.engine.queued == 0
 
 
 def test_who_asks_is_told_that_it_took_too_long(service: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +164,7 @@ def test_who_asks_is_told_that_it_took_too_long(service: Asking, monkeypatch: py
         asyncio.run(service.ask(service.examples(["lost"])))
 
 
-def test_who_asks_while_it_ends_is_told(service: Asking) -> None:
+def test_who_asks_what_cannot_be_computed_is_told(service: Asking) -> None:
     async def ask() -> None:
         asking = asyncio.ensure_future(service.ask(service.examples(["lost"])))
         await asyncio.sleep(0)
@@ -154,7 +172,7 @@ def test_who_asks_while_it_ends_is_told(service: Asking) -> None:
         gate(service).broken = True
         await asking
 
-    with pytest.raises(Stopped):
+    with pytest.raises(Failed):
         asyncio.run(ask())
 
 

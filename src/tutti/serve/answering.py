@@ -45,7 +45,7 @@ class Answering:
         """The answer to `question` from so many passages, of at most `new_tokens` where it is written.
 
         Raises:
-            Full, Late, Stopped: there is none.
+            Full, Late, Stopped, Failed: there is none.
         DataError: there is no room for it.
         """
         hits = await self.library.find(question, passages)

@@ -46,6 +46,10 @@ class Stopped(Exception):
     """The engine has stopped."""
 
 
+class Failed(Exception):
+    """It could not be computed."""
+
+
 @dataclass(frozen=True)
 class Said:
     """To `examples`, each with some `rows`: `answers`, one for each row."""
@@ -80,6 +84,8 @@ class Asking:
         """Why it cannot answer now; None: it can."""
         if not self.engine.alive:
             return "the engine has stopped"
+        if self.engine.problem is not None:
+            return f"the last pass failed: {self.engine.problem}"
         if time.monotonic() - self.engine.beat > WEDGED_SECONDS:
             return f"the engine has not come round for {WEDGED_SECONDS:.0f} s"
         return None
@@ -113,7 +119,7 @@ class Asking:
 
         Raises:
             Full: too many wait.
-            Late, Stopped: there is no answer.
+            Late, Stopped, Failed: there is no answer.
         """
         rows = await self._read(examples)
         if not len(rows):
@@ -133,6 +139,8 @@ class Asking:
             job.cancelled = True
         if job.outcome == "timeout":
             raise Late
+        if job.outcome == "error":
+            raise Failed
         if job.outcome != "done":
             raise Stopped
         return Said(examples, rows, [answer for answer in job.answers if answer is not None])

@@ -58,7 +58,7 @@ class Library:
         """The `count` best passages, the best first; fewer, if fewer have to do with the question.
 
         Raises:
-            Full, Late, Stopped: there is no vector of the question to be had.
+            Full, Late, Stopped, Failed: there is no vector of the question to be had.
         """
         orders = [self._words.best(question, _DEEP)]
         if self._embedder is not None and self._vectors is not None:

@@ -2,11 +2,13 @@
 
 One thread has the model. It takes what waits and computes it at once, so a request that comes alone waits for nobody,
 and while a pass runs those of the next one gather: the busier the service, the larger its passes, up to the budget.
-Whose rows are taken is up to `fair`.
+Whose rows are taken is up to `fair`. A pass that fails takes with it those who are in it and nobody else, for nothing
+is kept from one pass to the next.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -18,6 +20,7 @@ from tutti.serve.engine.job import Job, Outcome, RowAnswer, length_of
 from tutti.serve.engine.native import Full
 from tutti.tasks.task import Row
 
+_LOG = logging.getLogger(__name__)
 #: How long the thread sleeps when there is nothing to do; a request wakes it.
 _IDLE_SECONDS = 0.2
 #: How fast it is said to be: the mean over about so many passes.
@@ -47,7 +50,8 @@ class EncoderEngine:
         self._closing = False
         #: By `time.monotonic`, when the thread last came round: what `/health` goes by.
         self.beat = time.monotonic()
-        self.problem: BaseException | None = None
+        #: Of the last pass; None: it was computed.
+        self.problem: str | None = None
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -88,26 +92,17 @@ class EncoderEngine:
     # The thread ----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        parts: list[Part] = []
-        try:
-            while not self._closing:
-                self.beat = time.monotonic()
-                self._take_in(wait=not self._waiting)
-                parts, over = self._waiting.take(self._budget_tokens, time.monotonic())
-                for job in over:
-                    self._end(job, job.over(time.monotonic()) or "cancelled")
-                if parts:
-                    self._pass(parts)
-        except BaseException as error:
-            self.problem = error
-        with self._lock:
-            self._closing = True
-        outcome: Outcome = "cancelled" if self.problem is None else "error"
-        problem = None if self.problem is None else f"{type(self.problem).__name__}: {self.problem}"
+        while not self._closing:
+            self.beat = time.monotonic()
+            self._take_in(wait=not self._waiting)
+            parts, over = self._waiting.take(self._budget_tokens, time.monotonic())
+            for job in over:
+                self._end(job, job.over(time.monotonic()) or "cancelled")
+            if parts:
+                self._pass(parts)
         self._take_in(wait=False)
-        for job in dict.fromkeys([*(part.job for part in parts), *self._waiting.clear()]):
-            if job.outcome is None:
-                self._end(job, outcome, problem)
+        for job in self._waiting.clear():
+            self._end(job, "cancelled")
 
     def _take_in(self, *, wait: bool) -> None:
         while True:
@@ -122,7 +117,16 @@ class EncoderEngine:
     def _pass(self, parts: list[Part]) -> None:
         rows = [part.job.rows[part.row] for part in parts]
         began = time.perf_counter()
-        answers = self._backend.answer(rows)
+        try:
+            answers = self._backend.answer(rows)
+        except Exception as error:
+            self.problem = f"{type(error).__name__}: {error}"
+            _LOG.exception("a pass of %d rows failed", len(rows))
+            for job in dict.fromkeys(part.job for part in parts):
+                job.cancelled = True  # none of its other rows is computed
+                self._end(job, "error")
+            return
+        self.problem = None
         self._remember(sum(map(length_of, rows)) / (time.perf_counter() - began))
         for (job, row), answer in zip(parts, answers, strict=True):
             job.answers[row] = answer
@@ -135,10 +139,12 @@ class EncoderEngine:
         before = 0.0 if share == 1.0 else self._tokens_per_second
         self._tokens_per_second = (1 - share) * before + share * tokens_per_second
 
-    def _end(self, job: Job, outcome: Outcome, problem: str | None = None) -> None:
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        if job.outcome is not None:  # rows of it were still waiting when it ended
+            return
         with self._lock:
             self._count(job, -1)
-        job.end(outcome, problem)
+        job.end(outcome)
 
     def _count(self, job: Job, sign: int) -> None:
         self._queued += sign * len(job.rows)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tutti.tasks.task import Row
 
-#: How it ended: with all answers, or because the asker went away, time was up, or the engine broke.
+#: How it ended: with all answers, or because the asker went away, time was up, or its pass failed.
 Outcome = Literal["done", "cancelled", "timeout", "error"]
 #: What a model says to one row.
 RowAnswer = NDArray[np.float64]
@@ -22,7 +22,7 @@ class Job:
     """`rows`: at least one. `deliver` is called once with this very job, from the engine's thread, and must not wait.
     `deadline`: by `time.monotonic`.
 
-    `answers`: to each row, when the outcome is `done`. `problem`: of an error, for whoever runs the service.
+    `answers`: to each row, when the outcome is `done`.
     """
 
     rows: Sequence[Row]
@@ -31,7 +31,6 @@ class Job:
     #: Set by whoever does not want it any more.
     cancelled: bool = False
     outcome: Outcome | None = None
-    problem: str | None = None
     answers: list[RowAnswer | None] = field(init=False)
     left: int = field(init=False)
 
@@ -45,9 +44,9 @@ class Job:
             return "cancelled"
         return "timeout" if self.deadline is not None and now > self.deadline else None
 
-    def end(self, outcome: Outcome, problem: str | None = None) -> None:
+    def end(self, outcome: Outcome) -> None:
         """Tell whoever asked."""
-        self.outcome, self.problem = outcome, problem
+        self.outcome = outcome
         self.deliver(self)
 
 

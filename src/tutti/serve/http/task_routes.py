@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from tutti.core import DataError
-from tutti.serve.asking import Asking, Late, Said, Stopped
+from tutti.serve.asking import Asking, Failed, Late, Said, Stopped
 from tutti.serve.engine import Full
 from tutti.serve.http.common import require_model, until_gone
 from tutti.serve.http.direct import Posted
@@ -117,6 +117,8 @@ async def unless_gone(service: Service | Asking, asked: Coroutine[Any, Any, T], 
         raise refusal from full
     except Late as late:
         raise Refusal(504, "it took too long", code="timeout") from late
+    except Failed as failed:
+        raise Refusal(500, "it could not be computed", code="engine_error") from failed
     except Stopped as stopped:
         raise Refusal(503, "the engine has stopped", code="engine_stopped", retry_seconds=5) from stopped
     finally:
