@@ -17,7 +17,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 from transformers import pipeline
 
-
 #: Where the key is.
 BEARER = HTTPBearer()
 
