@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress bench-serve bench-retrieval
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -122,7 +122,10 @@ bench-compress: .venv/examples
 	@test -n "$(RUNS)" || { echo 'say which runs: make bench-compress RUNS="runs/a runs/b"'; exit 2; }
 	$(BIN)/python -m benchmarks.compress.run $(RUNS)
 
-# What a core classifies over HTTP, and how long one waits: on a machine that does nothing else.
+bench-company: .venv/examples
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-company DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.serve.company --data $(DATA)
+
 bench-retrieval: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-retrieval DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.serve.retrieval --data $(DATA)
@@ -144,6 +147,7 @@ bench-cooperate: .venv/installed
 	$(INSTALL) -e '.[llama]'
 	touch $@
 
+# What a core classifies over HTTP, what it writes, and how long one waits: on a machine that does nothing else.
 bench-serve: .venv/llama .venv/examples
 	$(BIN)/python -m benchmarks.serve.classify
 	$(BIN)/python -m benchmarks.serve.generate

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
     pipeline,
@@ -28,13 +29,14 @@ from transformers import (
 
 from tutti.config.task import TaskConfig
 from tutti.core.errors import ConfigError, ModelError
-from tutti.models.onnx import OnnxModel
-from tutti.package import Asker
+from tutti.models.onnx import OnnxModel, export_onnx
+from tutti.models.quantized import save_quantized
+from tutti.package import Asker, Package, open_package, write_package
 from tutti.serve.asking import Asking
 from tutti.serve.engine import AskerBackend
 from tutti.serve.engine.onnx import tokens_per_second
 from tutti.serve.kinds import KINDS
-from tutti.serve.load import FoundAsker, load_any
+from tutti.serve.load import FoundAsker, load_any, set_weights
 from tutti.tasks import Labels, RowEncoder, make_task
 
 TEXTS = ["my card is lost", "where is the money that did not arrive", "exchange", "why is the fee so late?"]
@@ -241,6 +243,35 @@ def test_whole_numbers_hardly_depend_on_their_company(places: dict[str, Path]) -
     assert 0 < np.abs(alone - beside).max() < 0.05 and true @ alone > 0.99
 
 
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_what_compress_wrote_is_served_as_it_is(places: dict[str, Path], tmp_path: Path, engine: Any) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(places["classify"])
+    labels = tuple(model.config.id2label.values())
+    task = TaskConfig(kind="classify")
+    package = Package(engine, task, labels, (1, 1, 1), 64, True, recipe="int8", made_from={})
+    tokenizer = tmp_path / "tokenizer"
+    AutoTokenizer.from_pretrained(places["classify"]).save_pretrained(tokenizer)
+    ids = torch.arange(8).view(2, 4)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids * 0}
+
+    def save(path: Path) -> None:
+        if engine == "onnx":
+            export_onnx(model, inputs, path, int8=True)
+            return
+        set_weights(model, "int8")
+        save_quantized(model, path)
+
+    place = write_package(tmp_path / "packed", package, model.config, tokenizer, save)
+    with listening_at(open_task(place, weights="auto", engine="auto")) as address:
+        asked = {"input": TEXTS[0]}
+        answer = httpx.post(f"{address}/v1/classify", json=asked, headers={"Authorization": f"Bearer {KEY}"})
+    (predicted,) = open_package(place).predict(TEXTS[:1])
+    assert answer.json()["data"] == [{"index": 0, **predicted}] and answer.json()["model"] == "packed"
+    if engine == "onnx":
+        with pytest.raises(ConfigError, match="is a package for onnxruntime"):
+            open_task(place, engine="native")
+
+
 @pytest.mark.parametrize(
     ("kind", "route", "body", "message"),
     [
@@ -269,7 +300,7 @@ def test_another_model_s_name_and_another_kind_s_route_are_refused(asked: dict[s
         assert one.http.get("/v1/models").json()["data"][0]["kind"] == kind.name
         for route in {route for kind in KINDS for route in kind.routes} - set(kind.routes):
             status, said = one.refused(route, input="x")
-            assert status == 404 and f"is a {kind.name}: ask it at {kind.routes[0]}" in said, route
+            assert status == 404 and f"is {kind}: ask it at {kind.routes[0]}" in said, route
         assert one.refused(kind.routes[0], model="huge", input=["x"])[0] in (404, 400)
     assert asked["classify"].refused("/v1/classify", model="huge", input="x")[0] == 404
     assert httpx.post(f"{asked['classify'].address}/v1/classify", json={"input": "x"}).status_code == 401

@@ -41,6 +41,11 @@ class Answering:
     service: Service | Asking
     library: Library
 
+    @property
+    def trial(self) -> tuple[str, str]:
+        """A route, and what might be asked there beside the model's name, as JSON has it."""
+        return ANSWERER.routes[0], '"question": "What is this about?"'
+
     async def answer(self, question: str, passages: int, new_tokens: int) -> Answered:
         """The answer to `question` from so many passages, of at most `new_tokens` where it is written.
 

@@ -13,6 +13,9 @@ class Kind:
     name: str
     routes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{'an' if self.name[0] in 'ae' else 'a'} {self.name}"
+
 
 WRITER = Kind("writer", ("/v1/chat/completions", "/v1/completions"))
 CLASSIFIER = Kind("classifier", ("/v1/classify",))

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from tutti.core.errors import ConfigError, ModelError
+from tutti.models.quantized import QuantizedLinear
 from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
 from tutti.serve.documents import Library
@@ -89,7 +90,7 @@ def make_answering(
         return None
     if service.kind not in (WRITER, EMBEDDER, ANSWERER):
         raise ConfigError(
-            f"{service.name} is a {service.kind.name}, which answers no questions",
+            f"{service.name} is {service.kind}, which answers no questions",
             "serve a model that writes, finds answers in texts, or makes vectors of them",
         )
     embedder = service if isinstance(service, Asking) and service.kind is EMBEDDER else None
@@ -124,9 +125,9 @@ def _backend(found: FoundAsker, settings: Settings, say: Callable[[str], None]) 
         say("engine: onnx, with weights as the package has them")
         return AskerBackend.of(found.asker)
     onnx = None
-    if settings.engine == "onnx" and (reason := _no_onnx(settings)) is not None:
+    if settings.engine == "onnx" and (reason := _no_onnx(found, settings)) is not None:
         raise ConfigError(f"--engine onnx: {reason}", "leave it out")
-    if settings.engine == "onnx" or (settings.engine == "auto" and _no_onnx(settings) is None):
+    if settings.engine == "onnx" or (settings.engine == "auto" and _no_onnx(found, settings) is None):
         try:
             onnx = AskerBackend.of(in_onnx(found.asker, int8=settings.weights != "as-they-are"))
         except ModelError as error:
@@ -155,10 +156,12 @@ def _backend(found: FoundAsker, settings: Settings, say: Callable[[str], None]) 
     return native
 
 
-def _no_onnx(settings: Settings) -> str | None:
+def _no_onnx(found: FoundAsker, settings: Settings) -> str | None:
     """Why onnxruntime is out of the question; None: it is not."""
     if settings.weights == "bf16":
         return "it computes in fp32 or int8, not in bf16"
+    if any(isinstance(module, QuantizedLinear) for module in found.asker.objective.modules()):
+        return "the package has its weights in whole numbers for torch"
     if torch.cuda.is_available():
         return "it computes on the CPU, and there is a GPU"
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tutti.core.address import bracketed
 from tutti.core.errors import ConfigError, LaunchError
+from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
 from tutti.serve.load import load_any
 from tutti.serve.make import Settings, make_answering, make_service
@@ -95,7 +96,7 @@ def serve(
             key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
             host, port = listener.getsockname()[:2]
             url = f"{door.scheme}://{bracketed(host)}:{port}"
-            for line in _welcome(service, url, key, is_new=given is None):
+            for line in _welcome(service, answering, url, key, is_new=given is None):
                 say(line)
             run_server(make_app(service, key, answering), listener, door.certificate, door.private_key)
         finally:
@@ -104,8 +105,10 @@ def serve(
         listener.close()
 
 
-def _welcome(service: Service | Asking, url: str, key: str, *, is_new: bool) -> list[str]:
-    route, asked = service.trial
+def _welcome(
+    service: Service | Asking, answering: Answering | None, url: str, key: str, *, is_new: bool
+) -> list[str]:
+    route, asked = (service if answering is None else answering).trial
     shown = key if is_new else f"${KEY_VARIABLE}"
     lines = [f"serving {service.name} at {url}/v1; Ctrl-C ends it"]
     if is_new:

@@ -69,7 +69,7 @@ def _mount(app: FastAPI, path: str, posted: Posted) -> None:
 
 def _refuse_the_others(app: FastAPI, service: Served, routes: Sequence[str]) -> None:
     """Say to whoever asks for what other kinds of models do what this one does."""
-    message = f"{service.name!r} is a {service.kind.name}: ask it at {' or '.join(routes)}"
+    message = f"{service.name!r} is {service.kind}: ask it at {' or '.join(routes)}"
 
     async def refuse() -> Response:
         raise Refusal(404, message, code="wrong_kind_of_model")
