@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from tutti.config.task import TaskConfig
-from tutti.core.errors import ConfigError, ModelError
+from tutti.core.errors import ConfigError, ModelError, RunError
 from tutti.models.onnx import OnnxModel, export_onnx
 from tutti.models.quantized import save_quantized
 from tutti.package import Asker, Package, open_package, write_package
@@ -310,6 +310,10 @@ def test_models_that_answer_to_nothing_here_are_refused(tmp_path: Path, places: 
     config = json.loads((places["embed"] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
     with pytest.raises(ModelError, match="holds a BertForMaskedLM, which is not known to answer"):
+        load_any(tmp_path)
+    translator = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(translator))
+    with pytest.raises(RunError, match="read one text and write another are not served"):
         load_any(tmp_path)
     by_first = write_task(tmp_path / "first", "embed")
     parts = [("", "Transformer"), ("1_Pooling", "Pooling")]
