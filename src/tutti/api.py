@@ -16,7 +16,7 @@ from typing import Any
 from tutti import hardware, models
 from tutti.compress import combine as make_one
 from tutti.compress import compress as make_smaller
-from tutti.config import Config, count_groups, group_configs, load_config
+from tutti.config import Config, count_groups, group_configs, load_config, load_service
 from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
@@ -345,6 +345,8 @@ def serve(
     tls_certificate: Path | None = None,
     tls_key: Path | None = None,
     insecure: bool = False,
+    settings: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Answer programs with the model of a run, of `compress`, or of a Hugging Face directory, until told to stop by
     SIGTERM or Ctrl-C; what was begun is answered first.
@@ -354,13 +356,16 @@ def serve(
     not write (None: 1024). `documents`: a folder from which questions are answered; `embedder`: a model that makes
     vectors, by which it is searched, too. `weights`, `engine`: see `tutti serve --help`. The key
     that clients need is that of the environment's TUTTI_API_KEY, or a new one, which is printed.
+    `settings`: a file that says who else may ask, how much, and what is hidden or refused; `overrides`: of it, such as
+    `keys=keys.json`.
 
     Raises:
         TuttiError: there is no such model, it cannot be served so, or the address cannot be had.
     """
     door = Door(host, port, tls_certificate, tls_key, insecure)
-    settings = ServeSettings(name, slots, context, queue, weights, engine, documents, embedder)
-    serve_model(model, door, settings, printer(True))
+    guard = load_service(settings, overrides)
+    what = ServeSettings(name, slots, context, queue, weights, engine, documents, embedder, guard.limits.texts)
+    serve_model(model, door, what, guard, printer(True))
 
 
 def doctor() -> hardware.Machine:

@@ -23,6 +23,7 @@ from tutti.cli import (
     generate,
     init,
     join,
+    keys,
     label,
     predict,
     prepare,
@@ -65,6 +66,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(runs.app, name="runs")
+app.add_typer(keys.app, name="keys")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

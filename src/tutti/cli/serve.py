@@ -17,6 +17,14 @@ def serve(
             metavar="RUN", help="A run, what `tutti compress` wrote, or a Hugging Face directory."
         ),
     ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, for example keys=keys.json limits.texts=2."),
+    ] = None,
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Who may ask, how much, what is hidden, refused, written down."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Where to listen; other machines can only come where it says so.")
     ] = ("127.0.0.1"),
@@ -85,4 +93,6 @@ def serve(
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         insecure=insecure,
+        settings=settings,
+        overrides=overrides or (),
     )

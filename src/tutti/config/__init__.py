@@ -5,10 +5,10 @@ from tutti.config.data import DataConfig
 from tutti.config.dump import dump_changes, dump_config
 from tutti.config.groups import count_groups, group_configs
 from tutti.config.layout import LayoutConfig
-from tutti.config.load import load_config, parse_config
+from tutti.config.load import load_config, load_service, parse_config
 from tutti.config.model import ModelConfig
 from tutti.config.problems import InvalidConfig, Problem
-from tutti.config.reference import json_schema, reference_page
+from tutti.config.reference import json_schema, reference_page, service_page
 from tutti.config.schema import Config
 from tutti.config.search import (
     Choice,
@@ -20,6 +20,7 @@ from tutti.config.search import (
     value_at,
     with_settings,
 )
+from tutti.config.service import ServiceConfig
 from tutti.config.training import CheckpointConfig, EvaluateConfig, TrainConfig, WatchConfig
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Plain",
     "Problem",
     "Range",
+    "ServiceConfig",
     "SyncConfig",
     "TrainConfig",
     "WatchConfig",
@@ -45,9 +47,11 @@ __all__ = [
     "group_configs",
     "json_schema",
     "load_config",
+    "load_service",
     "parse_config",
     "reference_page",
     "search_space",
+    "service_page",
     "show_setting",
     "value_at",
     "with_settings",

@@ -35,29 +35,29 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def section_at(path: KeyPath) -> type[Section] | None:
-    """The section at `path` (`()` is the whole file), or None when there is none."""
-    section: type[Section] | None = Config
+def section_at(path: KeyPath, root: type[Section] = Config) -> type[Section] | None:
+    """The section at `path` (`()` is the whole file) of the schema `root`, or None when there is none."""
+    section: type[Section] | None = root
     for key in path:
         field = section.model_fields.get(str(key)) if section else None
         section = section_of(field) if field else None
     return section
 
 
-def field_at(path: KeyPath) -> FieldInfo | None:
+def field_at(path: KeyPath, root: type[Section] = Config) -> FieldInfo | None:
     """The field at `path`, or None when the schema has no such key."""
-    section = section_at(path[:-1]) if path else None
+    section = section_at(path[:-1], root) if path else None
     return section.model_fields.get(str(path[-1])) if section else None
 
 
-def section_keys(path: KeyPath) -> list[str]:
+def section_keys(path: KeyPath, root: type[Section] = Config) -> list[str]:
     """The keys of the section at `path`."""
-    section = section_at(path)
+    section = section_at(path, root)
     return list(section.model_fields) if section else []
 
 
 @cache
-def all_keys() -> tuple[tuple[str, ...], ...]:
+def all_keys(root: type[Section] = Config) -> tuple[tuple[str, ...], ...]:
     """Every key of the schema, in order; sections before what is in them."""
 
     def walk(section: type[Section], path: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -68,7 +68,7 @@ def all_keys() -> tuple[tuple[str, ...], ...]:
             found += walk(inner, (*path, key)) if inner else []
         return found
 
-    return tuple(walk(Config, ()))
+    return tuple(walk(root, ()))
 
 
 def short_form(field: FieldInfo) -> Callable[[Any], Any]:

@@ -99,7 +99,7 @@ def _problems_of(document: Document, number: int, own: dict[str, Any]) -> list[P
     sources = SourceMap(where.file, dict(where.keys), dict(where.values))
     for path in _paths(own):
         sources.put(path, where.key(("groups", number, *path)), where.value(("groups", number, *path)))
-    found = validate(_merge(raw, own), sources, ())
+    found = validate(_merge(raw, own), sources, (), Config)
     written = set(_origins(sources, own))
     return [
         Problem(

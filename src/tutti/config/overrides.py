@@ -12,14 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from tutti.config.describe import field_at, section_of, short_form
+from tutti.config.fields import Section
 from tutti.config.problems import KeyPath, Origin, Problem, dotted
 from tutti.config.read import Document, read_yaml
+from tutti.config.schema import Config
 
 
-def expand_short_forms(document: Document) -> None:
+def expand_short_forms(document: Document, root: type[Section] = Config) -> None:
     """Replace `sync: diloco` by `sync: {policy: diloco}` wherever the schema has such a form."""
     for key, value in list(document.value.items()):
-        field = field_at((key,))
+        field = field_at((key,), root)
         if field is None or section_of(field) is None:
             continue
         expanded = short_form(field)(value)
@@ -30,14 +32,14 @@ def expand_short_forms(document: Document) -> None:
                 document.sources.put((key, inner), place, place)
 
 
-def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+def apply_overrides(document: Document, overrides: Sequence[str], root: type[Section] = Config) -> None:
     """Apply each of `overrides` in turn to a document whose value is a mapping; problems are added to it."""
     for number, text in enumerate(overrides, 1):
         origin = Origin(override=text, number=number)
         reason = _apply(document, text, origin)
         if reason:
             document.problems.append(Problem(origin, "", reason))
-        expand_short_forms(document)
+        expand_short_forms(document, root)
 
 
 def _apply(document: Document, text: str, origin: Origin) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from tutti.config.describe import default_text, section_of, short_kinds, words
 from tutti.config.fields import Section
 from tutti.config.schema import Config
+from tutti.config.service import ServiceConfig
 
 
 def json_schema() -> dict[str, Any]:
@@ -25,17 +26,36 @@ def json_schema() -> dict[str, Any]:
 
 def reference_page() -> str:
     """Markdown: one table for the top level and one for each section, made from the schema alone."""
-    sections = {key: kind for key, field in Config.model_fields.items() if (kind := section_of(field))}
-    parts = [
+    return _page(
+        Config,
         "# Configuration\n",
         "A configuration is a YAML file. Every key has a default, unknown keys are refused, and any key can\n"
         "be given on the command line instead: `tutti train config.yaml train.steps=200 sync=diloco`. An\n"
         "override takes the place of what the file says for that key. `tutti validate` prints the file with\n"
         "every default spelt out. Numbers may be written `1e-3` or `10_000`; `yes`, `no`, `on` and `off`\n"
         "are text.\n",
+    )
+
+
+def service_page() -> str:
+    """The same of what a service can be told."""
+    return _page(
+        ServiceConfig,
+        "# Settings of a service\n",
+        "A YAML file for `tutti serve RUN --settings service.yaml`. Every key has a default, unknown keys are\n"
+        "refused, and any key can be given on the command line instead:\n"
+        "`tutti serve RUN keys=keys.json redact.outputs=true`.\n"
+        "How they go together: [Guard a service](../how-to/guard.md).\n",
+    )
+
+
+def _page(root: type[Section], *head: str) -> str:
+    sections = {key: kind for key, field in root.model_fields.items() if (kind := section_of(field))}
+    parts = [
+        *head,
         "This page is made from the schema (`src/tutti/config/`).\n",
         "## Top level\n",
-        _table(Config),
+        _table(root),
     ]
     for key, section in sections.items():
         parts += [f"## `{key}`\n", f"{inspect.getdoc(section)}\n", _table(section)]

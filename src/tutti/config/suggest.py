@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 from tutti.config.describe import all_keys, section_keys
+from tutti.config.fields import Section
 from tutti.config.problems import KeyPath, dotted
+from tutti.config.schema import Config
 
 #: Names that other tools have for the same thing.
 ELSEWHERE_CALLED = {
@@ -84,17 +86,17 @@ def nearest(word: str, options: Iterable[str], most: int | None = None) -> list[
     return sorted(ties, key=lambda option: (-look[option], option))[:3]
 
 
-def suggest_key(section: KeyPath, key: str) -> tuple[str, ...]:
+def suggest_key(section: KeyPath, key: str, root: type[Section] = Config) -> tuple[str, ...]:
     """What an unknown `key` of `section` should have been: a key beside it by its name, another dotted.
 
     A slip of one letter in the right section goes before everything, then the right name in another
     section, then what is farther away.
     """
-    here = section_keys(section)
-    keys = [path for path in all_keys() if path[:-1] != section]
+    here = section_keys(section, root)
+    keys = [path for path in all_keys(root) if path[:-1] != section]
     guesses = nearest(key, here, 1)
-    if not guesses and key.lower() in ELSEWHERE_CALLED:
-        path = ELSEWHERE_CALLED[key.lower()]
+    path = ELSEWHERE_CALLED.get(key.lower())
+    if not guesses and path is not None and path in all_keys(root):
         guesses = [path[-1] if path[:-1] == section else dotted(path)]
     guesses = guesses or [dotted(path) for path in keys if _plain(key) and _plain(path[-1]) == _plain(key)]
     guesses = guesses or nearest(key, here)

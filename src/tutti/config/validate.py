@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -28,24 +28,30 @@ from tutti.config.describe import (
     takes,
     words,
 )
+from tutti.config.fields import Section
 from tutti.config.problems import KeyPath, Problem, SourceMap, dotted
-from tutti.config.schema import Config
 from tutti.config.suggest import nearest, suggest_key
 
+Root = TypeVar("Root", bound=Section)
 _MENTION = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
 _YES_AND_NO = {"yes": "true", "y": "true", "on": "true", "no": "false", "n": "false", "off": "false"}
 
 
-def validate(raw: dict[str, Any], sources: SourceMap, broken: Collection[KeyPath]) -> Config | list[Problem]:
-    """The configuration, or everything that is wrong with it.
+def validate(
+    raw: dict[str, Any], sources: SourceMap, broken: Collection[KeyPath], root: type[Root]
+) -> Root | list[Problem]:
+    """What the schema `root` makes of `raw`, or everything that is wrong with it.
 
     `broken`: paths whose values were found unreadable before, and are None in `raw`.
     """
-    return _Validation(raw, sources, broken).run()
+    return _Validation(raw, sources, broken, root).run()
 
 
-class _Validation:
-    def __init__(self, raw: dict[str, Any], sources: SourceMap, broken: Collection[KeyPath]) -> None:
+class _Validation(Generic[Root]):
+    def __init__(
+        self, raw: dict[str, Any], sources: SourceMap, broken: Collection[KeyPath], root: type[Root]
+    ) -> None:
+        self.root = root
         self.raw = copy.deepcopy(raw)
         self.sources = sources
         self.problems: list[Problem] = []
@@ -54,10 +60,10 @@ class _Validation:
         for path in broken:
             self.take_out(path)
 
-    def run(self) -> Config | list[Problem]:
+    def run(self) -> Root | list[Problem]:
         while True:
             try:
-                config = Config.model_validate(self.raw)
+                config = self.root.model_validate(self.raw)
             except ValidationError as error:
                 self.incomplete = True
                 if not self.note(error):
@@ -88,7 +94,7 @@ class _Validation:
         path: KeyPath = ()
         value: Any = self.raw
         for part in loc:
-            if section_at(path) is not None and (isinstance(value, dict) or not path):
+            if section_at(path, self.root) is not None and (isinstance(value, dict) or not path):
                 path, value = (*path, part), value.get(part) if isinstance(value, dict) else None
             elif isinstance(part, int) and isinstance(value, list) and part < len(value):
                 path, value = (*path, part), value[part]
@@ -97,7 +103,7 @@ class _Validation:
     def unknown_key(self, path: KeyPath) -> bool:
         section, key = path[:-1], str(path[-1])
         origin = self.sources.key(path)
-        guesses = suggest_key(section, key)
+        guesses = suggest_key(section, key, self.root)
         for guess in guesses:
             self.gone.add(tuple(guess.split(".")) if "." in guess else (*section, guess))
         if origin.override:  # there, keys are always written out
@@ -106,7 +112,7 @@ class _Validation:
         if ":" in key:
             reason += " (a space is missing after the `:`)"
         elif not guesses:
-            reason += f"; {dotted(section) or 'the file'} has the keys {', '.join(section_keys(section))}"
+            reason += f"; {dotted(section) or 'the file'} has the keys {', '.join(section_keys(section, self.root))}"
         self.problems.append(Problem(origin, dotted(path) or repr(key), reason, guesses))
         return self.take_out(path)
 
@@ -126,7 +132,7 @@ class _Validation:
     def wrong_value(self, path: KeyPath) -> bool:
         value = self.value(path)
         field_path = tuple(part for part in path if isinstance(part, str))
-        field = field_at(field_path)
+        field = field_at(field_path, self.root)
         assert field is not None, f"pydantic complained about {path}, which is not in the schema"
         expected = words(field)
         if field_path != path:

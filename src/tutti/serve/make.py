@@ -39,7 +39,8 @@ EngineChoice = Literal["auto", "native", "onnx"]
 @dataclass(frozen=True)
 class Settings:
     """`name`: None: the model's own. `slots`, `context`: of a model that writes. `queue_length`: None: what suits the
-    kind. `documents`: a folder from which questions are answered; `embedder`: a model by which it is searched, too."""
+    kind. `documents`: a folder from which questions are answered; `embedder`: a model by which it is searched, too.
+    `most_texts`: that one request may ask a writer for (None: as many as there are slots)."""
 
     name: str | None
     slots: int
@@ -49,6 +50,7 @@ class Settings:
     engine: EngineChoice = "auto"
     documents: Path | None = None
     embedder: Path | None = None
+    most_texts: int | None = None
 
 
 def make_service(
@@ -72,7 +74,8 @@ def make_service(
         raise ConfigError(str(error), "export it, and serve it with another program") from error
     queue_length = _QUEUE if settings.queue_length is None else settings.queue_length
     engine = Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)
-    return Service(name, engine, found.tokenizer, found.render, made, found.vocabulary, settings.slots)
+    most = settings.most_texts or settings.slots
+    return Service(name, engine, found.tokenizer, found.render, made, found.vocabulary, most)
 
 
 def make_answering(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tutti.config import ServiceConfig
 from tutti.core.address import bracketed
 from tutti.core.errors import ConfigError, LaunchError
 from tutti.serve.answering import Answering
@@ -74,6 +75,7 @@ def serve(
     place: Path,
     door: Door,
     settings: Settings,
+    guard: ServiceConfig,
     say: Callable[[str], None],
 ) -> None:
     """Serve the model of `place` until told to stop (SIGTERM, Ctrl-C), then answer what was begun.
@@ -94,11 +96,13 @@ def serve(
             answering = make_answering(service, settings, say)
             given = os.environ.get(KEY_VARIABLE)
             key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
+            app = make_app(service, key, guard, answering)
             host, port = listener.getsockname()[:2]
             url = f"{door.scheme}://{bracketed(host)}:{port}"
-            for line in _welcome(service, answering, url, key, is_new=given is None):
+            for line in _welcome(service, answering, url, key, given is None, guard.keys):
                 say(line)
-            run_server(make_app(service, key, answering), listener, door.certificate, door.private_key)
+            read_seconds = guard.limits.read_seconds
+            run_server(app, listener, door.certificate, door.private_key, read_seconds)
         finally:
             service.close()
     finally:
@@ -106,12 +110,19 @@ def serve(
 
 
 def _welcome(
-    service: Service | Asking, answering: Answering | None, url: str, key: str, *, is_new: bool
+    service: Service | Asking,
+    answering: Answering | None,
+    url: str,
+    key: str,
+    is_new: bool,
+    keys: str | None,
 ) -> list[str]:
     route, asked = (service if answering is None else answering).trial
-    shown = key if is_new else f"${KEY_VARIABLE}"
+    shown = f"${KEY_VARIABLE}" if keys or not is_new else key
     lines = [f"serving {service.name} at {url}/v1; Ctrl-C ends it"]
-    if is_new:
+    if keys is not None:
+        lines.append(f"keys: those in {keys} (tutti keys list --file {keys})")
+    elif is_new:
         lines.append(f"key, for this time: {key} (set {KEY_VARIABLE} to choose one)")
     return [
         *lines,

@@ -10,12 +10,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
+from tutti.config import ServiceConfig
 from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
+from tutti.serve.guard.layers import guarded
 from tutti.serve.http.answer_route import answer_of
 from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Direct, Posted
-from tutti.serve.http.keys import Keys
 from tutti.serve.http.refusals import Refusal, answer_with_refusals
 from tutti.serve.http.task_routes import routes_of
 from tutti.serve.http.writing_routes import mount_writing
@@ -23,8 +24,18 @@ from tutti.serve.kinds import ANSWERER, KINDS, Served
 from tutti.serve.service import Service
 
 
-def make_app(service: Service | Asking, key: str, answering: Answering | None = None) -> ASGIApp:
-    """The application that answers for `service` to whoever has `key`; `answering`: questions, from documents."""
+def make_app(
+    service: Service | Asking,
+    key: str,
+    settings: ServiceConfig | None = None,
+    answering: Answering | None = None,
+) -> ASGIApp:
+    """The application that answers for `service` to whoever has `key`, or one of the file of keys that `settings` name;
+    `answering`: questions, from documents.
+
+    Raises:
+        TuttiError: something that `settings` name cannot be used.
+    """
     posts = {} if isinstance(service, Service) else routes_of(service)
     if answering is not None:
         (path,) = ANSWERER.routes
@@ -56,7 +67,7 @@ def make_app(service: Service | Asking, key: str, answering: Answering | None = 
     for path, posted in posts.items():
         _mount(app, path, posted)
     _refuse_the_others(app, service, routes)
-    return Keys(Direct(app, posts), key)
+    return guarded(Direct(app, posts), key, settings or ServiceConfig())
 
 
 def _mount(app: FastAPI, path: str, posted: Posted) -> None:

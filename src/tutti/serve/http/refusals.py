@@ -1,4 +1,4 @@
-"""What goes wrong, as OpenAI's clients expect to be told: `{"error": {"message", "type", "param", "code"}}`."""
+"""Everything that goes wrong in an application is told as a `Refusal`."""
 
 from __future__ import annotations
 
@@ -10,42 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
+from tutti.serve.refusal import Refusal
 
-
-class Refusal(Exception):
-    """An answer other than what was asked for. `param`: the field that is to blame; `retry_seconds`: when to come
-    again."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        retry_seconds: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_seconds = retry_seconds
-
-    def body(self) -> dict[str, Any]:
-        """The JSON of it."""
-        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-    def response(self) -> JSONResponse:
-        """The whole answer."""
-        headers = {} if self.retry_seconds is None else {"Retry-After": str(self.retry_seconds)}
-        if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body(), status_code=self.status, headers=headers)
+__all__ = ["Refusal", "answer_with_refusals"]
 
 
 def misread(first: Mapping[str, Any]) -> Refusal:

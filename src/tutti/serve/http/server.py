@@ -11,6 +11,8 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from tutti.serve.guard.slow import protocol_with
+
 #: What was begun may take so long to be answered.
 _DRAIN_SECONDS = 60
 
@@ -29,11 +31,18 @@ class _Server(uvicorn.Server):
 
 
 def run_server(
-    app: ASGIApp, listener: socket.socket, certificate: Path | None, private_key: Path | None
+    app: ASGIApp,
+    listener: socket.socket,
+    certificate: Path | None,
+    private_key: Path | None,
+    read_seconds: float,
 ) -> None:
-    """Answer at `listener` until SIGTERM or Ctrl-C. `certificate`, `private_key`: of TLS, if there is any."""
+    """Answer at `listener` until SIGTERM or Ctrl-C. `certificate`, `private_key`: of TLS, if there is any.
+    `read_seconds`: for the headers of a request to arrive."""
     config = uvicorn.Config(
         app,
+        http=protocol_with(read_seconds),
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,

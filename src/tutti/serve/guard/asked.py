@@ -1,0 +1,67 @@
+"""The body of a request: what is asked, judged and redacted before the application hears of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tutti.serve.guard.texts import Way, joined_parts, whole
+from tutti.serve.refusal import Refusal
+
+#: What holds no text for the model.
+_NAMES = frozenset({"model", "role", "type", "encoding_format"})
+#: What holds what the model reads.
+_PROMPTS = ("messages", "prompt", "input", "text", "texts", "question", "context")
+
+
+def let_in(asked: dict[str, Any], way: Way, found: Counter[str]) -> dict[str, Any]:
+    """`asked` with every text in it redacted.
+
+    Raises:
+        Refusal: something in it is harmful, or is no text and so cannot be looked at.
+    """
+    if way.open:
+        return asked
+    for name in ("prompt", "input"):
+        given = asked.get(name)
+        if isinstance(given, list) and not all(isinstance(one, str | dict) for one in given):
+            raise Refusal(400, f"{name}: here it has to be text, for it is looked at", param=name)
+
+    def change(value: Any) -> Any:
+        if isinstance(value, str):
+            text, harm = whole(way, value, found)
+            if harm is not None:
+                raise Refusal(400, f"this is not answered: it looks like {harm}", code="content_filter")
+            return text
+        if isinstance(value, list):
+            together = joined_parts(value)
+            return [change(one) for one in value] if together is None else change(together)
+        if isinstance(value, dict):
+            return {name: one if name in _NAMES else change(one) for name, one in value.items()}
+        return value
+
+    return {name: one if name in _NAMES else change(one) for name, one in asked.items()}
+
+
+def prompt_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the model reads of it."""
+    return {name: asked[name] for name in _PROMPTS if name in asked}
+
+
+def bounded(asked: dict[str, Any], new_tokens: int | None, *, chats: bool) -> dict[str, Any]:
+    """`asked` with an answer of at most `new_tokens`.
+
+    Raises:
+        Refusal: more are asked for.
+    """
+    if new_tokens is None:
+        return asked
+    given = {
+        name: asked[name] for name in ("max_completion_tokens", "max_tokens") if asked.get(name) is not None
+    }
+    for name, value in given.items():
+        if isinstance(value, int) and value > new_tokens:
+            raise Refusal(400, f"{name}: an answer has at most {new_tokens} tokens here", param=name)
+    if given or not (chats or "max_tokens" in asked):
+        return asked
+    return asked | {"max_tokens": new_tokens}

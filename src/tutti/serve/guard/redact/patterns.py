@@ -1,0 +1,197 @@
+"""Personal data that has a form of its own: found by pattern, and by check digits where there are any.
+
+A text falls into *chunks* that no pattern looks beyond: a word, or words that may belong to one number because a single
+space stands between digits (`+44 7700 900 123`) or between groups of four (`GB29 NWBK 6016 …`). Where a chunk ends
+depends on the word before the space and on the first letter after it. So in a stream only the last chunk has to be held
+back, and what was found in the others stays true whatever comes. Signs of writings without spaces are borders too.
+
+Not found: names and addresses (a model finds these), numbers spread over lines, digits of other writings than ASCII,
+data that somebody disguised (`anna at example dot org`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import re
+from collections.abc import Callable, Iterator
+
+from tutti.serve.guard.redact.spans import Span
+
+_Find = Callable[[str], Iterator[Span]]
+
+#: Writings that put no space between words.
+_UNSPACED = (
+    "\u1100-\u11ff\u2e80-\u312f\u3130-\u318f\u31a0-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
+)
+_GAP = re.compile(rf"[\s{_UNSPACED}]+")
+_SPACES = " \t\u00a0\u2009\u202f"
+#: A word that a number, or an IBAN, may go on after; and how the next word then begins.
+_MAY_GO_ON = re.compile(r"(?:[0-9)]|(?:^|[^A-Za-z0-9])[A-Za-z0-9]{4}|^[-–/.()+]+)\Z")
+#: More of a word need not be looked at.
+_TAIL = 8
+_GOES_ON = re.compile(r"[A-Za-z0-9(+\-–/.]")
+
+
+class Patterns:
+    """The redactor that is always there."""
+
+    slow = False
+
+    def spans(self, text: str) -> list[Span]:
+        found: list[Span] = []
+        borders = [0, *self.cuts(text), len(text)]
+        for start, end in itertools.pairwise(borders):
+            chunk = text[start:end]
+            for find in _FINDERS:
+                found += [span.moved(start) for span in find(chunk)]
+        return sorted(found)
+
+    def cuts(self, text: str) -> list[int]:
+        found, word = [], 0
+        for gap in _GAP.finditer(text):
+            start, end = gap.span()
+            before, word = text[max(word, start - _TAIL) : start], end
+            if gap[0][0] not in _SPACES or not _may_join(before, gap[0], text[end : end + 1]):
+                found.append(start)
+        return found
+
+
+def _may_join(before: str, gap: str, after: str) -> bool:
+    """Whether what stands before `gap` and what comes after it may be one number; `after` is empty where nothing has
+    come yet."""
+    if len(gap) > 1 or not _MAY_GO_ON.search(before):
+        return False
+    return not after or _GOES_ON.match(after) is not None
+
+
+def _each(kind: str, pattern: str, check: Callable[[re.Match[str]], bool] = bool, needs: str = "") -> _Find:
+    compiled = re.compile(pattern)
+
+    def find(chunk: str) -> Iterator[Span]:
+        if needs in chunk:
+            for match in compiled.finditer(chunk):
+                if check(match):
+                    yield Span(*match.span(), kind)
+
+    return find
+
+
+def _is_ipv6(match: re.Match[str]) -> bool:
+    try:
+        ipaddress.IPv6Address(match[0])
+    except ValueError:
+        return False
+    return any(letter not in ":" for letter in match[0])
+
+
+def is_iban(text: str) -> bool:
+    """ISO 13616: the country and the check digits at the end, letters as numbers from 10 on, 1 modulo 97."""
+    letters = text.replace(" ", "").upper()
+    return (
+        15 <= len(letters) <= 34
+        and int("".join(str(int(one, 36)) for one in letters[4:] + letters[:4])) % 97 == 1
+    )
+
+
+def passes_luhn(digits: str) -> bool:
+    """ISO/IEC 7812: from the right every second digit doubled, its digits added: a multiple of ten."""
+    doubled = [int(one) * (1 + place % 2) for place, one in enumerate(reversed(digits))]
+    return sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
+
+
+_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?= ?[A-Za-z0-9])")
+_IBAN = re.compile(r"[A-Za-z0-9]{4}(?: ?[A-Za-z0-9]{4}){2,7}(?: ?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])")
+
+
+def _ibans(chunk: str) -> Iterator[Span]:
+    for start in _IBAN_START.finditer(chunk):
+        match = _IBAN.match(chunk, start.start())
+        words = match[0].split(" ") if match else []
+        while words:  # what follows it may look like a part of it
+            text = " ".join(words)
+            if is_iban(text):
+                yield Span(start.start(), start.start() + len(text), "IBAN_CODE")
+                break
+            words.pop()
+
+
+_DIGITS = re.compile(r"[0-9]+(?:[ \u00a0-][0-9]+)*")
+_GROUP = re.compile(r"[0-9]+")
+_CARD_DIGITS, _CARD_GROUPS = range(12, 20), 5
+
+
+def _cards(chunk: str) -> Iterator[Span]:
+    """Up to five groups of digits that make 12 to 19 together and pass Luhn's check; from each the longest."""
+    for run in _DIGITS.finditer(chunk):
+        groups = [match.span() for match in _GROUP.finditer(chunk, *run.span())]
+        for first, (start, _) in enumerate(groups):
+            digits, ends = "", list[int]()
+            for begin, end in groups[first : first + _CARD_GROUPS]:
+                digits += chunk[begin:end]
+                if len(digits) > _CARD_DIGITS[-1]:
+                    break
+                if len(digits) in _CARD_DIGITS and digits[0] in "123456" and passes_luhn(digits):
+                    ends.append(end)
+            if ends:
+                yield Span(start, ends[-1], "CREDIT_CARD")
+
+
+_PHONE = re.compile(
+    r"(?<![\w.+/-])(?:\+|\((?=[0-9+]))?[0-9](?:[ \u00a0.\-–/()]{0,3}[0-9]){5,18}(?![\w]|[.,][0-9])", re.ASCII
+)
+#: What looks like a telephone number and is a date, a round number, or has a name of its own.
+_NO_PHONE = re.compile(
+    r"(?:[0-9]{4}[-/.][0-9]{1,2}[-/.][0-9]{1,2}|[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{2}|[0-9]{4}))(?: .*)?"
+    r"|[0-9]{1,3}(?:[ \u00a0][0-9]{3})*(?:[ \u00a0]000)+|[0-9]{3}([- ])[0-9]{2}\1[0-9]{4}"
+)
+_YEAR = re.compile(r"(?:19|20)[0-9]{2}")
+
+
+def _phones(chunk: str) -> Iterator[Span]:
+    """`+` and 7 to 15 digits (ITU-T E.164); as many in groups of which none is long; 10 or 11 that begin with 0."""
+    for match in _PHONE.finditer(chunk):
+        text = match[0]
+        groups = _GROUP.findall(text)
+        digits = sum(map(len, groups))
+        if not 7 <= digits <= 15 or _NO_PHONE.fullmatch(text) or all(map(_YEAR.fullmatch, groups)):
+            continue
+        grouped = len(groups) > 1 and max(map(len, groups)) <= 8 and sum(len(one) == 1 for one in groups) <= 1
+        decimal = "." in text and len(groups) == 2 and " " not in text
+        if text.startswith("+") or (grouped and not decimal) or (digits in (10, 11) and text[0] == "0"):
+            yield Span(*match.span(), "PHONE_NUMBER")
+
+
+_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+_LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"
+_SECRETS = (
+    r"sk-[A-Za-z0-9_-]{20,}",  # OpenAI, Anthropic, this service
+    r"(?:AKIA|ASIA)[0-9A-Z]{16}",  # AWS
+    r"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,}|glpat-[A-Za-z0-9_-]{20,}",
+    r"xox[abeprs]-[A-Za-z0-9-]{10,}",  # Slack
+    r"AIza[0-9A-Za-z_-]{35}",  # Google
+    r"hf_[A-Za-z0-9]{30,}",  # Hugging Face
+    r"[rs]k_(?:live|test)_[0-9a-zA-Z]{16,}",  # Stripe
+    r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",  # JSON Web Tokens
+)
+_FINDERS: tuple[_Find, ...] = (
+    _each(
+        "URL_WITH_PASSWORD", r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/:@]{0,256}:[^\s/@]{1,256}@\S*", needs="://"
+    ),
+    _each(
+        "EMAIL_ADDRESS",
+        rf"[\w.!#$%&'*+/=?^`{{|}}~-]{{1,64}}@(?:{_LABEL}\.){{1,8}}[^\W\d_][\w-]{{1,62}}",
+        needs="@",
+    ),
+    _each("API_KEY", rf"(?<![A-Za-z0-9])(?:{'|'.join(_SECRETS)})"),
+    _each("IP_ADDRESS", rf"(?<![\w.])(?:{_BYTE}\.){{3}}{_BYTE}(?!\w|\.[0-9])", needs="."),
+    _each("IP_ADDRESS", r"(?<![\w:.])[0-9A-Fa-f:]{2,39}(?![\w:])", _is_ipv6, needs="::"),
+    _each("IP_ADDRESS", r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}(?![\w:])", needs=":"),
+    _each(
+        "US_SSN",
+        r"(?<![\w-])(?!000|666|9[0-9][0-9])[0-9]{3}([- ])(?!00)[0-9]{2}\1(?!0000)[0-9]{4}(?![\w]|-[0-9])",
+    ),
+    _ibans,
+    _cards,
+    _phones,
+)
