@@ -15,6 +15,13 @@ def configuration_page() -> str:
     return reference_page()
 
 
+def service_page() -> str:
+    """Every setting of a service, from the schema."""
+    from tutti.config import service_page
+
+    return service_page()
+
+
 def command_line_page() -> str:
     """Every verb as `--help` shows it."""
     import typer
@@ -56,7 +63,11 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those that lie in `docs/`."""
     from mkdocs.structure.files import File
 
-    pages = {"reference/configuration.md": configuration_page, "reference/cli.md": command_line_page}
+    pages = {
+        "reference/configuration.md": configuration_page,
+        "reference/service.md": service_page,
+        "reference/cli.md": command_line_page,
+    }
     for path, make in pages.items():
         files.append(File.generated(config, path, content=make()))
     return files

@@ -81,6 +81,7 @@ def test_every_public_name_is_explained() -> None:
 def test_generated_pages_show_every_key_and_verb() -> None:
     hooks = _hooks()
     assert "`validation_source`" in hooks.configuration_page()
+    assert "`body_bytes`" in hooks.service_page()
     page = hooks.command_line_page()
     verbs = (
         "init",
@@ -98,8 +99,11 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "chaos",
         "compress",
         "tune",
+        "serve",
     )
-    assert all(f"## `tutti {verb}`" in page for verb in (*verbs, "runs list", "runs show", "runs compare"))
+    runs = ("runs list", "runs show", "runs compare")
+    keys = ("keys add", "keys list", "keys rotate", "keys revoke")
+    assert all(f"## `tutti {verb}`" in page for verb in (*verbs, *runs, *keys))
     assert "--resume" in page
 
 

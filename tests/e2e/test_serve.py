@@ -96,6 +96,10 @@ def test_what_cannot_be_served_is_said_before_anything_listens(model: Path, tmp_
         pytest.raises(LaunchError, match="cannot listen at"),
     ):
         api.serve(model, port=other.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"did you mean 'limits\.body_bytes'"):
+        api.serve(model, overrides=["limits.body_byte=3"])
+    with pytest.raises(ConfigError, match="there is no file of keys"):
+        api.serve(model, port=0, overrides=[f"keys={tmp_path / 'keys.json'}"])
     with pytest.raises(RunError, match="no run"):
         api.serve(tmp_path / "nothing", port=0)
     (tmp_path / "broken").mkdir()

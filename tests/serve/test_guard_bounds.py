@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from served_models import served, tiny_service
 from tutti.config import ServiceConfig
 from tutti.config.service import LimitsConfig
-from tutti.serve.guard.layers import guarded
+from tutti.serve.guard.layers import Guard
 from tutti.serve.http import make_app
 from tutti.serve.service import Service
 
@@ -32,8 +32,8 @@ def service() -> Iterator[Service]:
     made.engine.close()
 
 
-def settings(**limits: Any) -> ServiceConfig:
-    return ServiceConfig(limits=LimitsConfig(**limits))
+def guard(**limits: Any) -> Guard:
+    return Guard(KEY, ServiceConfig(limits=LimitsConfig(**limits)))
 
 
 def ask(address: str, text: str) -> httpx.Response:
@@ -54,7 +54,7 @@ class Greedy:
 
 
 def test_a_body_that_is_too_large_is_not_read(service: Service) -> None:
-    with served(make_app(service, KEY, settings(body_bytes=300))) as address:
+    with served(make_app(service, guard(body_bytes=300))) as address:
         assert ask(address, "x" * 100).status_code == 200
         refused = ask(address, "x" * 400)
         assert refused.status_code == 413 and refused.json()["error"]["code"] == "request_too_large"
@@ -67,7 +67,7 @@ def test_a_body_that_is_too_large_is_not_read(service: Service) -> None:
 
 def test_a_body_of_unknown_length_is_cut_off_and_nobody_hears_of_it() -> None:
     greedy = Greedy()
-    with served(guarded(greedy, KEY, settings(body_bytes=1000))) as address:
+    with served(guard(body_bytes=1000).around(greedy)) as address:
 
         def parts() -> Iterator[bytes]:
             for _ in range(100):
@@ -83,7 +83,7 @@ def test_a_body_of_unknown_length_is_cut_off_and_nobody_hears_of_it() -> None:
 def test_a_length_that_is_none_passes_nothing(length: str) -> None:
     greedy = Greedy()
     with (
-        served(guarded(greedy, KEY, settings(body_bytes=10))) as address,
+        served(guard(body_bytes=10).around(greedy)) as address,
         socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=20) as peer,
     ):
         head = (
@@ -96,7 +96,7 @@ def test_a_length_that_is_none_passes_nothing(length: str) -> None:
 
 def test_who_does_not_say_what_is_wanted_is_hung_up_on(service: Service) -> None:
     """Headers that drip, none at all, a body that stops."""
-    with served(make_app(service, KEY, settings(read_seconds=1)), read_seconds=1) as address:
+    with served(make_app(service, guard(read_seconds=1)), read_seconds=1) as address:
         port = int(address.rpartition(":")[2])
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode()
         with (
@@ -130,7 +130,7 @@ def test_requests_beyond_the_house_come_again(service: Service) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    with served(guarded(slow, KEY, settings(requests=2))) as address:
+    with served(guard(requests=2).around(slow)) as address:
         found: list[int] = []
         threads = [
             threading.Thread(target=lambda: found.append(httpx.get(address, headers=AUTHORIZED).status_code))
@@ -150,7 +150,7 @@ def test_requests_beyond_the_house_come_again(service: Service) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_broken_off(service: Service) -> None:
-    with served(make_app(service, KEY, settings(request_seconds=1))) as address:
+    with served(make_app(service, guard(request_seconds=1))) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
         asked: dict[str, Any] = {"model": "tiny", "prompt": ["x"] * 3, "max_tokens": 2000}
         with pytest.raises(openai.InternalServerError, match="took too long") as refused:

@@ -21,6 +21,7 @@ from tutti.cli import run
 from tutti.config import ServiceConfig
 from tutti.core.errors import ConfigError
 from tutti.serve.guard.keyring import Keyring, Quota
+from tutti.serve.guard.layers import Guard
 from tutti.serve.guard.scopes import NEEDED, OPEN
 from tutti.serve.http import make_app
 from tutti.serve.service import Service
@@ -42,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 def address(service: Service, file: Path) -> Iterator[str]:
     """Of a service with a file of keys that holds one, of nobody that asks here."""
     Keyring(file).add("another", ["admin"], None, Quota())
-    with served(make_app(service, "unused", ServiceConfig(keys=str(file)))) as url:
+    with served(make_app(service, Guard("unused", ServiceConfig(keys=str(file))))) as url:
         yield url
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tutti.config.fields import Positive, Section
+from tutti.config.fields import NonNegative, Positive, Section
 
 
 class LimitsConfig(Section):
@@ -30,6 +30,74 @@ class LimitsConfig(Section):
     request_seconds: Positive = Field(default=600, description="For a whole answer; then it is told 504.")
 
 
+class RedactConfig(Section):
+    """Personal data that is replaced by its kind, such as `[EMAIL_ADDRESS]`. What is written down (logs, audit) is
+    always redacted; what programs send and get only where it is asked for here, since it changes what the model reads
+    and says."""
+
+    inputs: bool = Field(default=False, description="In what the model is given.")
+    outputs: bool = Field(default=False, description="In what it answers, streamed or whole.")
+    model: str | None = Field(
+        default=None,
+        description="A run with `task: tag`, or what `tutti compress` made of it; its entities are hidden beside what "
+        "patterns find.",
+    )
+    labels: list[str] | None = Field(
+        default=None, description="Those of the model's labels that are hidden; `null`: all."
+    )
+    presidio: bool = Field(
+        default=False, description="What Microsoft Presidio finds is hidden too; it has to be installed."
+    )
+
+
+class FilterConfig(Section):
+    """Texts that are withheld because they are harmful: a list of wordings that ships with Tutti, a model, or a
+    function of yours."""
+
+    inputs: bool = Field(default=False, description="Refuse requests (400, `content_filter`).")
+    outputs: bool = Field(
+        default=False, description="End answers where it begins; `finish_reason` is then `content_filter`."
+    )
+    words: bool = Field(default=True, description="Judge by the list of wordings.")
+    model: str | None = Field(
+        default=None, description="A run with `task: classify` whose label decides, sentence by sentence."
+    )
+    labels: list[str] = Field(
+        default_factory=list, description="The model's labels that mean harm; needed with `filter.model`."
+    )
+    chance: float = Field(
+        default=0.5, gt=0, le=1, description="From which on the model's word for such a label counts."
+    )
+    function: str | None = Field(
+        default=None,
+        description="`package.module:name` of a Python function: text → the kind of harm, or None.",
+    )
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> FilterConfig:
+        if self.model is not None and not self.labels:
+            raise ValueError("filter.model needs filter.labels: which of its labels mean harm")
+        if (self.inputs or self.outputs) and not (self.words or self.model or self.function):
+            raise ValueError(
+                "filter has nothing to judge by; set filter.words, filter.model or filter.function"
+            )
+        return self
+
+
+class AuditConfig(Section):
+    """A line of JSON for every request: when, by which key, what for, how it ended, and how much it was."""
+
+    file: str | None = Field(default=None, description="Where to; `null`: nowhere.")
+    log_prompts: bool = Field(
+        default=False, description="Write down what was asked, too, redacted; answers never are."
+    )
+    file_bytes: Positive = Field(
+        default=100_000_000,
+        description="A file that is larger is set aside as `FILE.1`, and a new one begun.",
+    )
+    files: NonNegative = Field(default=10, description="Files that are set aside; the oldest one goes.")
+
+
 class ServiceConfig(Section):
     """What `tutti serve` goes by."""
 
@@ -38,3 +106,6 @@ class ServiceConfig(Section):
         description="File that `tutti keys` looks after; `null`: the key in TUTTI_API_KEY, or one for this time.",
     )
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
+    redact: RedactConfig = Field(default_factory=RedactConfig)
+    filter: FilterConfig = Field(default_factory=FilterConfig)
+    audit: AuditConfig = Field(default_factory=AuditConfig)

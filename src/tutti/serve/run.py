@@ -75,7 +75,7 @@ def serve(
     place: Path,
     door: Door,
     settings: Settings,
-    guard: ServiceConfig,
+    rules: ServiceConfig,
     say: Callable[[str], None],
 ) -> None:
     """Serve the model of `place` until told to stop (SIGTERM, Ctrl-C), then answer what was begun.
@@ -84,6 +84,7 @@ def serve(
         TuttiError: there is no such model, it cannot be served, or the door cannot be opened.
     """
     try:
+        from tutti.serve.guard.layers import Guard
         from tutti.serve.http import make_app, run_server
     except ImportError as error:
         raise ConfigError(
@@ -91,17 +92,18 @@ def serve(
         ) from error
     listener = door.open()  # before minutes are spent on a model
     try:
+        given = os.environ.get(KEY_VARIABLE)
+        key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
+        guard = Guard(key, rules)
         service = make_service(load_any(place), settings, say)
         try:
             answering = make_answering(service, settings, say)
-            given = os.environ.get(KEY_VARIABLE)
-            key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
-            app = make_app(service, key, guard, answering)
+            app = make_app(service, guard, answering)
             host, port = listener.getsockname()[:2]
             url = f"{door.scheme}://{bracketed(host)}:{port}"
-            for line in _welcome(service, answering, url, key, given is None, guard.keys):
+            for line in _welcome(service, answering, url, key, given is None, rules.keys):
                 say(line)
-            read_seconds = guard.limits.read_seconds
+            read_seconds = rules.limits.read_seconds
             run_server(app, listener, door.certificate, door.private_key, read_seconds)
         finally:
             service.close()

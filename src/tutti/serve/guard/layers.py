@@ -6,29 +6,74 @@ from pathlib import Path
 
 from starlette.types import ASGIApp
 
-from tutti.config.service import ServiceConfig
+from tutti.config.service import FilterConfig, RedactConfig, ServiceConfig
+from tutti.serve.guard.audit import Audit
 from tutti.serve.guard.bounds import Bounds
 from tutti.serve.guard.exchange import Exchange
+from tutti.serve.guard.harm import Classifier, Function, Words
 from tutti.serve.guard.keyring import Keyring, OneKey
 from tutti.serve.guard.keys import Keys, Ring
+from tutti.serve.guard.metrics import Metrics, Vitals
 from tutti.serve.guard.passing import Passing, Rules
 from tutti.serve.guard.recorded import Recorded
-from tutti.serve.guard.texts import Way
+from tutti.serve.guard.redact import Patterns, Presidio, Redactor, Tagger, Together
+from tutti.serve.guard.texts import Judge, Way
 
 
-def guarded(app: ASGIApp, key: str, settings: ServiceConfig) -> ASGIApp:
-    """`app` behind all that `settings` say. `key`: the only one, where there is no file of keys.
+class Guard:
+    """All that `settings` say, ready. `key`: the only one, where they name no file of keys.
 
     Raises:
-        TuttiError: something that the settings name is not there, or cannot be used.
+        TuttiError: something that they name is not there, or cannot be used.
     """
-    rules = Rules(Way(), Way(), new_tokens=settings.limits.new_tokens)
-    ring: Ring = OneKey(key)
-    if settings.keys is not None:
-        ring = Keyring(Path(settings.keys))
-        ring.check()
-    return Recorded(Keys(Bounds(Passing(app, rules), settings.limits), ring), _nothing)
+
+    def __init__(self, key: str, settings: ServiceConfig | None = None) -> None:
+        self._settings = settings = settings or ServiceConfig()
+        self._ring: Ring = OneKey(key)
+        if settings.keys is not None:
+            self._ring = ring = Keyring(Path(settings.keys))
+            ring.check()
+        self._audit = Audit(settings.audit) if settings.audit.file is not None else None
+        redactor, judges = _redactor(settings.redact), _judges(settings.filter)
+        self._rules = Rules(
+            inward=Way(
+                redactor if settings.redact.inputs else None, judges if settings.filter.inputs else ()
+            ),
+            outward=Way(
+                redactor if settings.redact.outputs else None, judges if settings.filter.outputs else ()
+            ),
+            written_down=redactor if settings.audit.log_prompts else None,
+            new_tokens=settings.limits.new_tokens,
+        )
+
+    def around(self, app: ASGIApp, vitals: Vitals | None = None) -> ASGIApp:
+        """`app` behind all layers. `vitals`: of what computes, for the metrics."""
+        metrics = Metrics(vitals)
+
+        def notice(exchange: Exchange) -> None:
+            metrics.notice(exchange)
+            if self._audit is not None:
+                self._audit.notice(exchange)
+
+        bounds = Bounds(Passing(metrics.beside(app), self._rules), self._settings.limits)
+        return Recorded(Keys(bounds, self._ring), notice)
 
 
-def _nothing(exchange: Exchange) -> None:
-    pass
+def _redactor(settings: RedactConfig) -> Redactor:
+    found: list[Redactor] = [Patterns()]
+    if settings.model is not None:
+        found.append(Tagger(Path(settings.model), settings.labels))
+    if settings.presidio:
+        found.append(Presidio())
+    return found[0] if len(found) == 1 else Together(found)
+
+
+def _judges(settings: FilterConfig) -> tuple[Judge, ...]:
+    if not (settings.inputs or settings.outputs):
+        return ()
+    found: list[Judge] = [Words()] if settings.words else []
+    if settings.model is not None:
+        found.append(Classifier(Path(settings.model), settings.labels, settings.chance))
+    if settings.function is not None:
+        found.append(Function(settings.function))
+    return tuple(found)

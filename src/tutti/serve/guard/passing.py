@@ -143,11 +143,19 @@ class _Passage:
         else:
             self._parts += message.get("body", b"")
             if not message.get("more_body"):
-                slow = self._way.slow or len(self._parts) > _SMALL_BYTES
-                body = await _closed(lambda: self._answered.whole(bytes(self._parts)), slow=slow)
-                MutableHeaders(scope=self._start)["content-length"] = str(len(body))
-                await self._send(self._start)
-                await self._send({"type": "http.response.body", "body": body, "more_body": False})
+                await self._send_whole(bytes(self._parts))
+
+    async def _send_whole(self, body: bytes) -> None:
+        try:
+            slow = self._way.slow or len(body) > _SMALL_BYTES
+            body = await _closed(lambda: self._answered.whole(body), slow=slow)
+        except Refusal as refusal:
+            self._enough.set()
+            await refusal.response()({"type": "http"}, self._receive, self._send)
+            return
+        MutableHeaders(scope=self._start)["content-length"] = str(len(body))
+        await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send_part(self, message: Message) -> None:
         try:

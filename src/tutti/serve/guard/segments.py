@@ -1,4 +1,7 @@
-"""Sentences and lines, cut so that it does not matter what follows: what judges a text with a model judges it so."""
+"""Sentences, cut so that it does not matter what follows: what judges a text with a model judges it so.
+
+A cut stands before the space between two sentences, where patterns can be cut as well.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,36 @@ import itertools
 import re
 from collections.abc import Iterator
 
-#: A sentence has ended and another one begins; or the line has.
-_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])|\n\s*|(?<=[。！？])")
+#: A sentence has ended and another one begins, or the paragraph has.
+_END = re.compile(
+    r"(?<=[.!?])[\"')\]]*(?P<gap>\s+)(?=[\"'(\[]?[A-Z])|(?P<blank>\s*?\n\s*?\n\s*)(?=\S)|(?P<wide>(?<=[。！？])(?=.))",
+    re.DOTALL,
+)
 #: A longer one is cut between words.
 MOST_LETTERS = 600
 
 
 def cuts(text: str) -> list[int]:
     """Where segments of `text` begin that are certain, whatever follows; the last one may still grow."""
-    found, start = [], 0
-    for end in [match.end() for match in _END.finditer(text) if match.end() < len(text)] + [len(text)]:
+    found, start = list[int](), 0
+    for end in [*(match.start(match.lastgroup or 0) for match in _END.finditer(text)), len(text)]:
         while end - start > MOST_LETTERS:
-            space = text.rfind(" ", start + 1, start + MOST_LETTERS)
-            start = space if space > 0 else start + MOST_LETTERS
+            start = _between_words(text, start)
             found.append(start)
-        if end < len(text):
+        if start < end < len(text):
             found.append(end)
             start = end
     return found
+
+
+def _between_words(text: str, start: int) -> int:
+    """The last place between words that a segment from `start` on may end at; in a word that is too long, any."""
+    space = text.rfind(" ", start + 1, start + MOST_LETTERS)
+    if space < 0:
+        return start + MOST_LETTERS
+    while space > start + 1 and text[space - 1].isspace():
+        space -= 1
+    return space
 
 
 def segments(text: str) -> Iterator[tuple[int, str]]:

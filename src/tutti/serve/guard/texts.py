@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tutti.serve.guard.redact import Redactor, mask
+from tutti.serve.guard.segments import cuts, segments
 
 
 class Judge(Protocol):
-    """Says what harm is in a text. `slow`: see `Redactor`."""
+    """Says what harm is in a sentence. `slow`: see `Redactor`."""
 
     slow: bool
 
     def harm(self, text: str) -> str | None:
         """Its kind; None: there is none."""
-
-    def cuts(self, text: str) -> list[int]:
-        """Where `text` can be cut so that each part is judged by itself: as `Redactor.cuts`."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +25,29 @@ class Way:
     """What happens in one direction: None is nothing."""
 
     redactor: Redactor | None = None
-    judge: Judge | None = None
+    judges: tuple[Judge, ...] = ()
 
     @property
     def open(self) -> bool:
         """Whether texts pass as they are."""
-        return self.redactor is None and self.judge is None
+        return self.redactor is None and not self.judges
 
     @property
     def slow(self) -> bool:
         """Whether it is not for an event loop."""
-        return any(one is not None and one.slow for one in (self.redactor, self.judge))
+        return any(one is not None and one.slow for one in (self.redactor, *self.judges))
 
     def cut(self, text: str) -> int:
         """The last place before which everything is certain."""
-        known = [set(one.cuts(text)) for one in (self.redactor, self.judge) if one is not None]
-        return max(set.intersection(*known), default=0) if known else len(text)
+        if self.open:
+            return len(text)
+        known = [cuts(text)] if self.judges else []
+        known += [self.redactor.cuts(text)] if self.redactor is not None else []
+        return max(set.intersection(*map(set, known)), default=0)
+
+    def harm(self, text: str) -> str | None:
+        """What any judge says of a sentence."""
+        return next((harm for judge in self.judges if (harm := judge.harm(text)) is not None), None)
 
 
 class Flow:
@@ -67,18 +71,15 @@ class Flow:
         return self._let_go(rest)
 
     def _let_go(self, text: str) -> str:
-        judge, redactor = self._way.judge, self._way.redactor
-        if judge is not None and text and self.harm is None:
-            borders = [0, *judge.cuts(text), len(text)]
-            for start, end in itertools.pairwise(borders):
-                self.harm = judge.harm(text[start:end])
-                if self.harm is not None:
-                    text = text[:start]
-                    self._held = ""
-                    break
-        elif self.harm is not None:
+        if self.harm is not None:
             return ""
-        return text if redactor is None else mask(text, redactor, self._found)
+        if self._way.judges:
+            for start, sentence in segments(text):
+                self.harm = self._way.harm(sentence)
+                if self.harm is not None:
+                    text, self._held = text[:start], ""
+                    break
+        return text if self._way.redactor is None else mask(text, self._way.redactor, self._found)
 
 
 def whole(way: Way, text: str, found: Counter[str]) -> tuple[str, str | None]:

@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
-from tutti.config import ServiceConfig
 from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
-from tutti.serve.guard.layers import guarded
+from tutti.serve.guard.layers import Guard
+from tutti.serve.guard.metrics import Vitals
 from tutti.serve.http.answer_route import answer_of
 from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Direct, Posted
@@ -25,17 +25,10 @@ from tutti.serve.service import Service
 
 
 def make_app(
-    service: Service | Asking,
-    key: str,
-    settings: ServiceConfig | None = None,
-    answering: Answering | None = None,
+    service: Service | Asking, guard: Guard | str, answering: Answering | None = None
 ) -> ASGIApp:
-    """The application that answers for `service` to whoever has `key`, or one of the file of keys that `settings` name;
-    `answering`: questions, from documents.
-
-    Raises:
-        TuttiError: something that `settings` name cannot be used.
-    """
+    """The application that answers for `service` to whoever `guard` lets in; a key alone will do for one. `answering`:
+    questions, from documents."""
     posts = {} if isinstance(service, Service) else routes_of(service)
     if answering is not None:
         (path,) = ANSWERER.routes
@@ -67,7 +60,8 @@ def make_app(
     for path, posted in posts.items():
         _mount(app, path, posted)
     _refuse_the_others(app, service, routes)
-    return guarded(Direct(app, posts), key, settings or ServiceConfig())
+    guard = Guard(guard) if isinstance(guard, str) else guard
+    return guard.around(Direct(app, posts), Vitals(lambda: service.engine.load, lambda: service.problem))
 
 
 def _mount(app: FastAPI, path: str, posted: Posted) -> None:

@@ -38,3 +38,7 @@ def answer_with_refusals(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def elsewhere(_: Request, error: HTTPException) -> JSONResponse:
         return Refusal(error.status_code, str(error.detail)).response()
+
+    @app.exception_handler(Exception)
+    async def defect(_: Request, error: Exception) -> JSONResponse:
+        return Refusal(500, "this is a defect of the service").response()

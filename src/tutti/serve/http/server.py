@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from tutti.serve.guard.logs import redact_logs
 from tutti.serve.guard.slow import protocol_with
 
 #: What was begun may take so long to be answered.
@@ -50,4 +52,5 @@ def run_server(
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
     )
+    redact_logs(logging.getLogger("uvicorn"))
     _Server(config).run(sockets=[listener])

@@ -24,13 +24,13 @@ _Find = Callable[[str], Iterator[Span]]
 _UNSPACED = (
     "\u1100-\u11ff\u2e80-\u312f\u3130-\u318f\u31a0-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
 )
-_GAP = re.compile(rf"[\s{_UNSPACED}]+")
+_GAP = re.compile(rf"(?P<sign>[{_UNSPACED}])|\s+")
 _SPACES = " \t\u00a0\u2009\u202f"
-#: A word that a number, or an IBAN, may go on after; and how the next word then begins.
-_MAY_GO_ON = re.compile(r"(?:[0-9)]|(?:^|[^A-Za-z0-9])[A-Za-z0-9]{4}|^[-–/.()+]+)\Z")
+#: A word after which a number may go on, and how it does; the same of an IBAN.
+_NUMBER, _MORE_NUMBER = re.compile(r"(?:[0-9)]|^[-–/.()+]+)\Z"), re.compile(r"[0-9(+\-–/.]")
+_FOUR, _MORE_FOUR = re.compile(r"(?:^|[^A-Za-z0-9])[A-Za-z0-9]{4}\Z"), re.compile(r"[A-Za-z0-9]")
 #: More of a word need not be looked at.
 _TAIL = 8
-_GOES_ON = re.compile(r"[A-Za-z0-9(+\-–/.]")
 
 
 class Patterns:
@@ -42,8 +42,10 @@ class Patterns:
         found: list[Span] = []
         borders = [0, *self.cuts(text), len(text)]
         for start, end in itertools.pairwise(borders):
+            while start < end and (gap := _GAP.match(text, start, end)):
+                start = gap.end()
             chunk = text[start:end]
-            for find in _FINDERS:
+            for find in _FINDERS if chunk else ():
                 found += [span.moved(start) for span in find(chunk)]
         return sorted(found)
 
@@ -52,17 +54,20 @@ class Patterns:
         for gap in _GAP.finditer(text):
             start, end = gap.span()
             before, word = text[max(word, start - _TAIL) : start], end
-            if gap[0][0] not in _SPACES or not _may_join(before, gap[0], text[end : end + 1]):
+            if gap["sign"]:
+                found += [start, end]
+            elif gap[0][0] not in _SPACES or not _may_join(before, gap[0], text[end : end + 1]):
                 found.append(start)
-        return found
+        return sorted(set(found))
 
 
 def _may_join(before: str, gap: str, after: str) -> bool:
     """Whether what stands before `gap` and what comes after it may be one number; `after` is empty where nothing has
     come yet."""
-    if len(gap) > 1 or not _MAY_GO_ON.search(before):
-        return False
-    return not after or _GOES_ON.match(after) is not None
+    return len(gap) == 1 and any(
+        word.search(before) and (not after or more.match(after))
+        for word, more in ((_NUMBER, _MORE_NUMBER), (_FOUR, _MORE_FOUR))
+    )
 
 
 def _each(kind: str, pattern: str, check: Callable[[re.Match[str]], bool] = bool, needs: str = "") -> _Find:
@@ -138,7 +143,8 @@ def _cards(chunk: str) -> Iterator[Span]:
 
 
 _PHONE = re.compile(
-    r"(?<![\w.+/-])(?:\+|\((?=[0-9+]))?[0-9](?:[ \u00a0.\-–/()]{0,3}[0-9]){5,18}(?![\w]|[.,][0-9])", re.ASCII
+    r"(?<![\w.+/-])(?:\+|\(\+?(?=[0-9]{1,5}\)))?[0-9](?:[ \u00a0.\-–/()]{0,3}[0-9]){5,18}(?![\w]|[.,][0-9])",
+    re.ASCII,
 )
 #: What looks like a telephone number and is a date, a round number, or has a name of its own.
 _NO_PHONE = re.compile(
@@ -176,7 +182,9 @@ _SECRETS = (
 )
 _FINDERS: tuple[_Find, ...] = (
     _each(
-        "URL_WITH_PASSWORD", r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/:@]{0,256}:[^\s/@]{1,256}@\S*", needs="://"
+        "URL_WITH_PASSWORD",
+        r"[A-Za-z][A-Za-z0-9+.-]{1,20}://[^\s/:@]{0,256}:[^\s/@]{1,256}@(?:\S*[^\s.,;:!?\"')\]])?",
+        needs="://",
     ),
     _each(
         "EMAIL_ADDRESS",

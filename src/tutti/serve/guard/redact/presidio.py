@@ -1,0 +1,39 @@
+"""What Microsoft Presidio finds, with its default recognizers, in English."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutti.core.errors import ConfigError
+from tutti.serve.guard.redact.spans import Span
+from tutti.serve.guard.segments import cuts, segments
+
+
+class Presidio:
+    """Reads a text segment by segment, as `Tagger` does.
+
+    Raises:
+        ConfigError: Presidio is not installed.
+    """
+
+    slow = True
+
+    def __init__(self) -> None:
+        try:
+            from presidio_analyzer import AnalyzerEngine
+        except ImportError as error:
+            raise ConfigError(
+                "redact.presidio needs Microsoft Presidio and its English model",
+                "install them: pip install presidio-analyzer && python -m spacy download en_core_web_lg",
+            ) from error
+        self._engine: Any = AnalyzerEngine()
+
+    def spans(self, text: str) -> list[Span]:
+        return [
+            Span(start + one.start, start + one.end, one.entity_type)
+            for start, part in segments(text)
+            for one in self._engine.analyze(text=part, language="en")
+        ]
+
+    def cuts(self, text: str) -> list[int]:
+        return cuts(text)
