@@ -27,7 +27,9 @@ class LimitsConfig(Section):
     read_seconds: Positive = Field(
         default=20, description="For a request's headers, and again for its body, to arrive."
     )
-    request_seconds: Positive = Field(default=600, description="For a whole answer; then it is told 504.")
+    request_seconds: Positive = Field(
+        default=600, le=600, description="For a whole answer, 600 at most; then it is told 504."
+    )
 
 
 class RedactConfig(Section):

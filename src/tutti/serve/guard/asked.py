@@ -23,8 +23,7 @@ def let_in(asked: dict[str, Any], way: Way, found: Counter[str]) -> dict[str, An
     if way.open:
         return asked
     for name in ("prompt", "input"):
-        given = asked.get(name)
-        if isinstance(given, list) and not all(isinstance(one, str | dict) for one in given):
+        if not _is_text(asked.get(name)):
             raise Refusal(400, f"{name}: here it has to be text, for it is looked at", param=name)
 
     def change(value: Any) -> Any:
@@ -44,8 +43,17 @@ def let_in(asked: dict[str, Any], way: Way, found: Counter[str]) -> dict[str, An
 
 
 def prompt_of(asked: dict[str, Any]) -> dict[str, Any]:
-    """What the model reads of it."""
-    return {name: asked[name] for name in _PROMPTS if name in asked}
+    """What the model reads of it; numbers of tokens are only counted."""
+    return {
+        name: asked[name] if _is_text(asked[name]) else f"{len(asked[name])} tokens or lists of them"
+        for name in _PROMPTS
+        if name in asked
+    }
+
+
+def _is_text(value: Any) -> bool:
+    """Whether one can look at it."""
+    return not isinstance(value, list) or all(isinstance(one, str | dict) for one in value)
 
 
 def bounded(asked: dict[str, Any], new_tokens: int | None, *, chats: bool) -> dict[str, Any]:
