@@ -3,6 +3,7 @@ guard itself breaks."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Sequence
@@ -176,6 +177,13 @@ def test_a_function_of_ones_own_decides() -> None:
     for wrong in ("nothing.here:f", f"{__name__}:nothing", "no colon"):
         with pytest.raises(ConfigError, match="cannot import"):
             guard(filter={"inputs": True, "function": wrong})
+
+
+def test_presidio_that_is_not_there_is_said() -> None:
+    if importlib.util.find_spec("presidio_analyzer") is None:
+        with pytest.raises(ConfigError, match="pip install presidio-analyzer") as missing:
+            guard(redact={"presidio": True})
+        assert "needs Microsoft Presidio" in missing.value.problem
 
 
 def test_a_stream_that_nobody_hears_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
