@@ -48,7 +48,7 @@ def main() -> None:
     folds = deal(read(options.data / "presidio_synth_pii" / "train.jsonl"), options.folds)
     parts = options.parts if options.parts is not None else list(range(options.folds))
     found: dict[str, dict[str, Counter[str]]] = {}
-    for number in parts:
+    for done, number in enumerate(parts, 1):
         tagger = Tagger(train(options, folds, number), None)
         for way, redactor in {
             "patterns": Patterns(), "model": tagger, "patterns and model": Together([Patterns(), tagger])
@@ -56,7 +56,7 @@ def main() -> None:
             counts = found.setdefault(way, {unit: Counter() for unit in UNITS})
             for one in folds[number]:
                 count(counts, one, merged(redactor.spans(one["text"])))
-        print((page := report(options, machine, folds, parts, found)).read_text(), page, flush=True)
+        print((page := report(options, machine, folds, parts[:done], found)).read_text(), page, flush=True)
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -106,7 +106,9 @@ def train(options: argparse.Namespace, folds: list[list[dict[str, Any]]], number
     """The run that has not seen part `number`."""
     work = options.work.absolute()
     run = work / "runs" / f"fold-{number}-of-{len(folds)}"
-    if (run / "report.json").exists():
+    if (run / "report.json").exists() and json.loads((run / "report.json").read_text())[
+        "state"
+    ] == "finished":
         return run
     work.mkdir(parents=True, exist_ok=True)
     learned = [one for place, part in enumerate(folds) if place != number for one in part]
