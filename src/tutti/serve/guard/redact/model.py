@@ -38,16 +38,22 @@ class Tagger:
         answers = self._asker.predict([part for _, part in places])
         return [
             span.moved(start)
-            for (start, _), answer in zip(places, answers, strict=True)
-            for span in self._of(answer)
+            for (start, part), answer in zip(places, answers, strict=True)
+            for span in self._of(answer, part)
         ]
 
-    def _of(self, answer: dict[str, Any]) -> list[Span]:
-        return [
-            Span(one["start"], one["end"], one["label"])
-            for one in answer["entities"]
-            if one["label"] in self._hidden
-        ]
+    def _of(self, answer: dict[str, Any], text: str) -> list[Span]:
+        """The entities that are hidden; what only space or a comma parts is one."""
+        found: list[Span] = []
+        for one in answer["entities"]:
+            if one["label"] not in self._hidden:
+                continue
+            last = found[-1] if found and found[-1].kind == one["label"] else None
+            if last is not None and not text[last.end : one["start"]].strip(" \t\n,.-/"):
+                found[-1] = Span(last.start, one["end"], last.kind)
+            else:
+                found.append(Span(one["start"], one["end"], one["label"]))
+        return found
 
     def cuts(self, text: str) -> list[int]:
         return cuts(text)
