@@ -10,7 +10,7 @@ which are taken from the texts that it learns from. It is the model at the end o
 
 Each way reads a text as the service does, sentence by sentence (`serve/guard/`). A span counts if its borders are right
 (F1 of borders), or its kind as well (F1 of kinds); of single characters, whatever they are taken for, recall is what
-would have been hidden. Trained runs stay in --work: what was interrupted goes on. --parts: judge these only.
+would have been hidden. Trained runs stay in --work: what was interrupted goes on. --parts: judge models of these parts only; of none: patterns alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.common import ROOT, describe_machine, machine_line, table, write_result
 from benchmarks.labelled import minilm, parser_of
 from tutti import api, load_config
-from tutti.serve.guard.redact import Patterns, Span, Tagger, Together
+from tutti.serve.guard.redact import Patterns, Redactor, Span, Tagger, Together
 from tutti.serve.guard.redact.spans import merged
 
 HERE = Path(__file__).resolve().parent
@@ -48,15 +48,20 @@ def main() -> None:
     folds = deal(read(options.data / "presidio_synth_pii" / "train.jsonl"), options.folds)
     parts = options.parts if options.parts is not None else list(range(options.folds))
     found: dict[str, dict[str, Counter[str]]] = {}
+
+    def judge(way: str, redactor: Redactor, texts: list[dict[str, Any]]) -> None:
+        counts = found.setdefault(way, {unit: Counter() for unit in UNITS})
+        for one in texts:
+            count(counts, one, merged(redactor.spans(one["text"])))
+
+    judge("patterns", Patterns(), [one for part in folds for one in part])
+    page = report(options, machine, folds, [], found)
     for done, number in enumerate(parts, 1):
         tagger = Tagger(train(options, folds, number), None)
-        for way, redactor in {
-            "patterns": Patterns(), "model": tagger, "patterns and model": Together([Patterns(), tagger])
-        }.items():  # fmt: skip
-            counts = found.setdefault(way, {unit: Counter() for unit in UNITS})
-            for one in folds[number]:
-                count(counts, one, merged(redactor.spans(one["text"])))
-        print((page := report(options, machine, folds, parts[:done], found)).read_text(), page, flush=True)
+        judge("model", tagger, folds[number])
+        judge("patterns and model", Together([Patterns(), tagger]), folds[number])
+        page = report(options, machine, folds, parts[:done], found)
+    print(page.read_text())
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -166,21 +171,19 @@ def report(
             recall = of["right"] / max(1, of["personal"])
             f1 = 2 * of["right"] / max(1, of["found"] + of["personal"])
             rows.append([way, unit, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", str(of["personal"])])
-    texts = sum(len(folds[number]) for number in parts)
+    judged = sum(len(folds[number]) for number in parts)
     page = (
-        f"# Personal data that is found\n\n{machine_line(machine)}\n\n{texts} texts of presidio_synth_pii, in "
-        f"{len(parts)} of {len(folds)} parts by template; the model learned {options.epochs} epochs of the other "
-        f"parts' texts in {options.variants} variants ({' '.join(options.set)}).\n\n"
+        f"# Personal data that is found\n\n{machine_line(machine)}\n\nPatterns: in all {sum(map(len, folds))} texts of "
+        f"presidio_synth_pii. With a model: in {judged} of them, {len(parts)} of {len(folds)} parts by template"
+        + (
+            f"; it learned {options.epochs} epochs of the other parts' texts in {options.variants} variants "
+            f"({' '.join(options.set)}).\n\n"
+            if parts
+            else " (not measured yet).\n\n"
+        )
         + table(["way", "counted", "precision", "recall", "F1", "there are"], rows)
     )
-    data = {
-        "machine": machine,
-        "parts": parts,
-        "folds": len(folds),
-        "texts": texts,
-        "set": options.set,
-        "found": found,
-    }
+    data = {"machine": machine, "parts": parts, "folds": len(folds), "set": options.set, "found": found}
     return write_result(options.out, "redaction", data, page)
 
 
