@@ -10,7 +10,8 @@ which are taken from the texts that it learns from. It is the model at the end o
 
 Each way reads a text as the service does, sentence by sentence (`serve/guard/`). A span counts if its borders are right
 (F1 of borders), or its kind as well (F1 of kinds); of single characters, whatever they are taken for, recall is what
-would have been hidden. Trained runs stay in --work: what was interrupted goes on. --parts: judge models of these parts only; of none: patterns alone.
+would have been hidden. Trained runs stay in --work: what was interrupted goes on.
+--parts: judge models of these parts only; of none: patterns alone.
 """
 
 from __future__ import annotations
