@@ -364,7 +364,9 @@ def serve(
     """
     door = Door(host, port, tls_certificate, tls_key, insecure)
     guard = load_service(settings, overrides)
-    what = ServeSettings(name, slots, context, queue, weights, engine, documents, embedder, guard.limits.texts)
+    what = ServeSettings(
+        name, slots, context, queue, weights, engine, documents, embedder, guard.limits.texts
+    )
     serve_model(model, door, what, guard, printer(True))
 
 

@@ -45,7 +45,7 @@ class EncoderEngine:
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = FairQueue()
         self._lock = threading.Lock()
-        self._queued = self._queued_tokens = 0
+        self._queued = self._queued_tokens = self._computing = 0
         self._tokens_per_second = math.inf
         self._closing = False
         #: By `time.monotonic`, when the thread last came round: what `/health` goes by.
@@ -64,6 +64,11 @@ class EncoderEngine:
     def queued(self) -> int:
         """Rows that wait, or are being computed."""
         return self._queued
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Rows that are being computed, and that wait."""
+        return self._computing, max(0, self._queued - self._computing)
 
     @property
     def seconds_to_go(self) -> float:
@@ -116,6 +121,7 @@ class EncoderEngine:
 
     def _pass(self, parts: list[Part]) -> None:
         rows = [part.job.rows[part.row] for part in parts]
+        self._computing = len(rows)
         began = time.perf_counter()
         try:
             answers = self._backend.answer(rows)
@@ -126,6 +132,8 @@ class EncoderEngine:
                 job.cancelled = True  # none of its other rows is computed
                 self._end(job, "error")
             return
+        finally:
+            self._computing = 0
         self.problem = None
         self._remember(sum(map(length_of, rows)) / (time.perf_counter() - began))
         for (job, row), answer in zip(parts, answers, strict=True):

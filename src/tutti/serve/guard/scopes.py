@@ -20,6 +20,7 @@ NEEDED: dict[str, Scope | None] = {
     "/v1/embeddings": "embed",
     "/v1/classify": "classify",
     "/v1/extract": "classify",
+    "/v1/recommend": "classify",
     "/v1/answer": "classify",
     "/v1/explain": "explain",
     "/metrics": "metrics",

@@ -24,9 +24,7 @@ from tutti.serve.kinds import ANSWERER, KINDS, Served
 from tutti.serve.service import Service
 
 
-def make_app(
-    service: Service | Asking, guard: Guard | str, answering: Answering | None = None
-) -> ASGIApp:
+def make_app(service: Service | Asking, guard: Guard | str, answering: Answering | None = None) -> ASGIApp:
     """The application that answers for `service` to whoever `guard` lets in; a key alone will do for one. `answering`:
     questions, from documents."""
     posts = {} if isinstance(service, Service) else routes_of(service)
