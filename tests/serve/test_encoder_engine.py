@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from served_tasks import KEY, listening_at, open_task, write_task
 
+from tutti.serve import asking
 from tutti.serve.asking import Asking, Failed, Late
 from tutti.serve.engine import AskerBackend, EncoderEngine, Full, Job
 from tutti.tasks.task import Row
@@ -159,7 +160,7 @@ def test_who_waits_when_it_ends_is_told_and_nobody_comes_in(service: Asking) -> 
 
 
 def test_who_asks_is_told_that_it_took_too_long(service: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutti.serve.asking._DEADLINE_SECONDS", -1.0)
+    monkeypatch.setattr(asking, "_DEADLINE_SECONDS", -1.0)
     with pytest.raises(Late):
         asyncio.run(service.ask(service.examples(["lost"])))
 
