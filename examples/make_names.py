@@ -3,8 +3,9 @@
     python examples/make_names.py DIRECTORY
 
 The sentences are made of patterns, the entities by Faker. All three parts follow the same patterns with other entities
-drawn for them (common ones, such as first names and countries, recur): a stand-in for your own data, and easy. Of sentences
-whose patterns it never saw, a model that learned from these twenty would find no more than half of the entities.
+drawn for them (common ones, such as first names and countries, recur): a stand-in for your own data, and easy. Of
+sentences whose patterns it never saw, a model that learned from these twenty would find no more than half of the
+entities.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ SIZES = {"train": 1500, "dev": 300, "test": 300}
 
 
 def main() -> None:
+    """Write the three parts into the directory that the command line names."""
     if len(sys.argv) != 2:
         sys.exit("say where to: python examples/make_names.py DIRECTORY")
     place = Path(sys.argv[1])

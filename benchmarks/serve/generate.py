@@ -33,6 +33,9 @@ from benchmarks.common import (
 )
 from benchmarks.serve.writers import PROGRAMS, READING_TOKENS, Contestant, Job
 from benchmarks.serve.written import CONTEXT, Written, make_written
+from tutti.serve.engine import SlotModel
+from tutti.serve.engine.cache import Part, Turn
+from tutti.serve.load import Weights, cached_as, set_weights
 
 OURS = "tutti int8"
 #: Beside whom, and how many times as fast at least.
@@ -58,7 +61,8 @@ def main() -> None:
     written = make_written(options.work, size=options.size, steps=options.steps)
     pin(first_cores(options.threads))
     torch.set_num_threads(options.threads)
-    perplexities = {weights: perplexity(written, weights) for weights in ("bf16", "int8")}
+    compared: tuple[Weights, ...] = ("bf16", "int8")
+    perplexities = {weights: perplexity(written, weights) for weights in compared}
     print("perplexity", perplexities, flush=True)
     measured: dict[str, dict[str, dict[str, list[float]]]] = {}
     failures: dict[str, str] = {}
@@ -111,14 +115,11 @@ def uneven(written: Written, together: int, seed: int) -> list[Job]:
     ]
 
 
-def perplexity(written: Written, weights: str, texts: int = 40) -> float:
+def perplexity(written: Written, weights: Weights, texts: int = 40) -> float:
     """Of the held-out text, read as the engine reads it."""
-    from tutti.serve.engine import SlotModel
-    from tutti.serve.engine.cache import Part, Turn
-    from tutti.serve.load import cached_as, set_weights
 
     model = written.load()
-    set_weights(model, weights)  # type: ignore[arg-type]
+    set_weights(model, weights)
     slots, total, count = SlotModel(model, 1, CONTEXT, cached_as(model)), 0.0, 0
     for text in written.prompts(texts, CONTEXT, seed=1):
         for start in range(0, CONTEXT, READING_TOKENS):

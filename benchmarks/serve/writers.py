@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.serve.written import CONTEXT, Written
+from tutti.serve.engine import End, Engine, Request, Sampling, SlotModel
+from tutti.serve.load import Weights, cached_as, set_weights
 
 #: Of a text: its prompt, and how many tokens to write.
 Job = tuple[list[int], int]
@@ -39,15 +41,12 @@ class Program(ABC):
 class TuttiEngine(Program):
     """`tutti serve`'s engine, weights of 8 bits."""
 
-    weights = "int8"
+    weights: Weights = "int8"
 
     def __init__(self, written: Written, together: int) -> None:
         super().__init__(written, together)
-        from tutti.serve.engine import Engine, SlotModel
-        from tutti.serve.load import cached_as, set_weights
-
         model = written.load()
-        set_weights(model, self.weights)  # type: ignore[arg-type]
+        set_weights(model, self.weights)
         self._engine = Engine(
             SlotModel(model, together, CONTEXT, cached_as(model)),
             written.tokenizer(),
@@ -57,8 +56,6 @@ class TuttiEngine(Program):
         )
 
     def write(self, jobs: Sequence[Job]) -> int:
-        from tutti.serve.engine import End, Request, Sampling
-
         told: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for prompt, count in jobs:
             self._engine.submit(Request(prompt, count, told.put, Sampling(temperature=0)))
@@ -147,7 +144,8 @@ class LlamaCpp(Program):
 
         self._ll = ll
         ll.llama_backend_init()
-        ll.llama_log_set(_SILENT, ctypes.c_void_p(0))
+        self._silent = ll.llama_log_callback(lambda level, text, data: None)  # called for as long as it lives
+        ll.llama_log_set(self._silent, ctypes.c_void_p(0))
         self._model = ll.llama_model_load_from_file(
             str(written.gguf).encode(), ll.llama_model_default_params()
         )
@@ -218,15 +216,6 @@ class _Sequence:
     read: int
     ends: int
 
-
-try:
-    import llama_cpp
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def _SILENT(level: int, text: bytes, data: Any) -> None:
-        """llama.cpp says much."""
-except ImportError:
-    pass
 
 PROGRAMS: dict[str, type[Program]] = {
     "tutti int8": TuttiEngine,

@@ -55,3 +55,19 @@ def test_one_token_each(
         torch.testing.assert_close(found[row].double(), expected, atol=tolerance, rtol=tolerance)
     for kept, old in zip((keys, values), before, strict=True):
         assert torch.equal(kept, old), "nothing else was written to"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("broken", ["query", "key", "value"])
+def test_what_is_no_number_is_not_hidden(stored: torch.dtype, broken: str) -> None:
+    given = {
+        "query": torch.ones(2, 4, WIDTH),
+        "key": torch.ones(2, 2, WIDTH),
+        "value": torch.ones(2, 2, WIDTH),
+    }
+    given[broken][1, 1, 3] = float("nan")
+    keys, values = (torch.ones(SLOTS, 2, CAPACITY, WIDTH, dtype=stored) for _ in range(2))
+    slots, places = torch.tensor([0, 3]), torch.tensor([5, 6])
+    found = write(given["query"], given["key"], given["value"], keys, values, slots, places, 0.3)
+    assert torch.isfinite(found[0]).all()
+    assert torch.isnan(found[1]).any()

@@ -17,7 +17,7 @@ from served_tasks import KEY, listening_at, open_task, write_task
 
 from tutti.serve import asking
 from tutti.serve.asking import Asking, Failed, Late
-from tutti.serve.engine import AskerBackend, EncoderEngine, Full, Job
+from tutti.serve.engine import AskerBackend, EncoderEngine, Full, Job, Stopped
 from tutti.tasks.task import Row
 
 
@@ -151,7 +151,7 @@ def test_who_waits_when_it_ends_is_told_and_nobody_comes_in(service: Asking) -> 
     closing.start()
     while not service.engine._closing:
         time.sleep(0.01)
-    with pytest.raises(Full):
+    with pytest.raises(Stopped):
         submitted(service, "late")
     gated.let(1)
     closing.join(20)

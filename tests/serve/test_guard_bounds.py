@@ -94,6 +94,21 @@ def test_a_length_that_is_none_passes_nothing(length: str) -> None:
         assert greedy.seen == 0
 
 
+def test_headers_without_end_are_hung_up_on(service: Service) -> None:
+    with served(make_app(service, guard()), read_seconds=60) as address:
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=20) as endless:
+            endless.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            sent = 0
+            try:
+                while sent < 50_000_000:
+                    endless.sendall(b"x-more: " + b"y" * 1000 + b"\r\n")
+                    sent += 1010
+            except OSError:  # it was hung up while this wrote
+                pass
+        assert sent < 50_000_000
+        assert ask(address, "x").status_code == 200
+
+
 def test_who_does_not_say_what_is_wanted_is_hung_up_on(service: Service) -> None:
     """Headers that drip, none at all, a body that stops."""
     with served(make_app(service, guard(read_seconds=1)), read_seconds=1) as address:

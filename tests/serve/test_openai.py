@@ -246,14 +246,20 @@ def test_who_hangs_up_is_not_written_for_any_more(client: openai.OpenAI, service
         time.sleep(0.01)
 
 
-def test_a_dead_engine_is_no_healthy_service(
+def test_an_engine_that_is_dead_or_wedged_is_no_healthy_service(
     address: str, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
     engine = Engine(SlotModel(model, 1, CONTEXT), bytes_tokenizer(), end_tokens=set(), queue_length=1)
     dead = Service("tiny", engine, bytes_tokenizer(), None, 0, vocabulary=256, most_texts=4)
     assert dead.problem is None
-    monkeypatch.setattr(engine, "beat", time.monotonic() - 31)
-    engine._closing = True
-    engine._thread.join(10)
+    monkeypatch.setattr("tutti.serve.engine.thread._WEDGED_SECONDS", 0.5)
+    held = threading.Event()
+    monkeypatch.setattr(engine, "_round", lambda: held.wait(20))
+    until = time.monotonic() + 10
+    while dead.problem is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert dead.problem and "has not come round" in dead.problem
+    held.set()
+    engine.close()
     assert dead.problem == "the engine has stopped"

@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tutti.serve.engine import End, Engine, Full, Piece, Request, Sampling, SlotModel, Unsupported
+from tutti.serve.engine import End, Engine, Full, Piece, Request, Sampling, SlotModel, Stopped, Unsupported
 from tutti.serve.engine.draw import Dice, draw
 
 _USUAL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -275,8 +275,8 @@ def test_when_it_breaks_everybody_is_told(model: Any, monkeypatch: pytest.Monkey
             end = one.wait()[1]
             assert (end.reason, end.problem) == ("error", "RuntimeError: the disk is on fire")
         engine._thread.join(10)
-        assert not engine.alive
-        with pytest.raises(Full):
+        assert engine.problem == "the engine has stopped"
+        with pytest.raises(Stopped):
             engine.submit(asked[0].request)
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutti.core import DataError
-from tutti.serve.asking import Asking, Late, Stopped
+from tutti.serve.asking import Asking, Late
 from tutti.serve.documents import Hit, Library
-from tutti.serve.engine import End, Sampling
+from tutti.serve.engine import End, Sampling, Stopped
 from tutti.serve.kinds import ANSWERER
 from tutti.serve.service import Service
 
@@ -51,7 +51,7 @@ class Answering:
 
         Raises:
             Full, Late, Stopped, Failed: there is none.
-        DataError: there is no room for it.
+            DataError: there is no room for it.
         """
         hits = await self.library.find(question, passages)
         if isinstance(self.service, Service):

@@ -16,9 +16,8 @@ from tokenizers import Tokenizer
 
 from tutti.data.labelled import ListedRows
 from tutti.package import Asker
-from tutti.serve.engine import EncoderEngine, Job, RowAnswer
+from tutti.serve.engine import EncoderEngine, Job, RowAnswer, Stopped
 from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER, Kind
-from tutti.serve.service import WEDGED_SECONDS
 from tutti.serve.trial import trial_of
 from tutti.tasks import RowEncoder
 from tutti.tasks.task import Example, Record
@@ -40,10 +39,6 @@ _AT_ONCE_CHARACTERS = 8192
 
 class Late(Exception):
     """It took too long."""
-
-
-class Stopped(Exception):
-    """The engine has stopped."""
 
 
 class Failed(Exception):
@@ -82,13 +77,7 @@ class Asking:
     @property
     def problem(self) -> str | None:
         """Why it cannot answer now; None: it can."""
-        if not self.engine.alive:
-            return "the engine has stopped"
-        if self.engine.problem is not None:
-            return f"the last pass failed: {self.engine.problem}"
-        if time.monotonic() - self.engine.beat > WEDGED_SECONDS:
-            return f"the engine has not come round for {WEDGED_SECONDS:.0f} s"
-        return None
+        return self.engine.problem
 
     @property
     def trial(self) -> tuple[str, str]:

@@ -120,10 +120,10 @@ def _welcome(
     keys: str | None,
 ) -> list[str]:
     route, asked = (service if answering is None else answering).trial
-    shown = f"${KEY_VARIABLE}" if keys or not is_new else key
+    shown = "$KEY" if keys else key if is_new else f"${KEY_VARIABLE}"
     lines = [f"serving {service.name} at {url}/v1; Ctrl-C ends it"]
     if keys is not None:
-        lines.append(f"keys: those in {keys} (tutti keys list --file {keys})")
+        lines.append(f"keys: those in {keys} (tutti keys add NAME --scope SCOPE --file {keys} makes one)")
     elif is_new:
         lines.append(f"key, for this time: {key} (set {KEY_VARIABLE} to choose one)")
     return [

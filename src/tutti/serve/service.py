@@ -13,8 +13,6 @@ from tutti.serve.engine import End, Engine, Piece, Request, Sampling
 from tutti.serve.kinds import WRITER, Kind
 from tutti.serve.words import Words
 
-#: An engine that has not come round for so long is wedged.
-WEDGED_SECONDS = 30.0
 #: How long a request may take.
 _DEADLINE_SECONDS = 600.0
 
@@ -43,11 +41,7 @@ class Service:
     @property
     def problem(self) -> str | None:
         """Why it cannot answer now; None: it can."""
-        if not self.engine.alive:
-            return "the engine has stopped"
-        if time.monotonic() - self.engine.beat > WEDGED_SECONDS:
-            return f"the engine has not come round for {WEDGED_SECONDS:.0f} s"
-        return None
+        return self.engine.problem
 
     @property
     def trial(self) -> tuple[str, str]:

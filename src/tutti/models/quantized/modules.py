@@ -58,6 +58,10 @@ class QuantizedLinear(nn.Module):
             value = value * before
         return self._product(value).to(x.dtype)
 
+    def rest(self) -> None:
+        """Free what it computes with; when it is asked again, it is made again."""
+        self._product = None
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_features}, {self.out_features}, bits={self.codes.bits}, arithmetic={self.arithmetic}"

@@ -3,9 +3,10 @@
 from tutti.serve.engine.backend import AskerBackend
 from tutti.serve.engine.encoder import Backend, EncoderEngine
 from tutti.serve.engine.job import Job, RowAnswer
-from tutti.serve.engine.native import Engine, Full
+from tutti.serve.engine.native import Engine
 from tutti.serve.engine.request import End, Piece, Request, Sampling
 from tutti.serve.engine.slots import SlotModel, Unsupported
+from tutti.serve.engine.thread import Full, Stopped
 
 __all__ = [
     "AskerBackend",
@@ -20,5 +21,6 @@ __all__ = [
     "RowAnswer",
     "Sampling",
     "SlotModel",
+    "Stopped",
     "Unsupported",
 ]

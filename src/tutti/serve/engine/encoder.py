@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
-import threading
 import time
 from typing import Protocol
 
 from tutti.serve.engine.fair import FairQueue, Part
 from tutti.serve.engine.job import Job, Outcome, RowAnswer, length_of
-from tutti.serve.engine.native import Full
+from tutti.serve.engine.thread import EngineThread, Full
 from tutti.tasks.task import Row
 
 _LOG = logging.getLogger(__name__)
-#: How long the thread sleeps when there is nothing to do; a request wakes it.
-_IDLE_SECONDS = 0.2
 #: How fast it is said to be: the mean over about so many passes.
 _REMEMBERED_PASSES = 16
 
@@ -34,31 +30,26 @@ class Backend(Protocol):
         """What the model says to each of `rows`."""
 
 
-class EncoderEngine:
+class EncoderEngine(EngineThread[Job]):
     """`budget_tokens`: of a pass. `queue_length`: rows that may wait; a request that comes alone may have any
     number."""
 
     def __init__(self, backend: Backend, *, budget_tokens: int, queue_length: int) -> None:
+        super().__init__()
         self._backend = backend
         self._budget_tokens = budget_tokens
         self._queue_length = queue_length
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = FairQueue()
-        self._lock = threading.Lock()
         self._queued = self._queued_tokens = self._computing = 0
         self._tokens_per_second = math.inf
-        self._closing = False
-        #: By `time.monotonic`, when the thread last came round: what `/health` goes by.
-        self.beat = time.monotonic()
-        #: Of the last pass; None: it was computed.
-        self.problem: str | None = None
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        self._failure: str | None = None  # of the last pass
+        self.begin()
 
     @property
-    def alive(self) -> bool:
-        """Whether requests are being served."""
-        return self._thread.is_alive()
+    def problem(self) -> str | None:
+        if (found := super().problem) is not None:
+            return found
+        return None if self._failure is None else f"the last pass failed: {self._failure}"
 
     @property
     def queued(self) -> int:
@@ -79,54 +70,38 @@ class EncoderEngine:
         """Compute the rows of `job`, and tell it.
 
         Raises:
-            Full: too many wait already.
+            Full, Stopped: too many wait already, or it has ended.
         """
-        with self._lock:
-            if self._closing or (self._queued and self._queued + len(job.rows) > self._queue_length):
-                raise Full
-            self._count(job, 1)
-            self._inbox.put(job)  # within: nobody comes in when the thread has said farewell
+        self._let_in(job)
 
-    def close(self) -> None:
-        """End now; who waits is told `cancelled`."""
-        with self._lock:
-            self._closing = True
-        self._inbox.put(None)
-        self._thread.join()
+    def _count_in(self, asked: Job) -> None:
+        if self._queued and self._queued + len(asked.rows) > self._queue_length:
+            raise Full
+        self._count(asked, 1)
 
     # The thread ----------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while not self._closing:
-            self.beat = time.monotonic()
-            self._take_in(wait=not self._waiting)
-            parts, over = self._waiting.take(self._budget_tokens, time.monotonic())
-            for job in over:
-                self._end(job, job.over(time.monotonic()) or "cancelled")
-            if parts:
-                self._pass(parts)
-        self._take_in(wait=False)
-        for job in self._waiting.clear():
-            self._end(job, "cancelled")
+    def _round(self) -> None:
+        for job in self._arrived(wait=not self._waiting):
+            self._waiting.add(job)
+        parts, over = self._waiting.take(self._budget_tokens, time.monotonic())
+        for job in over:
+            self._end(job, job.over(time.monotonic()) or "cancelled")
+        if parts:
+            self._pass(parts)
 
-    def _take_in(self, *, wait: bool) -> None:
-        while True:
-            try:
-                job = self._inbox.get(timeout=_IDLE_SECONDS) if wait else self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            wait = False
-            if job is not None:
-                self._waiting.add(job)
+    def _farewell(self, problem: str | None) -> None:
+        for job in [*self._waiting.clear(), *self._arrived(wait=False)]:
+            self._end(job, "cancelled")
 
     def _pass(self, parts: list[Part]) -> None:
         rows = [part.job.rows[part.row] for part in parts]
         self._computing = len(rows)
         began = time.perf_counter()
         try:
-            answers = self._backend.answer(rows)
+            answered = list(zip(parts, self._backend.answer(rows), strict=True))
         except Exception as error:
-            self.problem = f"{type(error).__name__}: {error}"
+            self._failure = f"{type(error).__name__}: {error}"
             _LOG.exception("a pass of %d rows failed", len(rows))
             for job in dict.fromkeys(part.job for part in parts):
                 job.cancelled = True  # none of its other rows is computed
@@ -134,9 +109,9 @@ class EncoderEngine:
             return
         finally:
             self._computing = 0
-        self.problem = None
+        self._failure = None
         self._remember(sum(map(length_of, rows)) / (time.perf_counter() - began))
-        for (job, row), answer in zip(parts, answers, strict=True):
+        for (job, row), answer in answered:
             job.answers[row] = answer
             job.left -= 1
             if not job.left:

@@ -60,7 +60,11 @@ def _widen(context: Any, stored: Any) -> Any:
     return numba.types.float32(stored), generate
 
 
-@numba.njit(fastmath=True, parallel=True, cache=True)  # type: ignore[untyped-decorator]
+#: Sums in any order, which is what makes them fast; but what is no number stays none.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+
+@numba.njit(fastmath=_FAST, parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _loop(
     query: Any, key: Any, value: Any, keys: Any, values: Any, slots: Any, places: Any, scale: Any, out: Any
 ) -> None:

@@ -67,6 +67,14 @@ class Lean:
         self._layers = [_layer(layer) for layer in decoder.layers]
         self._norm = _Norm.of(decoder.norm)
         self._head: Product = model.lm_head
+        #: Of which only a product with others is used here.
+        self._joined = [
+            part
+            for layer in decoder.layers
+            for group in _groups(layer)
+            if _fit_together(group)
+            for part in group
+        ]
 
     @classmethod
     def of(cls, model: Any, capacity: int) -> Lean | None:
@@ -85,9 +93,14 @@ class Lean:
             return None
         return cls(model)
 
+    def rest_others(self) -> None:
+        """Free what only the modules compute with."""
+        for module in self._joined:
+            module.rest()
+
     def run(self, ids: Tensor, turn: Turn, cache: KeyValueSlots, wanted: Sequence[int]) -> Tensor:
         """Logits [len(wanted), V] after the tokens at places `wanted` of `ids` [T]."""
-        x = self._embed(ids).clone()
+        x = self._embed(ids)
         cos, sin = (part[0, :, None] for part in self._rotate(x, position_ids=turn.positions[None]))
         for number, layer in enumerate(self._layers):
             x += layer.out(self._attend(number, layer, x, cos, sin, turn, cache))
@@ -118,20 +131,35 @@ class Lean:
         return attended.reshape(len(x), -1)
 
 
+def _groups(module: Any) -> tuple[list[Any], list[Any]]:
+    """Layers of a block that are given one input: of queries, keys and values; of gate and up."""
+    attention, feed = module.self_attn, module.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj], [feed.gate_proj, feed.up_proj]
+
+
+def _fit_together(layers: Sequence[Any]) -> bool:
+    """Whether they can be one product: of 8 bits every row of weights has its own scale, and the input is rounded by
+    its own range, so every number is the same."""
+    return all(
+        isinstance(one, QuantizedLinear) and one.codes.bits == 8 and one.before is None for one in layers
+    )
+
+
 def _layer(module: Any) -> _Layer:
     attention, feed = module.self_attn, module.mlp
+    of_input, of_feed = _groups(module)
     width = int(attention.head_dim)
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     of_query, of_key = (None if norm is None else _Norm.of(norm) for norm in norms)
     heads = [layer.out_features // width for layer in (attention.q_proj, attention.k_proj)]
     return _Layer(
         before_attention=_Norm.of(module.input_layernorm),
-        query_key_value=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+        query_key_value=_joined(of_input),
         of_query=of_query,
         of_key=of_key,
         out=attention.o_proj,
         before_feed=_Norm.of(module.post_attention_layernorm),
-        gate_up=_joined([feed.gate_proj, feed.up_proj]),
+        gate_up=_joined(of_feed),
         down=feed.down_proj,
         heads=(heads[0], heads[1]),
         width=width,
@@ -140,11 +168,8 @@ def _layer(module: Any) -> _Layer:
 
 
 def _joined(layers: Sequence[Any]) -> Product:
-    """What `layers` give for one input, side by side. Of 8 bits, as one product: every row of weights has its own
-    scale, and the input is rounded by its own range, so every number is the same."""
-    if not all(
-        isinstance(one, QuantizedLinear) and one.codes.bits == 8 and one.before is None for one in layers
-    ):
+    """What `layers` give for one input, side by side."""
+    if not _fit_together(layers):
         return lambda x: torch.cat([one(x) for one in layers], -1)
     codes = [one.codes for one in layers]
     biases = [torch.zeros(len(one.codes.code)) if one.bias is None else one.bias for one in layers]

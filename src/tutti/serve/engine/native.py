@@ -8,8 +8,6 @@ the rest; where another slot holds the beginning, it is copied, which costs next
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,15 +18,10 @@ from tutti.serve.engine.draw import Dice, draw, likeliest
 from tutti.serve.engine.request import End, Likely, Piece, Reason, Request
 from tutti.serve.engine.slots import SlotModel
 from tutti.serve.engine.text import Writer
+from tutti.serve.engine.thread import EngineThread, Full
 
-#: How long the thread sleeps when there is nothing to do; a request wakes it.
-_IDLE_SECONDS = 0.2
 #: A common beginning of so many tokens is worth looking for.
 _WORTH_TOKENS = 8
-
-
-class Full(Exception):
-    """So many requests wait that one more is refused."""
 
 
 @dataclass
@@ -69,7 +62,7 @@ class _Text:
         return len(self.tokens) - self.read > 1 or self.written == 0
 
 
-class Engine:
+class Engine(EngineThread[Request]):
     """`queue_length`: requests that may wait beside those in slots."""
 
     def __init__(
@@ -81,27 +74,16 @@ class Engine:
         queue_length: int,
         reading_tokens: int = 256,
     ) -> None:
+        super().__init__()
         self._model = model
         self._tokenizer = tokenizer
         self._ends = end_tokens
         self._slots = [_Slot(number) for number in range(model.cache.slots)]
         self._waiting: deque[Request] = deque()
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._queue_length = queue_length
         self._reading_tokens = reading_tokens
-        self._lock = threading.Lock()
         self._queued = self._served = 0
-        self._closing = False
-        #: By `time.monotonic`, when the thread last came round: what `/health` goes by.
-        self.beat = time.monotonic()
-        self.problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests are being served."""
-        return self._thread.is_alive()
+        self.begin()
 
     @property
     def context(self) -> int:
@@ -117,7 +99,7 @@ class Engine:
         """Serve `request`; its `deliver` is told everything from now on, `End` last.
 
         Raises:
-            Full: too many wait already.
+            Full, Stopped: too many wait already, or it has ended.
             ValueError: the prompt is empty or leaves no room for an answer.
         """
         if not request.prompt:
@@ -126,52 +108,32 @@ class Engine:
             raise ValueError(
                 f"the prompt has {len(request.prompt)} tokens, and the model sees {self.context} with its answer"
             )
-        with self._lock:
-            if self._queued >= self._queue_length or self._closing:
-                raise Full
-            self._queued += 1
-        self._inbox.put(request)
+        self._let_in(request)
 
-    def close(self) -> None:
-        """End now; what is being served is told `cancelled`."""
-        self._closing = True
-        self._inbox.put(None)
-        self._thread.join()
+    def _count_in(self, asked: Request) -> None:
+        if self._queued >= self._queue_length:
+            raise Full
+        self._queued += 1
 
     # The thread ----------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        try:
-            while not self._closing:
-                self.beat = time.monotonic()
-                self._take_in(wait=not self._busy)
-                self._admit()
-                if self._busy:
-                    self._turn()
-        except BaseException as error:
-            self.problem = error
-            self._closing = True
-        problem = None if self.problem is None else f"{type(self.problem).__name__}: {self.problem}"
+    def _round(self) -> None:
+        self._waiting += self._arrived(wait=not self._busy)
+        self._admit()
+        if self._busy:
+            self._turn()
+
+    def _farewell(self, problem: str | None) -> None:
+        reason: Reason = "cancelled" if problem is None else "error"
         for slot in self._slots:
             if slot.text is not None:
-                self._end(slot.text, "cancelled" if problem is None else "error", problem)
-        self._take_in(wait=False)
-        for request in self._waiting:
-            self._refuse(request, "cancelled" if problem is None else "error", problem)
+                self._end(slot.text, reason, problem)
+        for request in [*self._waiting, *self._arrived(wait=False)]:
+            self._refuse(request, reason, problem)
 
     @property
     def _busy(self) -> bool:
         return any(slot.text is not None for slot in self._slots)
-
-    def _take_in(self, *, wait: bool) -> None:
-        while True:
-            try:
-                request = self._inbox.get(timeout=_IDLE_SECONDS) if wait else self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            wait = False
-            if request is not None:
-                self._waiting.append(request)
 
     def _admit(self) -> None:
         """Give free slots to those who wait."""

@@ -61,6 +61,8 @@ class SlotModel:
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
                 if lean is None:
                     raise Unsupported(f"{type(model).__name__} cannot be served in slots: {error}") from error
+        if self._lean is not None:
+            self._lean.rest_others()
         self.cache = KeyValueSlots(slots, context, cached)
 
     @torch.inference_mode()

@@ -34,8 +34,12 @@ class _Now(Collector):
     def collect(self) -> Iterator[Metric]:
         served, waiting = self._vitals.load()
         up = float(self._vitals.problem() is None)
-        yield GaugeMetricFamily("tutti_slots_in_use", "Texts that are being written.", served)
-        yield GaugeMetricFamily("tutti_queue_length", "Texts that wait for a slot.", waiting)
+        yield GaugeMetricFamily(
+            "tutti_slots_in_use", "Texts that are being written, or rows computed.", served
+        )
+        yield GaugeMetricFamily(
+            "tutti_queue_length", "Texts that wait for a slot, or rows for a pass.", waiting
+        )
         yield GaugeMetricFamily("tutti_engine_up", "1: the engine answers; 0: it is dead or wedged.", up)
 
 

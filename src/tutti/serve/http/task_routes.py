@@ -17,11 +17,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from tutti.core import DataError
-from tutti.serve.asking import Asking, Failed, Late, Said, Stopped
-from tutti.serve.engine import Full
+from tutti.serve.asking import Asking, Failed, Late, Said
+from tutti.serve.engine import Full, Stopped
 from tutti.serve.http.common import require_model, until_gone
 from tutti.serve.http.direct import Posted
-from tutti.serve.http.refusals import Refusal
+from tutti.serve.http.refusals import Refusal, late, overloaded, stopped
 from tutti.serve.http.task_schema import (
     AnswerAsked,
     ClassifyAsked,
@@ -113,14 +113,13 @@ async def unless_gone(service: Service | Asking, asked: Coroutine[Any, Any, T], 
         return asking.result() if asking.done() else None
     except Full as full:
         wait = max(1, math.ceil(service.engine.seconds_to_go)) if isinstance(service, Asking) else 1
-        refusal = Refusal(429, "too many requests wait already", code="overloaded", retry_seconds=wait)
-        raise refusal from full
-    except Late as late:
-        raise Refusal(504, "it took too long", code="timeout") from late
+        raise overloaded(wait) from full
+    except Late as error:
+        raise late() from error
     except Failed as failed:
         raise Refusal(500, "it could not be computed", code="engine_error") from failed
-    except Stopped as stopped:
-        raise Refusal(503, "the engine has stopped", code="engine_stopped", retry_seconds=5) from stopped
+    except Stopped as error:
+        raise stopped() from error
     finally:
         asking.cancel()
 

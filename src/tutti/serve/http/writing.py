@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutti.serve.engine import End, Full, Piece, Sampling
-from tutti.serve.http.refusals import Refusal
+from tutti.serve.engine import End, Full, Piece, Sampling, Stopped
+from tutti.serve.http.refusals import Refusal, late, overloaded, stopped
 from tutti.serve.service import Answer, Service
 
 _FINISH = {"stop": "stop", "length": "length"}
@@ -174,8 +174,10 @@ class Writing:
                 self._answers.append(self._service.ask(choice.prompt, most, choice.sampling, self._stop))
             except Full as full:
                 self.cancel()
-                refusal = Refusal(429, "too many requests wait already", code="overloaded", retry_seconds=1)
-                raise refusal from full
+                raise overloaded() from full
+            except Stopped as error:
+                self.cancel()
+                raise stopped() from error
 
     def cancel(self) -> None:
         """Nobody listens any more."""
@@ -262,6 +264,6 @@ class Writing:
 
 def _require_an_answer(end: End) -> None:
     if end.reason == "timeout":
-        raise Refusal(504, "it took too long", code="timeout")
+        raise late()
     if end.reason not in _FINISH:
-        raise Refusal(503, "the engine has stopped", code="engine_stopped", retry_seconds=5)
+        raise stopped()
