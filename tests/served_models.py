@@ -45,7 +45,7 @@ class Script:
 
     def __init__(self, pieces: Sequence[str], context: int = 1000) -> None:
         self.pieces, self.context, self.prompts = pieces, context, list[str]()
-        self.alive, self.beat, self.load = True, float("inf"), (0, 0)
+        self.problem, self.load, self.end_tokens = None, (0, 0), set[int]()
         self.cancelled = 0
 
     def submit(self, request: Request) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tutti.serve.engine import End, Engine, Piece, Request, Sampling
+from tutti.serve.engine import End, Engine, Grammar, Grammars, Piece, Request, Sampling
 from tutti.serve.kinds import WRITER, Kind
 from tutti.serve.words import Words
 
@@ -33,10 +33,13 @@ class Service:
     vocabulary: int
     most_texts: int
     words: Words = field(init=False)
+    grammars: Grammars = field(init=False)
     kind: ClassVar[Kind] = WRITER
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", Words(self.tokenizer))
+        grammars = Grammars(self.tokenizer, self.vocabulary, self.engine.end_tokens)
+        object.__setattr__(self, "grammars", grammars)
 
     @property
     def problem(self) -> str | None:
@@ -59,9 +62,16 @@ class Service:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def ask(self, prompt: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...]) -> Answer:
+    def ask(
+        self,
+        prompt: list[int],
+        new_tokens: int,
+        sampling: Sampling,
+        stop: tuple[str, ...],
+        grammar: Grammar | None = None,
+    ) -> Answer:
         """Have the engine go on from `prompt`. Raises as `Engine.submit`."""
-        answer = Answer(prompt, new_tokens, sampling, stop)
+        answer = Answer(prompt, new_tokens, sampling, stop, grammar)
         self.engine.submit(answer.request)
         return answer
 
@@ -69,7 +79,14 @@ class Service:
 class Answer:
     """What the engine says, for one listener in the event loop that asked."""
 
-    def __init__(self, prompt: list[int], new_tokens: int, sampling: Sampling, stop: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        prompt: list[int],
+        new_tokens: int,
+        sampling: Sampling,
+        stop: tuple[str, ...],
+        grammar: Grammar | None,
+    ) -> None:
         loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Piece | End]()
 
         def deliver(event: Piece | End) -> None:
@@ -77,7 +94,7 @@ class Answer:
                 loop.call_soon_threadsafe(self._arrived.put_nowait, event)
 
         deadline = time.monotonic() + _DEADLINE_SECONDS
-        self.request = Request(prompt, new_tokens, deliver, sampling, stop, deadline)
+        self.request = Request(prompt, new_tokens, deliver, sampling, stop, grammar, deadline)
 
     async def next(self) -> Piece | End:
         """What comes next, `End` last."""

@@ -2,6 +2,7 @@
 
 from tutti.serve.engine.backend import AskerBackend
 from tutti.serve.engine.encoder import Backend, EncoderEngine
+from tutti.serve.engine.grammar import Grammar, Grammars, NoGrammar
 from tutti.serve.engine.job import Job, RowAnswer
 from tutti.serve.engine.native import Engine
 from tutti.serve.engine.request import End, Piece, Request, Sampling
@@ -15,7 +16,10 @@ __all__ = [
     "End",
     "Engine",
     "Full",
+    "Grammar",
+    "Grammars",
     "Job",
+    "NoGrammar",
     "Piece",
     "Request",
     "RowAnswer",

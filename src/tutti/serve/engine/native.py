@@ -15,6 +15,7 @@ from typing import Any
 
 from tutti.serve.engine.cache import Part, Turn
 from tutti.serve.engine.draw import Dice, draw, likeliest
+from tutti.serve.engine.grammar import rule_out
 from tutti.serve.engine.request import End, Likely, Piece, Reason, Request
 from tutti.serve.engine.slots import SlotModel
 from tutti.serve.engine.text import Writer
@@ -89,6 +90,11 @@ class Engine(EngineThread[Request]):
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self._model.context
+
+    @property
+    def end_tokens(self) -> set[int]:
+        """By which the model says that a text ends."""
+        return self._ends
 
     @property
     def load(self) -> tuple[int, int]:
@@ -201,7 +207,8 @@ class Engine(EngineThread[Request]):
         logits = self._model.run(Turn(parts, pieces), tokens, wanted or [0])
         if not drawing:
             return
-        found = draw(logits, [text.request.sampling for text in drawing], [text.dice for text in drawing])
+        permitted = rule_out(logits, [text.request.grammar for text in drawing])
+        found = draw(permitted, [text.request.sampling for text in drawing], [text.dice for text in drawing])
         for row, (text, token) in enumerate(zip(drawing, found, strict=True)):
             told = text.request.sampling.logprobs
             self._say(text, token, () if told is None else likeliest(logits[row], token, told))
@@ -212,12 +219,17 @@ class Engine(EngineThread[Request]):
         if token in self._ends:
             self._end(text, "stop")
             return
+        grammar = text.request.grammar
+        if grammar is not None:
+            grammar.take(token)
         text.tokens.append(token)
         text.untold.append(token)
         text.likely += [likely] if likely else []
         if certain := text.writer.add(token):
             self._tell(text, certain)
-        if text.writer.stopped:
+        if grammar is not None and grammar.problem is not None:
+            self._end(text, "grammar", grammar.problem)
+        elif text.writer.stopped or (grammar is not None and grammar.complete):
             self._end(text, "stop")
         elif text.written >= text.request.new_tokens or len(text.tokens) >= self.context:
             self._end(text, "length")

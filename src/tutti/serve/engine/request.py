@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: Why a text ended: the model or a stop text said so, there was no more room, the asker went away, time was up.
-Reason = Literal["stop", "length", "cancelled", "timeout", "error"]
+from tutti.serve.engine.grammar import Grammar
+
+#: Why a text ended: the model, a stop text or its grammar said so, there was no more room, the asker went away, time
+#: was up, the grammar could not be followed any further, the engine ended.
+Reason = Literal["stop", "length", "cancelled", "timeout", "grammar", "error"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,16 @@ Deliver = Callable[[Piece | End], None]
 
 @dataclass
 class Request:
-    """`prompt`: tokens, at least one. `stop`: texts that end it, and are not part of it. `deliver` is called from the
-    engine's thread, and must not wait. `deadline`: by `time.monotonic`."""
+    """`prompt`: tokens, at least one. `stop`: texts that end it, and are not part of it. `grammar`: of this text alone,
+    what it has to follow. `deliver` is called from the engine's thread, and must not wait. `deadline`: by
+    `time.monotonic`."""
 
     prompt: list[int]
     new_tokens: int
     deliver: Deliver
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None
     deadline: float | None = None
     #: Set by whoever does not want it any more.
     cancelled: bool = False

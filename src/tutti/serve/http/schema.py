@@ -14,6 +14,56 @@ MOST_CHOICES = 16
 _Text = Annotated[str, Field(min_length=1)]
 
 
+class PlainText(BaseModel):
+    """Any text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+
+    @property
+    def followed(self) -> None:
+        """There is none."""
+
+
+class JsonObject(BaseModel):
+    """Any object."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["json_object"]
+
+    @property
+    def followed(self) -> dict[str, Any]:
+        """What it follows."""
+        return {"type": "object"}
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema. It is always followed, `strict` or not; `name` and `description` are the caller's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchema(BaseModel):
+    """JSON that follows a schema."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+    @property
+    def followed(self) -> dict[str, Any]:
+        """What it follows."""
+        return self.json_schema.content
+
+
 class _Asked(BaseModel):
     """What both have."""
 
@@ -26,6 +76,7 @@ class _Asked(BaseModel):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: _Text | Annotated[list[_Text], Field(max_length=4)] | None = None
     n: int = Field(1, ge=1, le=MOST_CHOICES)
+    response_format: Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")] | None = None
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None
     #: Said of the caller, for the caller's own use: nothing here depends on it.
@@ -39,6 +90,11 @@ class _Asked(BaseModel):
     def stops(self) -> tuple[str, ...]:
         """Texts that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema that answers follow; None: they are any text."""
+        return None if self.response_format is None else self.response_format.followed
 
     @property
     def tells_usage(self) -> bool:

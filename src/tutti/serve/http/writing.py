@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tutti.serve.engine import End, Full, Piece, Sampling, Stopped
+from tutti.serve.engine import End, Full, Grammar, Piece, Sampling, Stopped
 from tutti.serve.http.refusals import Refusal, late, overloaded, stopped
 from tutti.serve.service import Answer, Service
 
@@ -25,6 +25,7 @@ class Choice:
     index: int
     prompt: list[int]
     sampling: Sampling
+    grammar: Grammar | None = None
     pieces: list[Piece] = field(default_factory=list)
     end: End | None = None
 
@@ -171,7 +172,9 @@ class Writing:
             most = room - len(choice.prompt)
             most = most if self._new_tokens is None else min(self._new_tokens, most)
             try:
-                self._answers.append(self._service.ask(choice.prompt, most, choice.sampling, self._stop))
+                self._answers.append(
+                    self._service.ask(choice.prompt, most, choice.sampling, self._stop, choice.grammar)
+                )
             except Full as full:
                 self.cancel()
                 raise overloaded() from full
@@ -265,5 +268,7 @@ class Writing:
 def _require_an_answer(end: End) -> None:
     if end.reason == "timeout":
         raise late()
+    if end.reason == "grammar":
+        raise Refusal(400, f"the schema cannot be followed: {end.problem}", param="response_format")
     if end.reason not in _FINISH:
         raise stopped()

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from tutti.serve.engine import Grammar, NoGrammar
 from tutti.serve.http.common import require_model, until_gone
 from tutti.serve.http.refusals import Refusal
 from tutti.serve.http.schema import ChatAsked, CompletionAsked
@@ -24,8 +25,9 @@ def mount_writing(app: FastAPI, service: Service) -> None:
         prompts = _prompts(service, asked.prompt)
         if len(prompts) * asked.n > service.most_texts:
             raise Refusal(400, f"at most {service.most_texts} texts for one request", param="n")
+        grammars = await _grammars(service, asked.schema_of_answer, len(prompts) * asked.n)
         choices = [
-            Choice(index, prompt, asked.sampling(index % asked.n, asked.logprobs))
+            Choice(index, prompt, asked.sampling(index % asked.n, asked.logprobs), grammars[index])
             for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n))
         ]
         form = CompletionForm(service)
@@ -44,7 +46,11 @@ def mount_writing(app: FastAPI, service: Service) -> None:
         prompt = service.tokens_of(
             service.render([{"role": one.role, "content": str(one.content)} for one in asked.messages])
         )
-        choices = [Choice(index, prompt, asked.sampling(index, asked.likeliest)) for index in range(asked.n)]
+        grammars = await _grammars(service, asked.schema_of_answer, asked.n)
+        choices = [
+            Choice(index, prompt, asked.sampling(index, asked.likeliest), grammars[index])
+            for index in range(asked.n)
+        ]
         writing = Writing(
             ChatForm(service), choices, asked.most_tokens, asked.stops, tells_usage=asked.tells_usage
         )
@@ -67,6 +73,21 @@ async def _answered(writing: Writing, request: Request, *, stream: bool) -> Resp
         writing.cancel()
         answer.cancel()
         left.cancel()
+
+
+async def _grammars(service: Service, schema: dict[str, Any] | None, count: int) -> list[Grammar | None]:
+    """What each of so many answers follows.
+
+    Raises:
+        Refusal: nothing can follow it.
+    """
+    if schema is None:
+        return [None] * count
+    try:
+        first = await asyncio.to_thread(service.grammars.json, schema)
+    except NoGrammar as error:
+        raise Refusal(400, f"response_format: {error}", param="response_format") from error
+    return [first, *(first.copy() for _ in range(count - 1))]
 
 
 def _prompts(service: Service, given: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
