@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         compress,
         doctor,
         evaluate,
+        explain,
         export,
         generate,
         join,
@@ -51,6 +52,7 @@ _WHERE = {
     "compress": "tutti.api",
     "doctor": "tutti.api",
     "evaluate": "tutti.api",
+    "explain": "tutti.api",
     "export": "tutti.api",
     "fit": "tutti.fitting",
     "generate": "tutti.api",
@@ -77,6 +79,7 @@ __all__ = [
     "compress",
     "doctor",
     "evaluate",
+    "explain",
     "export",
     "fit",
     "generate",
@@ -98,7 +101,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tutti' has no attribute {name!r}")
     found = getattr(importlib.import_module(_WHERE[name]), name)
     # Importing a room binds its name here: `train` and `evaluate` must go on to mean the functions.
-    for shadowed in ("train", "evaluate", "compress", "serve"):
+    for shadowed in ("train", "evaluate", "compress", "serve", "explain"):
         if isinstance(globals().get(shadowed), ModuleType):
             globals()[shadowed] = getattr(importlib.import_module(_WHERE[shadowed]), shadowed)
     return found

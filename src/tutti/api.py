@@ -22,7 +22,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.disturb import read_schedule
 from tutti.disturb.trouble import Trouble
-from tutti.finished import evaluate, export, generate, predict
+from tutti.finished import evaluate, explain, export, generate, predict
 from tutti.labelling import label
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.resilience import write_resilience_report
@@ -51,6 +51,7 @@ __all__ = [
     "compress",
     "doctor",
     "evaluate",
+    "explain",
     "export",
     "generate",
     "join",

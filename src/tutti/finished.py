@@ -15,6 +15,8 @@ from tutti.config import Config
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
 from tutti.data.labelled import PreparedExamples, read_file
+from tutti.explain import Explanation, Method, readings_of
+from tutti.explain import explain as explain_example
 from tutti.models.export import publish_export
 from tutti.models.gguf import Weights, gguf_library, write_gguf
 from tutti.models.onnx import export_onnx, onnx_runtime
@@ -72,6 +74,33 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
         return open_any(place).predict(records)
     job, config, _ = load_trained(place)
     return _answerer(place, job, config).predict(records)
+
+
+def explain(
+    place: Path,
+    records: Sequence[Mapping[str, Any] | str],
+    *,
+    label: str | None = None,
+    method: Method = "auto",
+) -> list[list[Explanation]]:
+    """Why a model says what it says of each of `records`: how much each word has to do with it.
+
+    `place`, `records`: as in `predict`, of a model that classifies or tags. `label`: why this one, whether the model
+    says so or not (of entities: those of this kind). `method`: integrated gradients, which the model has to have, or
+    ablation, which takes any; `auto`: the first that can be had.
+
+    Raises:
+        TuttiError: as `predict`; it is of another task; it knows no such label; it has no gradients.
+    """
+    asker = open_any(place) if is_package(place) else _answerer(place, *load_trained(place)[:2])
+    if not isinstance(asker, Asker):
+        raise RunError(
+            f"{place} writes: there is no label to explain", "this is for classify, relate and tag"
+        )
+    return [
+        explain_example(asker, example, readings_of(asker, example), label=label, method=method)
+        for example in asker.task.asked_about(records)
+    ]
 
 
 def _score(place: Path, records: Sequence[Record]) -> dict[str, float]:

@@ -216,6 +216,28 @@ def test_predict_by_command(
     assert "learned to classify, not to go on from a text" in capsys.readouterr().err
 
 
+def test_explain_by_command_names_the_word_that_gives_the_label_away(
+    place: Path, alone: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run, page = str(place / "runs" / "alone"), tmp_path / "why.html"
+    text = "why is my transfer so late please"
+    for method in ("gradients", "ablation"):
+        assert tutti_command(["explain", run, text, "--method", method, "--json", "--html", str(page)]) == 0
+        ((said,),) = json.loads(capsys.readouterr().out)["explanations"]
+        assert (said["label"], said["method"]) == ("late_transfer", method)
+        assert max(said["words"], key=lambda word: word["attribution"])["text"] == "late"
+        assert "late</mark>" in page.read_text()
+    assert tutti_command(["explain", run, text, "exchange"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == text and lines[1].split()[0] == "late_transfer" and lines[2].split()[1] == "late"
+    assert tutti_command(["explain", run, text, "--label", "nonsense"]) == 2
+    assert "knows no label 'nonsense'" in capsys.readouterr().err
+    assert tutti_command(["explain", run, text, "--method", "guess"]) == 2
+    assert "the methods are" in capsys.readouterr().err
+    assert tutti_command(["explain", run, text, "--html", str(tmp_path / "no" / "why.html")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_refused_before_anything_is_written(place: Path) -> None:
     for words, error, said in (
         (("model.path=" + str(place),), tutti.TuttiError, "no config.json"),

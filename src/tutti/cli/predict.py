@@ -28,17 +28,10 @@ def predict(
     json_output: Json = False,
 ) -> None:
     """Say what the model of a run makes of texts: labels, entities, answers, items, vectors, or a text of its own."""
-    from tutti.core.errors import RunError
-
-    if (file is None) == (not texts):
-        raise RunError(
-            "there is nothing to judge" if file is None else "both texts and --file are given",
-            "give texts, or --file FILE",
-        )
     with only_the_answer(json_output):
         from tutti import api
 
-        records: list[Any] = list(texts or ()) if file is None else read_records(file)
+        records = records_of(texts, file)
         predictions = api.predict(find_run(run), records)
     if json_output:
         print_json({"predictions": predictions})
@@ -48,6 +41,22 @@ def predict(
             typer.echo(json.dumps(prediction, ensure_ascii=False))
         else:
             typer.echo(f"{record}\n    {_line(prediction)}")
+
+
+def records_of(texts: list[str] | None, file: Path | None) -> list[Any]:
+    """What is asked about: `texts`, or the examples in `file`.
+
+    Raises:
+        RunError: there is neither, or both.
+    """
+    from tutti.core.errors import RunError
+
+    if (file is None) == (not texts):
+        raise RunError(
+            "there is nothing to judge" if file is None else "both texts and --file are given",
+            "give texts, or --file FILE",
+        )
+    return list(texts or ()) if file is None else read_records(file)
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

@@ -15,12 +15,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tutti.data.labelled import ListedRows
+from tutti.explain import Reading, readings_of
 from tutti.package import Asker
 from tutti.serve.engine import EncoderEngine, Job, RowAnswer, Stopped
 from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER, Kind
 from tutti.serve.trial import trial_of
 from tutti.tasks import RowEncoder
-from tutti.tasks.task import Example, Record
+from tutti.tasks.task import Example, Record, Row
 
 #: By the kind of task.
 _KINDS = {
@@ -111,8 +112,12 @@ class Asking:
             Late, Stopped, Failed: there is no answer.
         """
         rows = await self._read(examples)
-        if not len(rows):
-            return Said(examples, rows, [])
+        return Said(examples, rows, await self.ask_rows([rows[at] for at in range(len(rows))]))
+
+    async def ask_rows(self, rows: Sequence[Row]) -> Sequence[RowAnswer]:
+        """What the model says to each of `rows`. Raises as `ask`."""
+        if not rows:
+            return []
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
@@ -120,7 +125,7 @@ class Asking:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and whoever asked with it
                 loop.call_soon_threadsafe(_set, ended)
 
-        job = Job([rows[at] for at in range(len(rows))], deliver, time.monotonic() + _DEADLINE_SECONDS)
+        job = Job(rows, deliver, time.monotonic() + _DEADLINE_SECONDS)
         self.engine.submit(job)
         try:
             await ended
@@ -132,11 +137,15 @@ class Asking:
             raise Failed
         if job.outcome != "done":
             raise Stopped
-        return Said(examples, rows, [answer for answer in job.answers if answer is not None])
+        return [answer for answer in job.answers if answer is not None]
 
     def decode(self, said: Said) -> list[dict[str, Any]]:
         """What was said in the user's words: the same as `tutti predict` says."""
         return self.asker.decode(said.answers, said.rows, said.examples)
+
+    async def readings(self, example: Example) -> list[Reading]:
+        """What the model reads of `example`, word by word."""
+        return await asyncio.to_thread(self._readings, example)
 
     async def _read(self, examples: Sequence[Example]) -> ListedRows:
         """What the model reads of `examples`; long ones are cut into tokens beside the event loop."""
@@ -148,6 +157,10 @@ class Asking:
         with self._reading:  # a tokenizer is set to what a task needs, so it belongs to one at a time
             task, labels = self.asker.task, self.asker.labels
             return ListedRows(task.rows(examples, labels, self._encoder_of_long))
+
+    def _readings(self, example: Example) -> list[Reading]:
+        with self._reading:
+            return readings_of(replace(self.asker, encoder=self._encoder_of_long), example)
 
     @cached_property
     def _encoder_of_long(self) -> RowEncoder:

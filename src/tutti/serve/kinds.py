@@ -17,9 +17,12 @@ class Kind:
         return f"{'an' if self.name[0] in 'ae' else 'a'} {self.name}"
 
 
+#: Why a model said so: of models that give labels to texts or to words.
+EXPLAIN = "/v1/explain"
+
 WRITER = Kind("writer", ("/v1/chat/completions", "/v1/completions"))
-CLASSIFIER = Kind("classifier", ("/v1/classify",))
-TAGGER = Kind("tagger", ("/v1/extract",))
+CLASSIFIER = Kind("classifier", ("/v1/classify", EXPLAIN))
+TAGGER = Kind("tagger", ("/v1/extract", EXPLAIN))
 EMBEDDER = Kind("embedder", ("/v1/embeddings",))
 RECOMMENDER = Kind("recommender", ("/v1/recommend",))
 ANSWERER = Kind("answerer", ("/v1/answer",))

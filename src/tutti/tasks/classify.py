@@ -82,10 +82,25 @@ class Classify(Task):
             )
         return labels
 
+    def shown(self, example: Example, encoder: RowEncoder) -> tuple[str, ...]:
+        """What a model is given to read of `example`: a text, or two."""
+        return (example["text"], example["pair"]) if "pair" in example else (example["text"],)
+
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
+        shown = [self.shown(example, encoder) for example in examples]
+        return self.rows_of(shown, examples, labels, encoder)
+
+    def rows_of(
+        self,
+        shown: Sequence[tuple[str, ...]],
+        examples: Sequence[Example],
+        labels: Labels,
+        encoder: RowEncoder,
+    ) -> list[list[Row]]:
+        """Of `examples` that were made such texts."""
         tokenizer = encoder.tokenizer
         tokenizer.enable_truncation(encoder.length, strategy="longest_first")
-        texts = [(e["text"], e["pair"]) if "pair" in e else e["text"] for e in examples]
+        texts: list[Any] = [texts if len(texts) > 1 else texts[0] for texts in shown]
         rows = []
         for example, encoding in zip(examples, tokenizer.encode_batch(texts), strict=True):
             row: Row = {

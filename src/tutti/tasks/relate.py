@@ -46,21 +46,21 @@ class Relate(Classify):
             )
         return example
 
+    def shown(self, example: Example, encoder: RowEncoder) -> tuple[str, ...]:
+        """The text with signs for marks, as much of it as a row holds."""
+        encoder.tokenizer.no_truncation()
+        text, kept = example["text"], len(example["text"])
+        shown = _with_signs(text)
+        while len(encoder.tokenizer.encode(shown).ids) > encoder.length and kept > 0:
+            kept = kept * 3 // 4
+            shown = _with_signs(_around(text, kept))
+        return (shown,)
+
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
-        tokenizer = encoder.tokenizer
-        tokenizer.no_truncation()
-        near, cut = [], []
-        for example in examples:
-            text, kept = example["text"], len(example["text"])
-            shown = _with_signs(text)
-            while len(tokenizer.encode(shown).ids) > encoder.length and kept > 0:
-                kept = kept * 3 // 4
-                shown = _with_signs(_around(text, kept))
-            near.append(example | {"text": shown})
-            cut.append(kept < len(text))
-        found = super().rows(near, labels, encoder)
-        for (row,), was_cut in zip(found, cut, strict=True):
-            row["cut"] = [int(was_cut or bool(row["cut"][0]))]
+        shown = [self.shown(example, encoder) for example in examples]
+        found = self.rows_of(shown, examples, labels, encoder)
+        for (row,), example, (text,) in zip(found, examples, shown, strict=True):
+            row["cut"] = [int(text != _with_signs(example["text"]) or bool(row["cut"][0]))]
         return found
 
     def score(

@@ -10,8 +10,8 @@ from tutti.serve.answering import Answering
 from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Posted
 from tutti.serve.http.refusals import Refusal
-from tutti.serve.http.task_routes import unless_gone
 from tutti.serve.http.task_schema import QuestionAsked
+from tutti.serve.http.unless_gone import unless_gone
 
 
 def answer_of(answering: Answering) -> Posted:

@@ -5,11 +5,9 @@ All answer alike, as OpenAI does to embeddings: a list with what was said to eac
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import math
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from fastapi import Request, Response
@@ -17,11 +15,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from tutti.core import DataError
-from tutti.serve.asking import Asking, Failed, Late, Said
-from tutti.serve.engine import Full, Stopped
-from tutti.serve.http.common import require_model, until_gone
+from tutti.serve.asking import Asking, Said
+from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Posted
-from tutti.serve.http.refusals import Refusal, late, overloaded, stopped
+from tutti.serve.http.explain_route import explanation_of
+from tutti.serve.http.refusals import Refusal
 from tutti.serve.http.task_schema import (
     AnswerAsked,
     ClassifyAsked,
@@ -29,13 +27,8 @@ from tutti.serve.http.task_schema import (
     ExtractAsked,
     RecommendAsked,
 )
-from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, RECOMMENDER, TAGGER
-from tutti.serve.service import Service
-
-T = TypeVar("T")
-
-#: Whoever waits so long is watched: hanging up ends it.
-_WATCHED_SECONDS = 0.1
+from tutti.serve.http.unless_gone import unless_gone
+from tutti.serve.kinds import ANSWERER, CLASSIFIER, EMBEDDER, EXPLAIN, RECOMMENDER, TAGGER
 
 
 def routes_of(service: Asking) -> dict[str, Posted]:
@@ -80,8 +73,9 @@ def routes_of(service: Asking) -> dict[str, Posted]:
         RECOMMENDER: Posted(RecommendAsked, recommend),
         ANSWERER: Posted(AnswerAsked, say),
     }
-    (path,) = service.kind.routes
-    return {path: posted[service.kind]}
+    path, *others = service.kind.routes
+    routes = {path: posted[service.kind]}
+    return routes | {EXPLAIN: explanation_of(service)} if EXPLAIN in others else routes
 
 
 async def _say(service: Asking, records: Sequence[Any], request: Request) -> Said | None:
@@ -95,33 +89,6 @@ async def _say(service: Asking, records: Sequence[Any], request: Request) -> Sai
     except DataError as error:
         raise Refusal(400, error.problem, param="input") from error
     return await unless_gone(service, service.ask(examples), request)
-
-
-async def unless_gone(service: Service | Asking, asked: Coroutine[Any, Any, T], request: Request) -> T | None:
-    """What comes of `asked`; None: nobody waits for it any more.
-
-    Raises:
-        Refusal: too many wait, or there is no answer.
-    """
-    asking = asyncio.ensure_future(asked)
-    try:
-        await asyncio.wait({asking}, timeout=_WATCHED_SECONDS)
-        if not asking.done():
-            left = asyncio.ensure_future(until_gone(request))
-            await asyncio.wait({asking, left}, return_when=asyncio.FIRST_COMPLETED)
-            left.cancel()
-        return asking.result() if asking.done() else None
-    except Full as full:
-        wait = max(1, math.ceil(service.engine.seconds_to_go)) if isinstance(service, Asking) else 1
-        raise overloaded(wait) from full
-    except Late as error:
-        raise late() from error
-    except Failed as failed:
-        raise Refusal(500, "it could not be computed", code="engine_error") from failed
-    except Stopped as error:
-        raise stopped() from error
-    finally:
-        asking.cancel()
 
 
 def _listed(given: Any) -> list[Any]:

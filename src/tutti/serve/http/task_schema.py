@@ -43,6 +43,14 @@ class ExtractAsked(_Asked):
     input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
 
 
+class ExplainAsked(_Asked):
+    """`POST /v1/explain`: a text, or a pair. `label`: why this one, whether the model says so or not."""
+
+    input: str | Pair
+    label: str | None = None
+    format: Literal["json", "html"] = "json"
+
+
 class EmbeddingsAsked(_Asked):
     """`POST /v1/embeddings`, as OpenAI has it; tokens of another tokenizer mean nothing here."""
 
