@@ -346,6 +346,7 @@ def serve(
     tls_certificate: Path | None = None,
     tls_key: Path | None = None,
     insecure: bool = False,
+    page: bool | None = None,
     settings: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -363,7 +364,7 @@ def serve(
     Raises:
         TuttiError: there is no such model, it cannot be served so, or the address cannot be had.
     """
-    door = Door(host, port, tls_certificate, tls_key, insecure)
+    door = Door(host, port, tls_certificate, tls_key, insecure, page)
     guard = load_service(settings, overrides)
     what = ServeSettings(
         name, slots, context, queue, weights, engine, documents, embedder, guard.limits.texts

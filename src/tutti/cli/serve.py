@@ -73,6 +73,13 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen for other machines without TLS.")
     ] = False,
+    page: Annotated[
+        bool | None,
+        typer.Option(
+            "--page/--no-page",
+            help="A page to try the model with, at /try; by default where only this machine can come.",
+        ),
+    ] = None,
 ) -> None:
     """Answer programs over HTTP: chat and completions of a model that writes, labels, entities, vectors, answers or
     items of one that does not."""
@@ -93,6 +100,7 @@ def serve(
         tls_certificate=tls_certificate,
         tls_key=tls_key,
         insecure=insecure,
+        page=page,
         settings=settings,
         overrides=overrides or (),
     )

@@ -24,13 +24,15 @@ KEY_VARIABLE = "TUTTI_API_KEY"
 
 @dataclass(frozen=True)
 class Door:
-    """Where the service listens. `certificate`, `private_key`: of TLS; `insecure`: others may come without."""
+    """Where the service listens. `certificate`, `private_key`: of TLS; `insecure`: others may come without.
+    `with_page`: whether there is a page to try the model with; None: where only this machine can come."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     certificate: Path | None = None
     private_key: Path | None = None
     insecure: bool = False
+    with_page: bool | None = None
 
     def open(self) -> socket.socket:
         """A listening socket.
@@ -66,6 +68,11 @@ class Door:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     @property
+    def page(self) -> bool:
+        """Whether there is a page."""
+        return self.is_loopback if self.with_page is None else self.with_page
+
+    @property
     def scheme(self) -> str:
         """Of its URL."""
         return "http" if self.certificate is None else "https"
@@ -86,6 +93,7 @@ def serve(
     try:
         from tutti.serve.guard.layers import Guard
         from tutti.serve.http import make_app, run_server
+        from tutti.serve.page import PAGE, with_page
     except ImportError as error:
         raise ConfigError(
             f"`tutti serve` needs the package {error.name}", "install it: pip install 'tutti[serve]'"
@@ -99,10 +107,15 @@ def serve(
         try:
             answering = make_answering(service, settings, say)
             app = make_app(service, guard, answering)
+            if door.page:
+                app = with_page(app)
             host, port = listener.getsockname()[:2]
             url = f"{door.scheme}://{bracketed(host)}:{port}"
             for line in _welcome(service, answering, url, key, given is None, rules.keys):
                 say(line)
+            if door.page:
+                own = f"#{key}" if given is None and rules.keys is None else ""
+                say(f"or in a browser: {url}{PAGE}{own}")
             read_seconds = rules.limits.read_seconds
             run_server(app, listener, door.certificate, door.private_key, read_seconds)
         finally:

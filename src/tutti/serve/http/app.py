@@ -32,6 +32,7 @@ def make_app(service: Service | Asking, guard: Guard | str, answering: Answering
         (path,) = ANSWERER.routes
         posts[path] = answer_of(answering)
     routes = tuple(dict.fromkeys((*service.kind.routes, *posts)))
+    described = _model(service, routes, answering)
     app = FastAPI(title=f"Tutti: {service.name}", docs_url=None, redoc_url=None)
     answer_with_refusals(app)
 
@@ -46,12 +47,12 @@ def make_app(service: Service | Asking, guard: Guard | str, answering: Answering
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(service, routes)]}
+        return {"object": "list", "data": [described]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         require_model(service, name)
-        return _model(service, routes)
+        return described
 
     if isinstance(service, Service):
         mount_writing(app, service)
@@ -81,7 +82,9 @@ def _refuse_the_others(app: FastAPI, service: Served, routes: Sequence[str]) -> 
         app.post(route, include_in_schema=False)(refuse)
 
 
-def _model(service: Served, routes: Sequence[str]) -> dict[str, Any]:
+def _model(service: Service | Asking, routes: Sequence[str], answering: Answering | None) -> dict[str, Any]:
+    """What `/v1/models` says: what OpenAI's does, and what can be asked."""
+    chats = {"chats": service.render is not None} if isinstance(service, Service) else {}
     return {
         "id": service.name,
         "object": "model",
@@ -89,4 +92,5 @@ def _model(service: Served, routes: Sequence[str]) -> dict[str, Any]:
         "owned_by": "tutti",
         "kind": service.kind.name,
         "routes": list(routes),
-    }
+        "documents": answering is not None,
+    } | chats
