@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from tutti.models.onnx import OnnxModel, export_onnx
 from tutti.package import Asker
 from tutti.serve.engine.backend import AskerBackend
+from tutti.serve.engine.written import kept, name_of
 from tutti.tasks.task import Row
 
 #: The least of so many times counts: what others do on the machine makes it no faster.
@@ -34,10 +33,11 @@ def in_onnx(asker: Asker, *, int8: bool) -> Asker:
         inputs["attention_mask"] = torch.ones_like(ids)
     if asker.encoder.types and asker.task.kind != "embed":
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(model, inputs, path, int8=int8)
-        computed = OnnxModel(path, threads=torch.get_num_threads())
+    computed = kept(
+        name_of(model, inputs, int8=int8),
+        write=lambda path: export_onnx(model, inputs, path, int8=int8),
+        read=lambda path: OnnxModel(path, threads=torch.get_num_threads()),
+    )
     objective = asker.task.objective(computed, asker.labels)
     objective.eval()
     return dataclasses.replace(asker, objective=objective, context=nullcontext())
