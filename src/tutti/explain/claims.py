@@ -74,8 +74,8 @@ def claims_of(
             _require_known(label, names)
             return [Claim(label, 0, names.index(label))]
         chances = _chances(answers[0], asker.task.config.multiple)
-        said = np.flatnonzero(chances > 0.5) if asker.task.config.multiple else []
-        return [Claim(names[at], 0, int(at)) for at in (said if len(said) else [chances.argmax()])]
+        said = [int(at) for at in np.flatnonzero(chances > 0.5)] if asker.task.config.multiple else []
+        return [Claim(names[at], 0, at) for at in said or [int(chances.argmax())]]
     if label is not None:
         _require_known(label, sorted({name[2:] for name in names if name != OUTSIDE}))
     tags, where = [OUTSIDE] * len(example["words"]), dict[int, tuple[int, int]]()
@@ -91,9 +91,9 @@ def claims_of(
             for word, (start, end) in enumerate(example["words"])
             if start >= entity["start"] and end <= entity["end"] and word in where
         ]
-        row = where[inside[0]][0]
-        own = tuple((where[word][1], names.index(tags[word])) for word in inside if where[word][0] == row)
-        found.append(Claim(entity["label"], row, tags=own, entity=_told(entity, example)))
+        here = where[inside[0]][0]
+        own = tuple((where[word][1], names.index(tags[word])) for word in inside if where[word][0] == here)
+        found.append(Claim(entity["label"], here, tags=own, entity=_told(entity, example)))
     return found
 
 

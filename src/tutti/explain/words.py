@@ -72,7 +72,7 @@ def readings_of(asker: Asker, example: Example) -> list[Reading]:
 def _of_texts(task: Classify, encoder: RowEncoder, example: Example, row: Row) -> Reading:
     shown = task.shown(example, encoder)
     encoder.tokenizer.enable_truncation(encoder.length, strategy="longest_first")
-    encoding = encoder.tokenizer.encode(*shown)
+    encoding = encoder.tokenizer.encode(shown[0], shown[1] if len(shown) > 1 else None)
     places: dict[tuple[int, int], list[int]] = {}
     for place, (part, word) in enumerate(zip(encoding.sequence_ids, encoding.word_ids, strict=True)):
         if part is not None and word is not None:  # otherwise special
@@ -92,10 +92,10 @@ def _of_tagged(example: Example, row: Row) -> Reading:
         len(ids) - 1 if starts and starts[0] > 0 else len(ids)
     )  # the last token is special, like the first
     ends = [*starts[1:], behind]
-    words = [
-        _word(text, *example["words"][number], "text", range(first, max(first + 1, end)))
-        for number, first, end in zip(row["words"], starts, ends, strict=True)
-    ]
+    words = []
+    for number, first, end in zip(row["words"], starts, ends, strict=True):
+        begin, stop = example["words"][number]
+        words.append(_word(text, begin, stop, "text", range(first, max(first + 1, end))))
     return Reading({"text": text}, row, tuple(words))
 
 

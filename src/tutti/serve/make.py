@@ -19,6 +19,7 @@ from tutti.serve.asking import Asking
 from tutti.serve.documents import Library
 from tutti.serve.engine import AskerBackend, EncoderEngine, Engine, SlotModel, Unsupported
 from tutti.serve.engine.onnx import in_onnx, tokens_per_second
+from tutti.serve.engine.paged import PagedEngine
 from tutti.serve.kinds import ANSWERER, EMBEDDER, WRITER
 from tutti.serve.load import Found, FoundAsker, Weights, cached_as, load_any, set_weights
 from tutti.serve.service import Service
@@ -68,14 +69,38 @@ def make_service(
         raise ConfigError(f"{found.name} writes, which --engine onnx does not", "leave it out")
     room = min(found.context, settings.context or _CONTEXT)
     say(set_weights(found.model, settings.weights))
-    try:
-        model = SlotModel(found.model, settings.slots, room, cached_as(found.model))
-    except Unsupported as error:
-        raise ConfigError(str(error), "export it, and serve it with another program") from error
-    queue_length = _QUEUE if settings.queue_length is None else settings.queue_length
-    engine = Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)
+    engine = _writing_engine(found, settings, room, say)
     most = settings.most_texts or settings.slots
     return Service(name, engine, found.tokenizer, found.render, made, found.vocabulary, most)
+
+
+def _writing_engine(
+    found: Found, settings: Settings, room: int, say: Callable[[str], None]
+) -> Engine | PagedEngine:
+    """In slots; where the architecture does not go there, as transformers serves it.
+
+    Raises:
+        ConfigError: neither can be.
+    """
+    queue_length = _QUEUE if settings.queue_length is None else settings.queue_length
+    try:
+        model = SlotModel(found.model, settings.slots, room, cached_as(found.model))
+        return Engine(model, found.tokenizer, end_tokens=found.end_tokens, queue_length=queue_length)
+    except Unsupported as error:
+        reason = error
+    try:
+        engine = PagedEngine(
+            found.model,
+            found.tokenizer,
+            texts=settings.slots,
+            context=room,
+            end_tokens=found.end_tokens,
+            queue_length=queue_length,
+        )
+    except Unsupported as error:
+        raise ConfigError(f"{reason}; {error}", "export it, and serve it with another program") from error
+    say(f"engine: transformers' continuous batching, for {reason}")
+    return engine
 
 
 def make_answering(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tutti.serve.engine import End, Engine, Grammar, Grammars, Piece, Request, Sampling
+from tutti.serve.engine.paged import PagedEngine
 from tutti.serve.kinds import WRITER, Kind
 from tutti.serve.words import Words
 
@@ -26,7 +27,7 @@ class Service:
     tokens that it knows. `most_texts`: for one request."""
 
     name: str
-    engine: Engine
+    engine: Engine | PagedEngine
     tokenizer: Any
     render: Render | None
     made: int

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 #: Between what belongs to JSON. Without a bound a model that is not sure of itself may write spaces for ever.
-_SPACES = {"whitespace_pattern": r"[ \n\t]{0,20}"}
+_SPACES: Any = {"whitespace_pattern": r"[ \n\t]{0,20}"}
 #: Schemas that stay compiled.
 _KEPT_SCHEMAS = 64
 

@@ -16,9 +16,9 @@ from typing import Any
 from tutti.serve.engine.cache import Part, Turn
 from tutti.serve.engine.draw import Dice, draw, likeliest
 from tutti.serve.engine.grammar import rule_out
-from tutti.serve.engine.request import End, Likely, Piece, Reason, Request
+from tutti.serve.engine.request import End, Likely, Reason, Request
 from tutti.serve.engine.slots import SlotModel
-from tutti.serve.engine.text import Writer
+from tutti.serve.engine.teller import Teller
 from tutti.serve.engine.thread import EngineThread, Full
 
 #: A common beginning of so many tokens is worth looking for.
@@ -43,24 +43,21 @@ class _Slot:
 @dataclass
 class _Text:
     """A request in its slot. `tokens`: of the prompt and written; those from `read` on are not in the cache. `turn`: of
-    all that were let in, the how manieth. `untold`, `likely`: of tokens whose text is not certain yet."""
+    all that were let in, the how manieth."""
 
     request: Request
     turn: int
     slot: _Slot
-    writer: Writer
+    teller: Teller
     dice: Dice
     tokens: list[int]
     read: int
     cached: int
-    written: int = 0
-    untold: list[int] = field(default_factory=list)
-    likely: list[tuple[Likely, ...]] = field(default_factory=list)
 
     @property
     def reads(self) -> bool:
         """Whether more than the newest token is still to be read."""
-        return len(self.tokens) - self.read > 1 or self.written == 0
+        return len(self.tokens) - self.read > 1 or self.teller.written == 0
 
 
 class Engine(EngineThread[Request]):
@@ -158,7 +155,7 @@ class Engine(EngineThread[Request]):
                 request,
                 self._served,
                 slot,
-                Writer(self._tokenizer, request.prompt, request.stop),
+                Teller(request, self._tokenizer, self._ends),
                 Dice(request.sampling.seed),
                 list(request.prompt),
                 read=cached,
@@ -215,36 +212,18 @@ class Engine(EngineThread[Request]):
 
     def _say(self, text: _Text, token: int, likely: tuple[Likely, ...]) -> None:
         """`token` is the next one of `text`."""
-        text.written += 1
-        if token in self._ends:
-            self._end(text, "stop")
-            return
-        grammar = text.request.grammar
-        if grammar is not None:
-            grammar.take(token)
-        text.tokens.append(token)
-        text.untold.append(token)
-        text.likely += [likely] if likely else []
-        if certain := text.writer.add(token):
-            self._tell(text, certain)
-        if grammar is not None and grammar.problem is not None:
-            self._end(text, "grammar", grammar.problem)
-        elif text.writer.stopped or (grammar is not None and grammar.complete):
-            self._end(text, "stop")
-        elif text.written >= text.request.new_tokens or len(text.tokens) >= self.context:
-            self._end(text, "length")
-
-    def _tell(self, text: _Text, certain: str) -> None:
-        text.request.deliver(Piece(certain, tuple(text.untold), tuple(text.likely)))
-        text.untold, text.likely = [], []
+        reason = text.teller.say(token, likely)
+        if token not in self._ends:
+            text.tokens.append(token)
+        if reason is None and len(text.tokens) >= self.context:
+            reason = "length"
+        if reason is not None:
+            self._end(text, reason)
 
     def _end(self, text: _Text, reason: Reason, problem: str | None = None) -> None:
-        rest = text.writer.end()
-        if reason in ("stop", "length") and (rest or text.untold):
-            self._tell(text, rest)
         slot = text.slot
         slot.left, slot.text, slot.freed = slot.tokens, None, time.monotonic()
-        text.request.deliver(End(reason, len(text.request.prompt), text.written, text.cached, problem))
+        text.teller.end(reason, cached=text.cached, problem=problem)
 
     def _refuse(self, request: Request, reason: Reason, problem: str | None = None) -> None:
         with self._lock:

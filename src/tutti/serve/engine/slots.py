@@ -60,6 +60,7 @@ class SlotModel:
                 break
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
                 if lean is None:
+                    whole.set_attn_implementation(before)
                     raise Unsupported(f"{type(model).__name__} cannot be served in slots: {error}") from error
         if self._lean is not None:
             self._lean.rest_others()

@@ -12,13 +12,14 @@ from starlette.types import Scope
 
 @dataclass
 class Exchange:
-    """`id`: as the client is told; `key`: the key's name. `first_seconds`: until the first piece of a stream left.
-    `prompt`: what was asked, redacted; None: it is not to be written down. `whole`: whether its answer came to its
-    end."""
+    """`id`: as the client is told; `traceparent`: the trace that the client began, as W3C writes it. `key`: the key's
+    name. `first_seconds`: until the first piece of a stream left. `prompt`: what was asked, redacted; None: it is not
+    to be written down. `whole`: whether its answer came to its end."""
 
     id: str
     method: str
     route: str
+    traceparent: str | None = None
     began: float = field(default_factory=time.time)
     _start: float = field(default_factory=time.perf_counter)
     key: str | None = None

@@ -18,6 +18,7 @@ from tutti.serve.guard.passing import Passing, Rules
 from tutti.serve.guard.recorded import Recorded
 from tutti.serve.guard.redact import Patterns, Presidio, Redactor, Tagger, Together
 from tutti.serve.guard.texts import Judge, Way
+from tutti.serve.guard.traces import Traces
 
 
 class Guard:
@@ -34,6 +35,7 @@ class Guard:
             self._ring = ring = Keyring(Path(settings.keys))
             ring.check()
         self._audit = Audit(settings.audit) if settings.audit.file is not None else None
+        self._traces = Traces.where_wanted()
         redactor, judges = _redactor(settings.redact), _judges(settings.filter)
         self._rules = Rules(
             inward=Way(
@@ -54,6 +56,8 @@ class Guard:
             metrics.notice(exchange)
             if self._audit is not None:
                 self._audit.notice(exchange)
+            if self._traces is not None:
+                self._traces.notice(exchange)
 
         bounds = Bounds(Passing(metrics.beside(app), self._rules), self._settings.limits)
         return Recorded(Keys(bounds, self._ring), notice)

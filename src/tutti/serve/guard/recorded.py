@@ -31,9 +31,10 @@ class Recorded:
             return
         if scope["type"] != "http":  # there are no others
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         name = given if _WELL_FORMED.fullmatch(given) else f"req-{uuid.uuid4().hex}"
-        exchange = Exchange(name, scope["method"], route_of(scope["path"]))
+        exchange = Exchange(name, scope["method"], route_of(scope["path"]), headers.get("traceparent"))
         scope.setdefault("state", {})["exchange"] = exchange
 
         async def noted(message: Message) -> None:
