@@ -53,7 +53,9 @@ class Pretended(Transport):
         self._send((self._members - 1) * tensor.nbytes)
         return [tensor] * self._members
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
         self._send(sum(packet.nbytes for packet in outgoing))
         return list(outgoing)
 

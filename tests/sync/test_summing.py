@@ -212,7 +212,7 @@ class Two(StaticTransport):
     def size(self) -> int:
         return 2
 
-    def all_to_all(self, outgoing: Any, incoming: Any) -> list[Tensor]:
+    def all_to_all(self, outgoing: Any, incoming: Any, largest: int | None = None) -> list[Tensor]:
         return self._answer(outgoing, incoming)
 
 

@@ -140,8 +140,10 @@ class ElasticTransport(Transport):
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         return self._everybody().all_gather(tensor)
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
-        return self._everybody().all_to_all(outgoing, incoming)
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
+        return self._everybody().all_to_all(outgoing, incoming, largest)
 
     def start_send(self, tensor: Tensor, to: int) -> Wait:
         self.meter.message(tensor.nbytes)

@@ -28,6 +28,7 @@ from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
 )
 
 from tutti.sync.background import in_background
+from tutti.sync.swap import swap
 from tutti.sync.transport import Wait
 
 #: Members that agreed to meet a moment ago answer quickly, or are dead.
@@ -71,13 +72,15 @@ class Group:
         self._until_done(self._backend.allgather([parts], [tensor], AllgatherOptions()))()
         return parts
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
-        """Give `outgoing[i]` (uint8) to member i and get `incoming[i]` bytes from it."""
-        leaving, arriving = torch.cat(list(outgoing)), torch.empty(sum(incoming), dtype=torch.uint8)
-        sizes = [len(tensor) for tensor in outgoing]
-        work = self._backend.alltoall_base(arriving, leaving, list(incoming), sizes, AllToAllOptions())
-        self._until_done(work)()
-        return list(torch.split(arriving, list(incoming)))
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
+        """Give `outgoing[i]` (uint8) to member i and get `incoming[i]` bytes from it; `largest`: see `swap`."""
+
+        def begin(into: Tensor, given: Tensor, comes: list[int], goes: list[int]) -> Wait:
+            return self._until_done(self._backend.alltoall_base(into, given, comes, goes, AllToAllOptions()))
+
+        return swap(outgoing, incoming, largest, begin)
 
     def send(self, tensor: Tensor, to: int) -> Wait:
         """Begin to give `tensor` to member `to`."""

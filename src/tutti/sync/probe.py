@@ -118,7 +118,9 @@ class Mirror(Transport):
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         return [tensor] * self._members
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
         return list(outgoing)
 
 
@@ -130,7 +132,7 @@ def _exchange(transport: Transport, kind: str, device: torch.device) -> Callable
         each = max(1, size // members)
         outgoing = [torch.zeros(each * (m != transport.rank), dtype=torch.uint8) for m in range(members)]
         incoming = [len(packet) for packet in outgoing]
-        return (members - 1) * each, lambda: _drop(transport.all_to_all(outgoing, incoming))
+        return (members - 1) * each, lambda: _drop(transport.all_to_all(outgoing, incoming, each))
 
     def sums(size: int) -> tuple[int, Wait]:
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[kind]

@@ -222,7 +222,9 @@ class Summing:
         debts.owe(values)
         count = mine[1] - mine[0]
         whole = torch.zeros_like(own)
-        for place, packet in enumerate(self._swap(transport, packets, codec.payload_bytes(count))):
+        sizes = [codec.payload_bytes(stop - start) for start, stop in bounds]
+        came = self._swap(transport, packets, codec.payload_bytes(count), max(sizes))
+        for place, packet in enumerate(came):
             if place == transport.rank:
                 whole += own
             else:
@@ -233,7 +235,6 @@ class Summing:
             raise NotFinite(mine[0] + error.index, str(error)) from error
         codec.add_to(whole, payload, -1)
         debts.owe_more(mine[0], whole)
-        sizes = [codec.payload_bytes(stop - start) for start, stop in bounds]
         for some, (start, stop) in zip(self._share(transport, payload, sizes), bounds, strict=True):
             total[start:stop] = codec.decode(some.to(total.device), stop - start)
 
@@ -245,22 +246,29 @@ class Summing:
         payload = payload.cpu()
         packet, nothing = self._sealer.seal(payload), torch.empty(0, dtype=torch.uint8)
         outgoing = [nothing if place == transport.rank else packet for place in range(transport.size)]
-        found = self._swap(transport, outgoing, sizes)
+        found = self._swap(transport, outgoing, sizes, max(sizes))
         found[transport.rank] = payload
         return found
 
     def _swap(
-        self, transport: Transport, packets: Sequence[Tensor], payload_bytes: int | Sequence[int]
+        self,
+        transport: Transport,
+        packets: Sequence[Tensor],
+        payload_bytes: int | Sequence[int],
+        largest_bytes: int,
     ) -> list[Tensor]:
-        """Give packet i to member i; the payloads that came, by rank (this member's own place is empty)."""
+        """Give packet i to member i; the payloads that came, by rank (this member's own place is empty).
+        `payload_bytes`: of those that come, before zstd; `largest_bytes`: of any that is given to anybody."""
         expected = [payload_bytes] * transport.size if isinstance(payload_bytes, int) else list(payload_bytes)
         if self._squeeze:
-            lengths = torch.tensor([len(packet) for packet in packets])
-            arriving = [int(of[transport.rank]) for of in transport.all_gather(lengths)]
+            lengths = transport.all_gather(torch.tensor([len(packet) for packet in packets]))
+            arriving = [int(of[transport.rank]) for of in lengths]
+            largest = max(int(of.max()) for of in lengths)
         else:
             arriving = [HEADER_BYTES + size for size in expected]
             arriving[transport.rank] = 0
-        found = transport.all_to_all(packets, arriving)
+            largest = HEADER_BYTES + largest_bytes
+        found = transport.all_to_all(packets, arriving, largest)
         for place, packet in enumerate(found):
             if place == transport.rank:
                 continue

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tutti.sync.levels import Levels, arrange
+from tutti.sync.swap import swap
 
 
 @dataclass
@@ -83,8 +84,11 @@ class Transport(ABC):
         """The `tensor` of every member, in the order of their ranks. May raise PeerLost."""
 
     @abstractmethod
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
-        """Give `outgoing[i]` (uint8 [n], on the CPU) to member i, and get `incoming[i]` bytes from it. May raise
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
+        """Give `outgoing[i]` (uint8 [n], on the CPU) to member i, and get `incoming[i]` bytes from it. `largest`: bytes
+        of the most that is given to anybody, where all members know it: then it goes in pieces (`swap`). May raise
         PeerLost."""
 
     def start_send(self, tensor: Tensor, to: int) -> Wait:
@@ -210,15 +214,18 @@ class StaticTransport(Transport):
         dist.all_gather(parts, tensor, group=self._group)
         return parts
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
         if self._group is None:
             return list(outgoing)
         self.meter.all_to_all(outgoing)
-        arriving = torch.empty(sum(incoming), dtype=torch.uint8)
-        dist.all_to_all_single(
-            arriving, torch.cat(list(outgoing)), list(incoming), [len(o) for o in outgoing], group=self._group
-        )
-        return list(torch.split(arriving, list(incoming)))
+
+        def begin(into: Tensor, given: Tensor, comes: list[int], goes: list[int]) -> Wait:
+            work = dist.all_to_all_single(into, given, comes, goes, group=self._group, async_op=True)
+            return _wait_for(work)
+
+        return swap(outgoing, incoming, largest, begin)
 
     def start_send(self, tensor: Tensor, to: int) -> Wait:
         self.meter.message(tensor.nbytes)

@@ -40,7 +40,11 @@ class Within(Transport):
         parts: list[Tensor] = self._attempt(lambda: self._group.all_gather(tensor), False)
         return parts
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
         self.meter.all_to_all(outgoing)
-        arrived: list[Tensor] = self._attempt(lambda: self._group.all_to_all(outgoing, incoming), False)
+        arrived: list[Tensor] = self._attempt(
+            lambda: self._group.all_to_all(outgoing, incoming, largest), False
+        )
         return arrived

@@ -69,7 +69,9 @@ class Members(Transport):
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
-    def all_to_all(self, outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+    def all_to_all(
+        self, outgoing: Sequence[Tensor], incoming: Sequence[int], largest: int | None = None
+    ) -> list[Tensor]:
         raise NotImplementedError
 
 
