@@ -3,10 +3,11 @@
     make bench-redaction DATA=DIR            (or: python -m benchmarks.serve.redaction --data DIR --help)
 
 DIR holds the data set presidio_synth_pii: 1,006 texts that were made of 138 templates, with 17 kinds of personal data.
-The templates are dealt into --folds parts; a model (MiniLM, 22M parameters, `task: tag`) learns from the texts of the
-other parts and is asked about those of its own, so it never saw the template of a text that it is judged by, and every
-text is judged once. It learns from each text --variants times, with other names, addresses and so on in their places,
-which are taken from the texts that it learns from. It is the model at the end of a fixed number of epochs.
+They are dealt into --folds parts; a model (MiniLM, 22M parameters, `task: tag`) learns from the texts of the other parts
+and is asked about those of its own. --deal templates: it never saw the template of a text that it is judged by: letters
+of a kind that is new to it. --deal texts: it did, with other names in it: letters as they always come. It learns from
+each text --variants times, with other names, addresses and so on in their places, which are taken from the texts that
+it learns from. It is the model at the end of a fixed number of epochs.
 
 Each way reads a text as the service does, sentence by sentence (`serve/guard/`). A span counts if its borders are right
 (F1 of borders), or its kind as well (F1 of kinds); of single characters, whatever they are taken for, recall is what
@@ -37,6 +38,7 @@ _NEVER_BEFORE = 1_000_000
 def main() -> None:
     parser = parser_of(__doc__, HERE / "results")
     parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--deal", choices=["templates", "texts"], default="templates")
     parser.add_argument("--parts", nargs="*", type=int)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--variants", type=int, default=4)
@@ -46,7 +48,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     machine = describe_machine()
-    folds = deal(read(options.data / "presidio_synth_pii" / "train.jsonl"), options.folds)
+    texts = read(options.data / "presidio_synth_pii" / "train.jsonl")
+    folds = deal(texts, options.folds, whole_templates=options.deal == "templates")
     parts = options.parts if options.parts is not None else list(range(options.folds))
     found: dict[str, dict[str, Counter[str]]] = {}
 
@@ -81,8 +84,11 @@ def read(file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def deal(texts: list[dict[str, Any]], folds: int) -> list[list[dict[str, Any]]]:
-    """The texts in `folds` parts; those of one template are in one."""
+def deal(texts: list[dict[str, Any]], folds: int, *, whole_templates: bool) -> list[list[dict[str, Any]]]:
+    """The texts in `folds` parts; `whole_templates`: those of one template are in one."""
+    if not whole_templates:
+        shuffled = random.Random(0).sample(texts, len(texts))
+        return [shuffled[number::folds] for number in range(folds)]
     templates = sorted({one["template"] for one in texts})
     random.Random(0).shuffle(templates)
     part = {template: place % folds for place, template in enumerate(templates)}
@@ -111,7 +117,7 @@ def varied(texts: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 def train(options: argparse.Namespace, folds: list[list[dict[str, Any]]], number: int) -> Path:
     """The run that has not seen part `number`."""
     work = options.work.absolute()
-    run = work / "runs" / f"fold-{number}-of-{len(folds)}"
+    run = work / "runs" / f"{options.deal}-{number}-of-{len(folds)}"
     if (run / "report.json").exists() and json.loads((run / "report.json").read_text())[
         "state"
     ] == "finished":
@@ -122,15 +128,18 @@ def train(options: argparse.Namespace, folds: list[list[dict[str, Any]]], number
     # A run wants something to be judged by; rare kinds are in no other template.
     judged = [one for one in folds[number] if all(span["label"] in known for span in one["spans"])]
     learned = [one for seed in range(options.variants) for one in varied(learned, seed)]
-    for name, part in (("learned", learned), ("kept", judged)):
+    for name, part in ((f"learned-{options.deal}", learned), (f"kept-{options.deal}", judged)):
         lines = [json.dumps({"text": one["text"], "spans": one["spans"]}) for one in part]
         (work / f"{name}-{number}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = load_config(
         None,
         [
             *(f"name={run.name}", f"runs={run.parent}", f"data.cache={work / 'cache'}", "task=tag"),
-            *(f"model={options.model or minilm()}", f"data.source={work / f'learned-{number}.jsonl'}"),
-            f"data.validation_source={work / f'kept-{number}.jsonl'}",
+            *(
+                f"model={options.model or minilm()}",
+                f"data.source={work / f'learned-{options.deal}-{number}.jsonl'}",
+            ),
+            f"data.validation_source={work / f'kept-{options.deal}-{number}.jsonl'}",
             *("data.sequence=128", "replicas=1", f"train.epochs={options.epochs}"),
             *(f"evaluate.every={_NEVER_BEFORE}", f"checkpoint.every={_NEVER_BEFORE}", *options.set),
         ],
@@ -175,7 +184,7 @@ def report(
     judged = sum(len(folds[number]) for number in parts)
     page = (
         f"# Personal data that is found\n\n{machine_line(machine)}\n\nPatterns: in all {sum(map(len, folds))} texts of "
-        f"presidio_synth_pii. With a model: in {judged} of them, {len(parts)} of {len(folds)} parts by template"
+        f"presidio_synth_pii. With a model: in {judged} of them, {len(parts)} of {len(folds)} parts by {options.deal}"
         + (
             f"; it learned {options.epochs} epochs of the other parts' texts in {options.variants} variants "
             f"({' '.join(options.set)}).\n\n"
@@ -185,7 +194,8 @@ def report(
         + table(["way", "counted", "precision", "recall", "F1", "there are"], rows)
     )
     data = {"machine": machine, "parts": parts, "folds": len(folds), "set": options.set, "found": found}
-    return write_result(options.out, "redaction", data, page)
+    name = "redaction" if options.deal == "templates" else "redaction-texts"
+    return write_result(options.out, name, data, page)
 
 
 if __name__ == "__main__":
