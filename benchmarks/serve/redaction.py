@@ -3,8 +3,8 @@
     make bench-redaction DATA=DIR            (or: python -m benchmarks.serve.redaction --data DIR --help)
 
 DIR holds the data set presidio_synth_pii: 1,006 texts that were made of 138 templates, with 17 kinds of personal data.
-They are dealt into --folds parts; a model (MiniLM, 22M parameters, `task: tag`) learns from the texts of the other parts
-and is asked about those of its own. --deal templates: it never saw the template of a text that it is judged by: letters
+They are dealt into --folds parts; a model (MiniLM, 22M parameters, `task: tag`) learns from the texts of the other
+parts and is asked about those of its own. --deal templates: it never saw the template of a text that it is judged by: letters
 of a kind that is new to it. --deal texts: it did, with other names in it: letters as they always come. It learns from
 each text --variants times, with other names, addresses and so on in their places, which are taken from the texts that
 it learns from. It is the model at the end of a fixed number of epochs.
