@@ -4,10 +4,10 @@
 
 DIR holds the data set presidio_synth_pii: 1,006 texts that were made of 138 templates, with 17 kinds of personal data.
 They are dealt into --folds parts; a model (MiniLM, 22M parameters, `task: tag`) learns from the texts of the other
-parts and is asked about those of its own. --deal templates: it never saw the template of a text that it is judged by: letters
-of a kind that is new to it. --deal texts: it did, with other names in it: letters as they always come. It learns from
-each text --variants times, with other names, addresses and so on in their places, which are taken from the texts that
-it learns from. It is the model at the end of a fixed number of epochs.
+parts and is asked about those of its own. --deal templates: it never saw the template of a text that it is judged by:
+letters of a kind that is new to it. --deal texts: it did, with other names in it: letters as they always come. It
+learns from each text --variants times, with other names, addresses and so on in their places, which are taken from the
+texts that it learns from. It is the model at the end of a fixed number of epochs.
 
 Each way reads a text as the service does, sentence by sentence (`serve/guard/`). A span counts if its borders are right
 (F1 of borders), or its kind as well (F1 of kinds); of single characters, whatever they are taken for, recall is what
