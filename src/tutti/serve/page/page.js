@@ -47,13 +47,19 @@ function showRaw(path, body, told) {
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
+/** The first line of a table, whose last column has numbers. */
+function headed(...names) {
+  const cells = names.map((name, place) =>
+    make("th", { scope: "col", className: place === names.length - 1 ? "number" : "" }, name));
+  return make("thead", {}, make("tr", {}, ...cells));
+}
+
 function scores(rows, what) {
   const lines = rows.map(([name, share]) =>
     make("tr", {}, make("th", { scope: "row" }, name),
       make("td", {}, make("meter", { min: 0, max: 1, value: share, ariaLabel: `${name}: ${percent(share)}` })),
       make("td", { className: "number" }, percent(share))));
-  return make("table", {}, make("thead", {}, make("tr", {}, ...[what, "", "chance"].map((head) =>
-    make("th", { scope: "col" }, head)))), make("tbody", {}, ...lines));
+  return make("table", {}, headed(what, "", "chance"), make("tbody", {}, ...lines));
 }
 
 function marked(text, spans) {
@@ -94,8 +100,7 @@ function why(explanation) {
         title: word.attribution.toFixed(2),
       }))))),
     make("p", { className: "hint" }, "Underlined: speaks for it; in dashes: against it. In log-odds:"),
-    make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "word"),
-      make("th", { scope: "col" }, "worth"))), make("tbody", {}, ...rows.slice(0, 12).map((word) =>
+    make("table", {}, headed("word", "worth"), make("tbody", {}, ...rows.slice(0, 12).map((word) =>
       make("tr", {}, make("th", { scope: "row" }, word.text),
         make("td", { className: "number" }, word.attribution.toFixed(2)))))));
 }
@@ -168,9 +173,10 @@ async function explain() {
 const KINDS = {
   writer: {
     fields: () => [...area("text", "Text"),
-      make("div", { className: "row" }, ...line("most", "Tokens, at most", { type: "number", min: 1, value: 128 }),
-        ...line("heat", "Temperature", { type: "number", min: 0, max: 2, step: 0.1, value: 0.8 })),
-      make("div", { className: "row" }, make("input", { id: "chats", type: "checkbox", checked: model.chats }),
+      make("div", { className: "row" },
+        make("div", {}, ...line("most", "Tokens, at most", { type: "number", min: 1, value: 128 })),
+        make("div", {}, ...line("heat", "Temperature", { type: "number", min: 0, max: 2, step: 0.1, value: 0.8 }))),
+      make("div", { className: "row", hidden: !model.chats }, make("input", { id: "chats", type: "checkbox", checked: model.chats }),
         make("label", { htmlFor: "chats" }, "It is a conversation")),
       buttons("Write", ["Stop", () => running?.abort()],
         ["Begin anew", () => { turns.length = 0; at("said").replaceChildren(); }])],
@@ -203,8 +209,7 @@ const KINDS = {
       const [own, ...vectors] = told.data.map((one) => one.embedding);
       const product = (one, other) => one.reduce((sum, value, place) => sum + value * other[place], 0);
       const alike = vectors.map((vector) => product(own, vector) / Math.sqrt(product(own, own) * product(vector, vector)));
-      at("said").replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "text"),
-        make("th", { scope: "col" }, "cosine"))), make("tbody", {}, ...others.map((text, place) => [text, alike[place]])
+      at("said").replaceChildren(make("table", {}, headed("text", "cosine"), make("tbody", {}, ...others.map((text, place) => [text, alike[place]])
         .sort((one, other) => other[1] - one[1]).map(([text, cosine]) => make("tr", {}, make("th", { scope: "row" }, text),
           make("td", { className: "number" }, cosine.toFixed(3)))))));
     },
