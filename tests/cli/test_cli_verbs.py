@@ -85,7 +85,13 @@ def config(tmp_path: Path) -> str:
         (["doctor"], "doctor", [], {}, "buy one"),
         (["runs", "list"], "list_runs", [Path("runs")], {}, "finished"),
         (["runs", "show", "r"], "show_run", [Path("runs/r")], {}, "checkpoints"),
-        (["runs", "compare", "r", "s"], "compare_runs", [[Path("runs/r"), Path("runs/s")]], {}, "loss"),
+        (
+            ["runs", "compare", "r", "s"],
+            "compare_runs",
+            [[Path("runs/r"), Path("runs/s")]],
+            {"png": None, "html": None},
+            "loss",
+        ),
     ],
 )
 def test_calls_and_answers(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tutti.cli.evaluate import Run
-from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_nested, print_records
+from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_nested, print_records, say
 
 app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True)
 
@@ -62,9 +62,12 @@ def show_run(run: Run, json_output: Json = False) -> None:
 @app.command("compare")
 def compare_runs(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more.")],
+    png: Annotated[Path | None, typer.Option(help="Draw their losses into this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write all of it as a page into this file.")] = None,
     json_output: Json = False,
 ) -> None:
-    """Compare runs side by side."""
+    """Compare runs side by side; runs that differ in seeds alone count as one, and differences are judged by their
+    spread."""
     from tutti.core.errors import RunError
 
     if len(runs) < 2:
@@ -72,8 +75,14 @@ def compare_runs(
     with only_the_answer(json_output):
         from tutti import api
 
-        compared = api.compare_runs([find_run(run) for run in runs])
+        compared = api.compare_runs([find_run(run) for run in runs], png=png, html=html)
+    for file in (png, html):
+        if file is not None:
+            say(f"written to {file}")
     if json_output:
         print_json(compared)
-    else:
-        print_nested("", compared)
+        return
+    told = [one["sentence"] for one in compared.get("differences", ())]
+    print_nested("", {key: value for key, value in compared.items() if key not in ("arms", "differences")})
+    for line in told:
+        typer.echo(line)

@@ -55,9 +55,9 @@ def draw_curve(history: History, path: Path, title: str, train_loss: float | Non
     for index, step in enumerate(sorted({step for step in history.continued_at if step > 0})):
         label = "went on from a checkpoint" if index == 0 else ""
         axes.axvline(step, color=_RESTART, linewidth=1.2, linestyle=(0, (4, 3)), label=label, zorder=0)
-    _scale(axes, *_limits([x for _, x in raw], [x for _, x in points]))
+    scale_losses(axes, *_limits([x for _, x in raw], [x for _, x in points]))
     axes.set_xlim(left=0)
-    _style(figure, title)
+    style(figure, title)
     beside = path.with_name(f".{path.name}.tmp")
     figure.savefig(beside, format="png")
     beside.replace(path)
@@ -90,7 +90,7 @@ def _limits(raw: list[float], points: list[float]) -> tuple[float, float]:
     return bottom - margin, top + margin
 
 
-def _scale(axes: Axes, bottom: float, top: float) -> None:
+def scale_losses(axes: Axes, bottom: float, top: float) -> None:
     """A logarithmic axis with plain numbers where the loss falls far: else its long tail is a flat line."""
     axes.set_ylim(bottom, top)
     if bottom <= 0 or top / bottom < 2.5:
@@ -103,7 +103,8 @@ def _scale(axes: Axes, bottom: float, top: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _style(figure: Figure, title: str) -> None:
+def style(figure: Figure, title: str) -> None:
+    """How pictures of losses look."""
     axes = figure.axes[0]
     axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=12)
     axes.set_xlabel("step", color=_INK, fontsize=11)

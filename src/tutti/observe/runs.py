@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutti.core import RunDirectory
+from tutti.core import RunDirectory, RunError
+from tutti.observe.arms import arms_of, differences
+from tutti.observe.compared import draw_comparison, write_files
+from tutti.observe.history import read_history
 from tutti.observe.page import read_config
 from tutti.observe.report import summarise
 
@@ -48,25 +51,53 @@ def show_run(run: Path) -> dict[str, Any]:
     return summarise(run) | {"path": str(run), "config": read_config(run)}
 
 
-def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
-    """`{runs: names, config: {dotted.key: values}, figures: {name: values}}`, one value for each run.
+def compare_runs(
+    runs: Sequence[Path], *, png: Path | None = None, html: Path | None = None
+) -> dict[str, Any]:
+    """`{runs: names, config: {dotted.key: values}, figures: {name: values}, arms, differences}`, a value for each run.
 
-    `config` holds only the settings in which the runs differ.
+    `config` holds only the settings in which the runs differ. Runs that differ in seeds alone are one of the `arms`;
+    `differences` say of every arm beside the first one what is more than chance. `png`, `html`: files for the curves,
+    and for all of it.
 
     Raises:
-        RunError: there is no run at one of the paths.
+        RunError: there is no run at one of the paths, or no directory for a file.
     """
     for run in runs:
         RunDirectory(run).require()
-    configs = [dict(_flat(read_config(run))) for run in runs]
+    for file in (png, html):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise RunError(f"there is no directory {file.parent} for {file.name}", "make it, or name another")
+    configs = [{key: value for key, value in _flat(read_config(run)) if key not in _NAMES} for run in runs]
     figures = [_figures(run) for run in runs]
-    keys = {key: None for config in configs for key in config if key not in _NAMES}  # a set that keeps order
+    keys = {key: None for config in configs for key in config}  # a set that keeps order
     differing = {key: [config.get(key) for config in configs] for key in keys}
-    return {
-        "runs": [run.absolute().name for run in runs],
-        "config": {key: values for key, values in differing.items() if any(v != values[0] for v in values)},
-        "figures": {name: [figure.get(name) for figure in figures] for name in _COMPARED},
+    names = [run.absolute().name for run in runs]
+    arms = arms_of(names, configs)
+    judged = {
+        name: [_judged(figure).get(name) for figure in figures]
+        for name in {name: None for figure in figures for name in _judged(figure)}
     }
+    compared = {
+        "runs": names,
+        "config": {key: values for key, values in differing.items() if any(v != values[0] for v in values)},
+        "figures": {name: [figure.get(name) for figure in figures] for name in _COMPARED} | judged,
+        "arms": [{"name": arm.name, "runs": [names[number] for number in arm.runs]} for arm in arms],
+        "differences": [one.told() for one in differences(arms, judged)],
+    }
+    if png is not None or html is not None:
+        picture = draw_comparison(arms, [read_history(run) for run in runs])
+        write_files(compared, picture, png, html)
+    return compared
+
+
+def _judged(figures: dict[str, Any]) -> dict[str, float]:
+    """What says how good a run is: its best validation loss, or its task's metrics, and those of the test."""
+    found = {"best_validation_loss": figures.get("best_validation_loss")}
+    for part, of in (("validation", figures.get("best")), ("test", figures.get("test"))):
+        for name, value in ((of or {}).get("metrics") or {}).items():
+            found[f"{part} {name}"] = value
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _figures(run: Path) -> dict[str, Any]:
