@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tutti import data, models
 from tutti.config import Config, load_config
+from tutti.config.fields import bytes_of
 from tutti.core.errors import CheckpointError, ConfigError
 from tutti.core.hold import held
 from tutti.core.rundir import RunDirectory
@@ -20,7 +21,7 @@ from tutti.hardware import usable_cores
 from tutti.models.tuning import has_prompt, is_plain, tune
 from tutti.parallel import check_layout, limits_of, limits_with_head, pick_device, sharded_only
 from tutti.parallel.memory import MemoryModel
-from tutti.parallel.thrift import budget_bytes, check_offload, choose_thrift, possible_offloads, ways
+from tutti.parallel.thrift import check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
 from tutti.sync import check_sync
 from tutti.tasks import ByContrast, Manner, find_manner, make_text_task
@@ -324,7 +325,7 @@ def _spare_memory(
         smaller=smaller,
         offloads=possible_offloads(device, config.layout),
     )
-    thrift, why = choose_thrift(need, budget_bytes(memory.budget), allowed)
+    thrift, why = choose_thrift(need, bytes_of(memory.budget), allowed)
     resolved.choices.append(
         f"memory.recompute = {thrift.recompute}, memory.offload = {thrift.offload}, "
         f"train.micro_batch = {thrift.micro_batch}: {why}"

@@ -17,6 +17,7 @@ import pytest
 from tutti.config.data import DataConfig
 from tutti.core import DataError
 from tutti.data import Prepared, open_prepared, prepare
+from tutti.data import processes as processes_module
 from tutti.data import segments as segments_module
 from tutti.data import shards as shards_module
 
@@ -134,22 +135,22 @@ def test_an_error_or_death_of_a_writing_process_is_told(
     with pytest.raises(DataError, match=r"a\.jsonl changed while it was being prepared"):
         prepare(configure(path), workers=2, say=shorten)
     path.write_bytes(corpus.read_bytes())
-    spawned: list[shards_module._Helper] = []
-    original = shards_module._Helper.__init__
+    spawned: list[processes_module._Helper] = []
+    original = processes_module._Helper.__init__
 
-    def remember(helper: shards_module._Helper) -> None:
+    def remember(helper: processes_module._Helper) -> None:
         original(helper)
         spawned.append(helper)
 
-    monkeypatch.setattr(shards_module._Helper, "__init__", remember)
-    ask = shards_module._Helper.ask
+    monkeypatch.setattr(processes_module._Helper, "__init__", remember)
+    ask = processes_module._Helper.ask
 
-    def kill_first(helper: shards_module._Helper, task: object) -> object:
+    def kill_first(helper: processes_module._Helper, task: object) -> object:
         if helper is spawned[0]:
             helper._process.send_signal(signal.SIGKILL)
         return ask(helper, task)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shards_module._Helper, "ask", kill_first)
+    monkeypatch.setattr(processes_module._Helper, "ask", kill_first)
     with pytest.raises(DataError, match=r"killed by signal 9(\n.*)finished shards are kept"):
         prepare(configure(path), workers=2)
     assert all(helper._process.poll() is not None for helper in spawned)

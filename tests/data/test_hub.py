@@ -11,7 +11,6 @@ from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled.gather import gather
-from tutti.data.listing import list_sources
 from tutti.tasks import make_task
 
 MOODS = ["bad", "good"]
@@ -74,8 +73,3 @@ def test_tags_in_lists_and_files_that_the_library_reads(tmp_path: Path) -> None:
 def test_what_cannot_be_had(saved: Path, query: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         read(f"hf:{saved}{query}", fields={"text": "sentence"})
-
-
-def test_running_text_does_not_come_from_there(saved: Path) -> None:
-    with pytest.raises(DataError, match="labelled examples can come from"):
-        list_sources(DataConfig(), f"hf:{saved}")

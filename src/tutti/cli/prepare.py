@@ -9,6 +9,9 @@ import typer
 from tutti.cli.output import Json, only_the_answer, print_json, print_records, say
 from tutti.cli.validate import ConfigFile, Overrides
 
+#: Of why a step did what it did, so many are told.
+_REASONS = 8
+
 
 def prepare(config: ConfigFile, overrides: Overrides = None, json_output: Json = False) -> None:
     """Read, clean, tokenize and store a configuration's text or examples. Done once; found again by its content."""
@@ -20,10 +23,12 @@ def prepare(config: ConfigFile, overrides: Overrides = None, json_output: Json =
         from tutti.data.labelled import PreparedExamples
 
         prepared = api.prepare(resolved, say=say)
+    steps: list[dict[str, Any]] = []
     if isinstance(prepared, PreparedExamples):
         units, parts = ("examples", "rows", "tokens"), dict[str, Any](prepared.parts)
     else:
         units, parts = ("documents", "bytes", "tokens"), dict[str, Any](prepared.splits)
+        steps = [step.model_dump(mode="json") for step in prepared.manifest.steps]
     splits = {name: {key: getattr(part, key) for key in units} for name, part in parts.items()}
     if json_output:
         print_json(
@@ -32,10 +37,24 @@ def prepare(config: ConfigFile, overrides: Overrides = None, json_output: Json =
                 "fingerprint": prepared.fingerprint,
                 "vocabulary": prepared.vocabulary,
                 "splits": splits,
+                "steps": steps,
                 "choices": prepared.choices,
             }
         )
         return
     print_records(f"prepared in {prepared.directory}", [{"part": name} | row for name, row in splits.items()])
+    if steps:
+        _print_steps(steps)
     for choice in prepared.choices:
         typer.echo(choice)
+
+
+def _print_steps(steps: list[dict[str, Any]]) -> None:
+    """What every step did, then why and to what: a few examples of each."""
+    counted = ("step", "seen", "changed", "dropped", "bytes")
+    print_records("what was done to the text", [{key: step[key] for key in counted} for step in steps])
+    for step in steps:
+        for reason, number in list(step["reasons"].items())[:_REASONS]:
+            typer.echo(f"{step['step']}: {number:,} × {reason}")
+        for example in step["examples"]:
+            typer.echo(f"{step['step']}, {example['where']}: {example['text']}")

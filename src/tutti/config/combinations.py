@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tutti.config.clean import CleanConfig
 from tutti.config.task import RegulariseConfig
 from tutti.config.tuned import check_remember, check_tune
 
@@ -24,6 +25,8 @@ def _check_learning(config: Config) -> None:
     own, task, teachers = config.regularise, config.task, config.distil.teachers
     if config.data.extra_source is not None and not task.labelled:
         raise ValueError("data.extra_source is for labelled examples; list all texts in data.source")
+    if task.labelled and (config.data.clean != CleanConfig() or config.data.weights is not None):
+        raise ValueError("data.clean and data.weights are for raw text, not for labelled examples")
     if own != RegulariseConfig() and not task.asks:
         raise ValueError("regularise is for models that are asked (see task.kind), so far")
     if (own.word_drop or own.word_swap) and task.kind != "classify":

@@ -16,3 +16,8 @@ class Section(BaseModel):
     """A mapping in the file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, frozen=True)
+
+
+def bytes_of(amount: str) -> int:
+    """`500MB` or `2GB` in bytes."""
+    return round(float(amount[:-2]) * {"MB": 1e6, "GB": 1e9}[amount[-2:]])

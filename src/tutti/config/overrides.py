@@ -20,16 +20,22 @@ from tutti.config.schema import Config
 
 def expand_short_forms(document: Document, root: type[Section] = Config) -> None:
     """Replace `sync: diloco` by `sync: {policy: diloco}` wherever the schema has such a form."""
-    for key, value in list(document.value.items()):
-        field = field_at((key,), root)
+    _expand(document, document.value, (), root)
+
+
+def _expand(document: Document, mapping: dict[str, Any], at: KeyPath, root: type[Section]) -> None:
+    for key, value in list(mapping.items()):
+        field = field_at((*at, key), root)
         if field is None or section_of(field) is None:
             continue
         expanded = short_form(field)(value)
         if expanded is not value and isinstance(expanded, dict):
-            document.value[key] = expanded
-            place = document.sources.value((key,))
+            mapping[key] = expanded
+            place = document.sources.value((*at, key))
             for inner in expanded:
-                document.sources.put((key, inner), place, place)
+                document.sources.put((*at, key, inner), place, place)
+        elif isinstance(value, dict):
+            _expand(document, value, (*at, key), root)
 
 
 def apply_overrides(document: Document, overrides: Sequence[str], root: type[Section] = Config) -> None:

@@ -15,13 +15,22 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of a Tutti file, short forms included."""
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    for key, field in Config.model_fields.items():
-        kinds = short_kinds(field) if section_of(field) else []
-        if kinds:
-            whole = schema["properties"][key]
+    _allow_short_forms(Config, schema["properties"], schema["$defs"])
+    return schema
+
+
+def _allow_short_forms(
+    section: type[Section], properties: dict[str, Any], definitions: dict[str, Any]
+) -> None:
+    for key, field in section.model_fields.items():
+        inner_section = section_of(field)
+        if inner_section is None:
+            continue
+        _allow_short_forms(inner_section, definitions[inner_section.__name__]["properties"], definitions)
+        if kinds := short_kinds(field):
+            whole = properties[key]
             inner = {"$ref": whole.pop("$ref")} if "$ref" in whole else {"allOf": whole.pop("allOf")}
             whole["anyOf"] = [inner, *({"type": kind} for kind in kinds)]
-    return schema
 
 
 def reference_page() -> str:
@@ -50,7 +59,7 @@ def service_page() -> str:
 
 
 def _page(root: type[Section], *head: str) -> str:
-    sections = {key: kind for key, field in root.model_fields.items() if (kind := section_of(field))}
+    sections = _sections(root)
     parts = [
         *head,
         "This page is made from the schema (`src/tutti/config/`).\n",
@@ -58,19 +67,33 @@ def _page(root: type[Section], *head: str) -> str:
         _table(root),
     ]
     for key, section in sections.items():
-        parts += [f"## `{key}`\n", f"{inspect.getdoc(section)}\n", _table(section)]
+        parts += [f"## `{key}`\n", f"{inspect.getdoc(section)}\n", _table(section, f"{key}.")]
     return "\n".join(parts)
 
 
-def _table(section: type[Section]) -> str:
+def _sections(root: type[Section], before: str = "") -> dict[str, type[Section]]:
+    """All sections by their dotted names; what is in one follows it."""
+    found: dict[str, type[Section]] = {}
+    for key, field in root.model_fields.items():
+        if kind := section_of(field):
+            found |= {before + key: kind, **_sections(kind, f"{before}{key}.")}
+    return found
+
+
+def _table(section: type[Section], before: str = "") -> str:
     rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for key, field in section.model_fields.items():
         inner = section_of(field)
         meaning = field.description or (inspect.getdoc(inner) if inner else "") or ""
-        name = f"[`{key}`](#{key})" if inner else f"`{key}`"
+        name = f"[`{key}`](#{_anchor(before + key)})" if inner else f"`{key}`"
         default = "" if inner and default_text(field) == "{}" else f"`{default_text(field)}`"
         rows.append(f"| {name} | {_cell(words(field))} | {_cell(default)} | {_cell(meaning)} |")
     return "\n".join(rows) + "\n"
+
+
+def _anchor(name: str) -> str:
+    """As Markdown makes it of a heading: without dots."""
+    return name.replace(".", "")
 
 
 def _cell(text: str) -> str:

@@ -1,9 +1,29 @@
-"""Raw text to batches: sources → cleaning → split → tokenizer → shards → samples → global order."""
+"""Raw text to batches: sources → cleaning → split → tokenizer → shards → samples → global order.
+
+What gives batches needs torch, which takes seconds to import and much memory; it is looked up when first asked for, so
+that the processes that prepare text need neither.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from tutti.data.order import GlobalOrder
 from tutti.data.prepare import prepare
 from tutti.data.prepared import Prepared, open_prepared
-from tutti.data.samples import TokenSource
-from tutti.data.tensors import TensorSource
+
+if TYPE_CHECKING:
+    from tutti.data.samples import TokenSource
+    from tutti.data.tensors import TensorSource
 
 __all__ = ["GlobalOrder", "Prepared", "TensorSource", "TokenSource", "open_prepared", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TokenSource":
+        from tutti.data.samples import TokenSource
+
+        return TokenSource
+    if name == "TensorSource":
+        from tutti.data.tensors import TensorSource
+
+        return TensorSource
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,19 +6,28 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
+from tutti.data import alike
 from tutti.data.listing import SourceFile, list_sources
-from tutti.data.manifest import Counts, Skipped
+from tutti.data.manifest import Counts, Skipped, StepReport
+from tutti.data.mixture import times_to_take
 from tutti.data.reading import TextSettings
 from tutti.data.scan import Catalogue, contained, scan, unique
 from tutti.data.segments import PlanOfPart, plan_parts
 from tutti.data.settings import FORMAT
 from tutti.data.split import assign, choose_split
+from tutti.data.staging import stage, steps_of_units
+
+_ENDS_ARE_KEPT = (
+    "data.clean.decontaminate compares with clean.against alone: what is kept is the end of every document "
+    "(data.split: tail)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,13 +51,14 @@ class Sources:
         None when a file system does not say when a file changed. `tokenizer` names the tokenizer's content.
         """
         listed = [
-            [(file.name, file.kind, file.size, file.stamp) for file in part]
-            for part in (self.main, self.validation)
+            [(file.name, file.kind, file.size, file.stamp, file.entry * weighed) for file in part]
+            for weighed, part in ((config.weights is not None, self.main), (False, self.validation))
         ]
         if any(file.stamp is None for file in [*self.main, *self.validation]):
             return None
         fields = config.model_dump(
-            mode="json", exclude={"source", "validation_source", "extra_source", "sequence", "cache"}
+            mode="json",
+            exclude={"source", "validation_source", "extra_source", "sequence", "cache", "remote_cache"},
         )
         return digest([FORMAT, listed, config.validation_source is None, fields, tokenizer])
 
@@ -62,6 +72,7 @@ class Corpus:
     counts: Counts
     choices: list[str]
     key: str
+    steps: list[StepReport]
 
     @property
     def train_bytes(self) -> int:
@@ -70,49 +81,95 @@ class Corpus:
 
 
 def read_corpus(
-    config: DataConfig, sources: Sources, settings: TextSettings, say: Callable[[str], None]
+    config: DataConfig,
+    sources: Sources,
+    settings: TextSettings,
+    staging: Path,
+    *,
+    workers: int,
+    say: Callable[[str], None],
 ) -> Corpus:
-    """Read everything once, leave out what is double, and divide the rest.
+    """Read everything once, clean it, leave out what is double, and divide the rest. What has to be made ready first
+    lies in `staging`, which the plan refers to.
 
     Raises:
         DataError: bad text (see `reading`), no text at all, or a part that was asked for and stays empty.
+        RunError: `staging` cannot be written.
     """
     files = len(sources.main) + len(sources.validation)
     say(f"reading {files} file{'' if files == 1 else 's'}")
-    main = scan(sources.main, settings, say)
-    held_out = scan(sources.validation, settings, say)
-    for catalogue, name in ((main, "data.source"), (held_out, "data.validation_source")):
-        if not len(catalogue.rows) and (name == "data.source" or sources.validation):
-            left = f"; {len(catalogue.skipped)} were skipped" if catalogue.skipped else ""
-            raise DataError(
-                f"there is no text in {name} ({len(catalogue.files)} files{left})", "name text that has some"
-            )
-    kept_main, kept_held_out = _once(config, main), _once(config, held_out)
-    duplicates = int((~kept_main).sum() + (~kept_held_out).sum())
-    shared = kept_main & contained(main.rows["hash"], held_out.rows["hash"])
-    kept_main &= ~shared
-    merged = _merge(main, held_out)
-    kept = np.concatenate([kept_main, kept_held_out])
+    clean = config.clean.settled()
+    parts_read = []
+    for name, of_part in (("source", sources.main), ("validation_source", sources.validation)):
+        items = stage(of_part, settings, clean, staging / name, workers=workers, say=say)
+        catalogue = scan(items, settings, say)
+        if not catalogue.usable.any() and of_part:
+            raise _no_text(f"data.{name}", of_part, catalogue)
+        parts_read.append(catalogue)
+    main, held_out = parts_read
+    merged = merge(main, held_out)
+    kept = np.concatenate([_once(config, main), _once(config, held_out)])
+    duplicates = int((merged.usable & ~kept).sum())
+    steps = steps_of_units(merged.units)
+    if steps:
+        steps.append(alike.duplicates(merged, merged.usable, merged.usable & ~kept))
+    shared = np.zeros(len(kept), dtype=bool)
+    shared[: len(main.rows)] = kept[: len(main.rows)] & contained(
+        main.rows["hash"], held_out.rows["hash"][held_out.usable]
+    )
+    kept &= ~shared
+    if clean.near_duplicates:
+        say("looking for near duplicates")
+        doubles, report = alike.near_duplicates(clean, merged, kept, len(main.rows))
+        steps.append(report)
+        kept &= ~doubles
     parts, choices = _divide(config, merged, kept, len(main.rows) if sources.validation else None)
-    plan = plan_parts(merged, kept, parts, (config.validation, config.test))
+    if clean.decontaminate:
+        trained, judged = (
+            (kept & (parts == 0), kept & (parts != 0)) if parts is not None else (kept, ~kept & False)
+        )
+        if parts is None and (config.validation or config.test):
+            choices.append(_ENDS_ARE_KEPT)
+        dropped, report = alike.contaminated(config, merged, trained, judged, settings, staging, workers, say)
+        steps.append(report)
+        kept &= ~dropped
+    times = None
+    if config.weights is not None:
+        names = [config.source] if isinstance(config.source, str) else config.source
+        trained = kept & (parts == 0) if parts is not None else kept
+        rows = merged.rows
+        times, said = times_to_take(
+            merged.entries(), rows["bytes"], rows["hash"], trained, config.weights, names
+        )
+        choices += said
+    plan = plan_parts(merged, kept, parts, (config.validation, config.test), times)
     _require_parts(config, plan, with_source=bool(sources.validation))
     counts = Counts(
-        files=len(merged.files),
-        documents=len(merged.rows),
+        files=files,
+        documents=int(merged.usable.sum()),
         empty=merged.empty,
         duplicates=duplicates,
         in_validation=int(shared.sum()),
         skipped=tuple(Skipped(name=name, reason=reason) for name, reason in merged.skipped),
     )
-    say(f"{counts.documents:,} documents, {merged.bytes / 1e6:.1f} MB; {_left_out(counts)}")
+    say(f"{counts.documents:,} documents, {merged.bytes / 1e6:.1f} MB; {_left_out(counts, steps)}")
     assignment = b"tail" if parts is None else parts[kept].tobytes()
-    content = hashlib.sha256(
-        np.ascontiguousarray(merged.rows["hash"][kept]).tobytes() + assignment
-    ).hexdigest()
+    content = hashlib.sha256(np.ascontiguousarray(merged.rows["hash"][kept]).tobytes() + assignment)
+    if times is not None:
+        content.update(times[kept].tobytes())
     shares = [config.validation, config.test] if parts is None else []
-    return Corpus(
-        merged.files, plan, counts, choices, digest([FORMAT, content, shares, counts.model_dump(mode="json")])
-    )
+    told = [FORMAT, content.hexdigest(), shares, counts.model_dump(mode="json")]
+    if steps:
+        told.append([step.model_dump(mode="json") for step in steps])
+    return Corpus(merged.files, plan, counts, choices, digest(told), steps)
+
+
+def _no_text(name: str, files: list[SourceFile], catalogue: Catalogue) -> DataError:
+    steps = steps_of_units(catalogue.units)
+    left = f"; {len(catalogue.skipped)} were skipped" if catalogue.skipped else ""
+    if steps and (most := max(steps, key=lambda step: step.dropped)).dropped:
+        left += f"; the step '{most.step}' left out {most.dropped} documents"
+    return DataError(f"there is no text in {name} ({len(files)} files{left})", "name text that has some")
 
 
 def digest(value: object) -> str:
@@ -121,10 +178,15 @@ def digest(value: object) -> str:
 
 
 def _once(config: DataConfig, catalogue: Catalogue) -> NDArray[np.bool_]:
-    return unique(catalogue.rows["hash"]) if config.deduplicate else np.ones(len(catalogue.rows), dtype=bool)
+    """[documents] → usable ones, each content once where that is asked for."""
+    kept = catalogue.usable.copy()
+    if config.deduplicate:
+        usable = np.flatnonzero(kept)
+        kept[usable] = unique(catalogue.rows["hash"][usable])
+    return kept
 
 
-def _merge(main: Catalogue, held_out: Catalogue) -> Catalogue:
+def merge(main: Catalogue, held_out: Catalogue) -> Catalogue:
     """One catalogue, `held_out` behind `main`."""
     behind = held_out.rows.copy()
     behind["file"] += len(main.files)
@@ -134,6 +196,8 @@ def _merge(main: Catalogue, held_out: Catalogue) -> Catalogue:
         main.cuts | {row + len(main.rows): cuts for row, cuts in held_out.cuts.items()},
         main.skipped + held_out.skipped,
         main.empty + held_out.empty,
+        np.concatenate([main.usable, held_out.usable]),
+        main.units + held_out.units,
     )
 
 
@@ -168,7 +232,8 @@ def _require_parts(config: DataConfig, plan: dict[str, PlanOfPart], *, with_sour
             )
 
 
-def _left_out(counts: Counts) -> str:
+def _left_out(counts: Counts, steps: list[StepReport]) -> str:
+    said = {"read", "duplicates"}  # among the others
     left = [
         f"{number:,} {what}"
         for number, what in (
@@ -179,4 +244,5 @@ def _left_out(counts: Counts) -> str:
         )
         if number
     ]
+    left += [f"{step.dropped:,} by {step.step}" for step in steps if step.dropped and step.step not in said]
     return f"left out: {', '.join(left)}" if left else "nothing left out"

@@ -6,6 +6,7 @@ A shard is finished when its record (`NAME.json`, written last) is there; whoeve
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Job:
     end_token: int
     token_bytes: NDArray[np.int64]
     settings: TextSettings
+
+    def start(self) -> Callable[[ShardTask], Shard]:
+        """As `processes.Job`."""
+        encoder = TextEncoder(self.tokenizer)
+        return lambda task: encode_shard(self, task, encoder)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ def encode_shard(job: Job, task: ShardTask, encoder: TextEncoder) -> Shard:
         counted_bytes=books.counted_bytes,
         digest=task.digest,
         tokenizer=job.tokenizer_digest,
+        unknown=books.unknown,
     )
     record = job.directory / f"{task.name}.json"
     try:
@@ -128,6 +135,7 @@ class _Books:
         self.starts: list[int] = []
         self.bytes = 0
         self.counted_bytes = 0
+        self.unknown = 0
         self._job = job
         self._encoder = encoder
         self._writer = writer
@@ -166,6 +174,8 @@ class _Books:
                 self.starts.append(at)
             self.counted_bytes += int(self._job.token_bytes[ids].sum())
             self.bytes += len(self._texts[index].encode())
+            if self._encoder.unknown is not None:
+                self.unknown += int(np.count_nonzero(ids == self._encoder.unknown))
             written.append(ids)
             if self._ends[index]:
                 written.append(end)

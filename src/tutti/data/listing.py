@@ -11,7 +11,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -19,24 +19,34 @@ import fsspec
 
 from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
-from tutti.data.settings import ENDINGS, FORMATS, HUB
+from tutti.data.compressed import COMPRESSIONS, READ_ERRORS, decompressed, inner_name
+from tutti.data.remote import RemoteCache
+from tutti.data.settings import CODE, CODE_ENDINGS, ENDINGS, HUB, TEXT_FORMATS
+from tutti.data.sources.hub import version_of
 from tutti.data.stdlib import stdlib_files
 
 _fsspec: Any = fsspec  # it has no types
 
-Kind = Literal["text", "jsonl", "python", "csv", "tsv", "conll", "json", "parquet", "hub"]
+Kind = Literal[
+    "text", "jsonl", "python", "csv", "tsv", "conll", "json", "parquet", "hub", "html", "pdf", "code", "ready"
+]
 
 #: What file systems call the time or the version of a file.
 _STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+class UnreadableFile(DataError):
+    """A whole file that cannot be read; the policy `data.on_bad_file: skip` leaves it out."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """One file to read.
 
-    `name`: a local path, a URL, or of kind `hub` the address of a data set. `size`: bytes, -1 where the file system
+    `name`: a local path, a URL, or of kind `hub` the address of a data set. `kind`: `code` is text, `ready` what
+    `staging` wrote. `size`: bytes, -1 where the file system
     does not say. `stamp`: changes when the content does; None where the file system has no such thing. `explicit`:
-    named by the user himself.
+    named by the user himself. `entry`: the number of the entry in the list of sources that it belongs to.
     """
 
     name: str
@@ -44,6 +54,7 @@ class SourceFile:
     size: int
     stamp: str | None
     explicit: bool
+    entry: int = 0
 
 
 def list_sources(
@@ -58,27 +69,38 @@ def list_sources(
     if not entries:
         raise DataError("data.source is an empty list", "name a file, a folder, a glob or `python-stdlib`")
     files: dict[str, SourceFile] = {}
-    for entry in entries:
-        for file in sorted(_expand(config, entry, tuple(endings)), key=lambda file: file.name):
-            files.setdefault(file.name, file)
+    known = (*endings, *(ending + how for ending in endings for how in COMPRESSIONS))
+    for number, entry in enumerate(entries):
+        for file in sorted(_expand(config, entry, known), key=lambda file: file.name):
+            files.setdefault(file.name, replace(file, entry=number))
     return list(files.values())
 
 
-def open_binary(name: str) -> BinaryIO:
-    """Open a local path or URL for reading."""
+def open_binary(name: str, remote: RemoteCache | None = None) -> BinaryIO:
+    """Open a local path or URL for reading what is in it, decompressed; with `remote` from a copy that it keeps."""
     try:
-        if is_url(name):
-            return cast(BinaryIO, _fsspec.open(name, "rb").open())
-        return Path(name).open("rb")
-    except OSError as error:
+        if not is_url(name):
+            file: BinaryIO = Path(name).open("rb")  # noqa: SIM115 - closed by who asked for it
+        elif remote is not None:
+            file = remote.open(name)
+        else:
+            file = cast(BinaryIO, _fsspec.open(name, "rb").open())
+        return decompressed(name, file)
+    except READ_ERRORS as error:
         raise unreadable(name, error) from error
 
 
-def unreadable(name: str, error: OSError) -> DataError:
+def unreadable(name: str, error: Exception) -> UnreadableFile:
     """The user's words for a file that is there but cannot be read."""
-    return DataError(
-        f"{name} cannot be read: {error.strerror or error}", "check the path and its permissions"
-    )
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno:
+        return UnreadableFile(f"{name} cannot be read: {said}", "check the path and its permissions")
+    return UnreadableFile(f"{name} is damaged: {said}", "fetch or write it again")
+
+
+def reachable(files: Sequence[SourceFile]) -> bool:
+    """Whether another process sees the same files."""
+    return not any(file.name.startswith("memory://") for file in files)
 
 
 def is_url(name: str) -> bool:
@@ -90,12 +112,10 @@ def _expand(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterato
     if entry == "python-stdlib":
         return (_local(path, "python", explicit=False) for path in stdlib_files())
     if entry.startswith(HUB):
-        if endings == ENDINGS:
-            raise DataError(
-                f"{entry} is a data set of the hub, which labelled examples can come from (see task), so far",
-                "write its texts to a file: one JSON object a line, with a field `text`",
-            )
-        return iter((SourceFile(entry, "hub", -1, None, explicit=True),))
+        return iter((SourceFile(entry, "hub", -1, version_of(entry), explicit=True),))
+    if entry.startswith(CODE):
+        found = _expand(config, entry.removeprefix(CODE), CODE_ENDINGS)
+        return (replace(file, kind="code") for file in found)
     if is_url(entry):
         return _remote(config, entry, endings)
     return _on_this_machine(config, entry, endings)
@@ -103,7 +123,7 @@ def _expand(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterato
 
 def _kind(config: DataConfig, name: str) -> Kind:
     if config.format == "auto":
-        return cast(Kind, FORMATS.get(Path(name).suffix.lower(), "text"))
+        return cast(Kind, TEXT_FORMATS.get(Path(inner_name(name)).suffix.lower(), "text"))
     return config.format
 
 
@@ -186,8 +206,9 @@ def _nothing_in(entry: str, names: Iterable[str], known: Sequence[str]) -> DataE
     if not endings:
         return DataError(f"the folder {entry} is empty", "name a folder that holds text")
     there = ", ".join(f"{count} × {ending}" for ending, count in endings.most_common(3))
+    plain = [ending for ending in known if not ending.endswith(COMPRESSIONS)]
     return DataError(
-        f"the folder {entry} has no file that ends in {', '.join(known)} (it has {there})",
+        f"the folder {entry} has no file that ends in {', '.join(plain[:12])} (it has {there})",
         f"name the files by a glob, such as '{entry.rstrip('/')}/**/*{endings.most_common(1)[0][0]}'",
     )
 

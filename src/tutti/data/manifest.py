@@ -52,7 +52,8 @@ class File(_Record):
 class Shard(_Record):
     """A stretch of the token stream. `bytes`: UTF-8 bytes of its text; `counted_bytes`: as its tokens add up.
 
-    `documents`: how many begin here (a long document may span shards). `digest`: of the stretches of text.
+    `documents`: how many begin here (a long document may span shards). `digest`: of the stretches of text. `unknown`:
+    tokens that stand for what the tokenizer does not know.
     """
 
     tokens_file: File
@@ -63,6 +64,7 @@ class Shard(_Record):
     counted_bytes: int
     digest: str
     tokenizer: str
+    unknown: int = 0
 
 
 class Split(_Record):
@@ -75,7 +77,7 @@ class Split(_Record):
 
 
 class Skipped(_Record):
-    """A file, or a line of one, that was left out."""
+    """A file, or a row of one, that was left out."""
 
     name: str
     reason: str
@@ -92,6 +94,28 @@ class Counts(_Record):
     skipped: tuple[Skipped, ...]
 
 
+class Example(_Record):
+    """A document that was changed or left out: where it stands, and some of it."""
+
+    where: str
+    text: str
+
+
+class StepReport(_Record):
+    """What a step of reading or cleaning did: documents seen, changed, left out; bytes of UTF-8 that it took out.
+
+    `reasons`: how often what was found, or why documents were left out.
+    """
+
+    step: str
+    seen: int
+    changed: int
+    dropped: int
+    bytes: int
+    reasons: dict[str, int]
+    examples: tuple[Example, ...]
+
+
 class Manifest(_Record):
     """Everything about prepared text but the text."""
 
@@ -104,6 +128,7 @@ class Manifest(_Record):
     splits: dict[str, Split]
     choices: tuple[str, ...]
     counts: Counts
+    steps: tuple[StepReport, ...] = ()
 
     def files(self) -> list[File]:
         """Every file that belongs to the prepared text."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +52,8 @@ from tutti.data.tokenizer import (
 )
 
 Say = Callable[[str], None]
+#: How long text that was made ready waits for its preparation to go on.
+_READY_SECONDS = 14 * 86400
 _TRAINED_HERE = ("bpe", "characters")
 
 
@@ -126,8 +129,10 @@ def _complete(directory: Path) -> Prepared | None:
 def _prepare(
     config: DataConfig, sources: Sources, tokenizer: str, key: str | None, cache: Path, workers: int, say: Say
 ) -> Prepared:
-    settings = TextSettings(config.encoding, config.on_bad_encoding, config.text_field)
-    corpus = read_corpus(config, sources, settings, say)
+    settings = TextSettings.of(config)
+    staging = cache / "ready" / (key or digest([file.name for file in [*sources.main, *sources.validation]]))
+    _sweep_ready(cache)
+    corpus = read_corpus(config, sources, settings, staging, workers=workers, say=say)
     name = digest([corpus.key, tokenizer])
     directory = cache / "prepared" / name
     with locked(cache / "locks" / f"{name}.lock", say):
@@ -147,7 +152,15 @@ def _prepare(
             pointer = _pointer(cache, str(known))
             pointer.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(pointer, {"prepared": name})
+    shutil.rmtree(staging, ignore_errors=True)
     return prepared
+
+
+def _sweep_ready(cache: Path) -> None:
+    """Remove text that was made ready for a preparation that nobody went on with."""
+    for path in (cache / "ready").glob("*"):
+        if time.time() - path.stat().st_mtime > _READY_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sweep(directory: Path) -> None:
@@ -178,7 +191,7 @@ def _write(
     )
     shards = write_shards(job, corpus.plan, corpus.files, workers=workers, say=say)
     splits = {name: _split(part) for name, part in shards.items()}
-    choices += _inexact(splits, config.tokenizer)
+    choices += _unknown(splits, config) + _inexact(splits, config.tokenizer)
     tokenizer_files = sorted(path for path in (directory / TOKENIZER).iterdir() if path.is_file())
     write_manifest(
         directory,
@@ -192,6 +205,7 @@ def _write(
             splits=splits,
             choices=tuple(choices),
             counts=corpus.counts,
+            steps=tuple(corpus.steps),
         ),
     )
     return open_prepared(directory)
@@ -280,6 +294,22 @@ def _inexact(splits: dict[str, Split], tokenizer: str) -> list[str]:
                 f"its tokens stand for {counted:,} bytes of {split.bytes:,} ({why})"
             )
     return said
+
+
+def _unknown(splits: dict[str, Split], config: DataConfig) -> list[str]:
+    """Words for the user where the tokenizer does not know some of the text.
+
+    Raises:
+        DataError: it does not know more than `most_unknown`.
+    """
+    unknown = sum(shard.unknown for split in splits.values() for shard in split.shards)
+    share = unknown / max(1, sum(split.tokens for split in splits.values()))
+    if share > config.most_unknown:
+        raise DataError(
+            f"{100 * share:.1f} % of the text's tokens are unknown to the tokenizer {config.tokenizer}",
+            "choose one that knows its writing (`bpe` is trained on the text), or raise data.most_unknown",
+        )
+    return [f"{unknown:,} tokens ({100 * share:.2g} %) are unknown to the tokenizer"] if unknown else []
 
 
 def _save_token_bytes(directory: Path, token_bytes: NDArray[np.int64]) -> File:

@@ -11,10 +11,15 @@ import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from tutti.config.data import DataConfig
+from tutti.config.fields import bytes_of
 from tutti.core.errors import DataError
+from tutti.data.compressed import READ_ERRORS
 from tutti.data.listing import open_binary, unreadable
+from tutti.data.remote import RemoteCache
 from tutti.data.settings import BLOCK_BYTES
 
 _BOM = codecs.BOM_UTF8
@@ -22,11 +27,11 @@ _HEAD_BYTES = 8192
 #: Control characters that text does not have (tab, line ends, form feed, backspace and escape it has).
 _CONTROL = bytes(sorted(set(range(32)) - set(b"\t\n\r\f\b\x1b")))
 _KNOWN_FORMATS = {
-    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"\x1f\x8b": "a gzip archive; let its name end in .gz",
     b"PK\x03\x04": "a zip archive or an office document; unpack or convert it",
-    b"PAR1": "a Parquet table; convert it to JSONL",
-    b"%PDF": "a PDF; extract its text",
-    b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it",
+    b"PAR1": "a Parquet table; let its name end in .parquet, or set data.format",
+    b"%PDF": "a PDF; let its name end in .pdf, or set data.format",
+    b"\x28\xb5\x2f\xfd": "a zstd archive; let its name end in .zst",
 }
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -55,6 +60,21 @@ class TextSettings:
     encoding: str
     on_bad_encoding: Literal["fail", "skip", "replace"]
     text_field: str
+    on_bad_row: Literal["fail", "skip"] = "fail"
+    on_bad_file: Literal["fail", "skip"] = "fail"
+    remote: RemoteCache | None = None
+
+    @classmethod
+    def of(cls, config: DataConfig) -> TextSettings:
+        """As `config` has them."""
+        return cls(
+            config.encoding,
+            config.on_bad_encoding,
+            config.text_field,
+            config.on_bad_row,
+            config.on_bad_file,
+            RemoteCache(Path(config.cache).expanduser() / "remote", bytes_of(config.remote_cache)),
+        )
 
     @property
     def errors(self) -> str:
@@ -92,9 +112,10 @@ def read_text(name: str, settings: TextSettings, start: Mark = Mark()) -> Iterat
     if start.byte > 0:  # a fresh decoder's own state may mean more than (b"", 0), as UTF-16's does
         decoder.setstate((start.pending, start.state))
     at, characters = start.byte, start.characters
-    with open_binary(name) as file:
+    with open_binary(name, settings.remote) as file:
         try:
-            file.seek(at)
+            if at:
+                file.seek(at)
             while True:
                 block = file.read(BLOCK_BYTES)
                 if at == 0 and block.startswith(_BOM) and codec.name == "utf-8":
@@ -112,7 +133,7 @@ def read_text(name: str, settings: TextSettings, start: Mark = Mark()) -> Iterat
                     yield text, Mark(at, characters, *decoder.getstate())
                 if not block:
                     return
-        except OSError as error:
+        except READ_ERRORS as error:
             raise unreadable(name, error) from error
 
 
@@ -132,9 +153,8 @@ def read_python(name: str) -> Iterator[str]:
         raise unreadable(name, error) from error
 
 
-def read_lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(line number from 1, byte offset, bytes) of the lines that are not blank."""
-    offset = 0
+def read_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """(line number from 1, byte offset, bytes) of the lines that are not blank; `offset`: where `file` stands."""
     for number, line in enumerate(file, 1):
         content = line.removeprefix(_BOM) if offset == 0 else line
         start = offset + len(line) - len(content)
@@ -161,10 +181,14 @@ def text_of_line(name: str, number: int, offset: int, line: bytes, settings: Tex
     except json.JSONDecodeError as error:
         _refuse_binary(name, line[:_HEAD_BYTES], offset)
         raise DataError(
-            f"{where} is no JSON: {error.msg} at column {error.colno}", "mend or delete the line"
+            f"{where} is no JSON: {error.msg} at column {error.colno}",
+            "mend or delete the line, or set data.on_bad_row: skip",
         ) from error
     except RecursionError as error:
-        raise DataError(f"{where} is nested too deeply to be read", "mend or delete the line") from error
+        raise DataError(
+            f"{where} is nested too deeply to be read",
+            "mend or delete the line, or set data.on_bad_row: skip",
+        ) from error
     if not isinstance(value, dict):
         raise DataError(
             f"{where} is {_json_type(value)}, not an object", 'each line must be like {"text": "…"}'
@@ -182,15 +206,24 @@ def text_of_line(name: str, number: int, offset: int, line: bytes, settings: Tex
         raise DataError(
             f"{where}: field '{settings.text_field}' is {_json_type(text)}, not text", "set data.text_field"
         )
-    if _LONE_SURROGATE.search(text):
-        if settings.on_bad_encoding != "replace":
-            raise BadText(
-                f"{where} (byte {offset}): '{settings.text_field}' has half a surrogate pair",
-                "mend the line, or set data.on_bad_encoding to skip or replace",
-                "no Unicode text",
-            )
-        text = _LONE_SURROGATE.sub("\ufffd", text)
-    return text
+    return without_surrogates(text, f"{where} (byte {offset})", settings)
+
+
+def without_surrogates(text: str, where: str, settings: TextSettings) -> str:
+    """`text`, with U+FFFD for halves of surrogate pairs where `settings` say so.
+
+    Raises:
+        BadText: it has some, and is not to be mended so.
+    """
+    if text.isascii() or not _LONE_SURROGATE.search(text):
+        return text
+    if settings.on_bad_encoding != "replace":
+        raise BadText(
+            f"{where}: '{settings.text_field}' has half a surrogate pair, or bytes that do not decode",
+            "set data.encoding, mend the line, or set data.on_bad_encoding to skip or replace",
+            "no Unicode text",
+        )
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _json_type(value: Any) -> str:

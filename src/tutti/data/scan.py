@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.core.errors import DataError
-from tutti.data.listing import SourceFile, open_binary, unreadable
+from tutti.data.compressed import READ_ERRORS
+from tutti.data.listing import SourceFile, UnreadableFile, open_binary, unreadable
 from tutti.data.pieces import pieces
 from tutti.data.reading import BadText, Mark, TextSettings, read_lines, read_python, read_text, text_of_line
 from tutti.data.settings import SEGMENT_CHARACTERS
+from tutti.data.sources import lines
+from tutti.data.staging import StagedUnit
 
 #: `offset`, `length`: bytes of the JSONL line in its file (0 for a file that is one document).
 #: `bytes`: of the text in UTF-8. `hash`: 128 bits of BLAKE2b of these bytes.
@@ -39,7 +42,8 @@ class Catalogue:
     """What the first pass found.
 
     `cuts`: for a document longer than one segment, where its later segments start: (character, nearest mark).
-    `skipped`: (file or file:line, reason). `empty`: documents without any text.
+    `skipped`: (file or file:line, reason). `empty`: documents without any text. `usable`: [rows] False for those of a
+    file that turned out to be damaged. `units`: what was read of them by `staging`, in order.
     """
 
     files: list[SourceFile]
@@ -47,31 +51,92 @@ class Catalogue:
     cuts: dict[int, list[tuple[int, Mark]]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     empty: int = 0
+    usable: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, dtype=bool))
+    units: list[StagedUnit] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """UTF-8 bytes of all documents."""
         return int(self.rows["bytes"].sum())
 
+    def unit_starts(self) -> Iterator[tuple[StagedUnit, int]]:
+        """Every unit, and its first row."""
+        numbers = {file.name: number for number, file in enumerate(self.files)}
+        for unit in self.units:
+            yield unit, int(np.searchsorted(self.rows["file"], numbers[str(unit.text)]))
 
-def scan(files: Sequence[SourceFile], settings: TextSettings, say: Callable[[str], None]) -> Catalogue:
-    """Read every file once.
+    def entries(self) -> NDArray[np.int16]:
+        """[rows] → the number of the entry of `source` that a document comes from."""
+        of_files = np.array([file.entry for file in self.files], np.int16)
+        entries: NDArray[np.int16] = of_files[self.rows["file"]]
+        for unit, first in self.unit_starts():
+            of_parts = np.array([stretch.file.entry for stretch in unit.unit.stretches], np.int16)
+            entries[first : first + unit.record.documents] = of_parts[unit.rows()["part"]]
+        return entries
+
+    def place(self, row: int) -> str:
+        """Where a document stands, in words."""
+        for unit, first in self.unit_starts():
+            if first <= row < first + unit.record.documents:
+                ready = unit.rows()[row - first]
+                return unit.unit.stretches[int(ready["part"])].place(int(ready["number"]))
+        return self.files[int(self.rows["file"][row])].name
+
+    def text(self, row: int) -> str:
+        """A document that was made ready."""
+        found = self.rows[row]
+        with open_binary(self.files[int(found["file"])].name) as file:
+            file.seek(int(found["offset"]))
+            return file.read(int(found["length"])).decode()
+
+
+def scan(
+    items: Sequence[SourceFile | StagedUnit], settings: TextSettings, say: Callable[[str], None]
+) -> Catalogue:
+    """Read every file once, and take up what was made ready.
 
     Raises:
         DataError: see `reading`; also an empty file that the user named himself.
     """
     scanner = _Scanner(settings)
-    for number, file in enumerate(files):
+    files: list[SourceFile] = []
+    for number, item in enumerate(items):
+        if isinstance(item, StagedUnit):
+            files.append(item.file())
+            scanner.ready(number, item)
+            continue
+        files.append(item)
         before = scanner.documents
-        if file.kind == "jsonl":
-            scanner.jsonl(number, file)
-        else:
-            scanner.whole_file(number, file)
-        if file.explicit and scanner.documents == before and not scanner.skipped_any_of(file):
-            raise DataError(f"{file.name} is empty", "name a file that holds text")
+        try:
+            if item.kind == "jsonl":
+                scanner.jsonl(number, item)
+            else:
+                scanner.whole_file(number, item)
+        except UnreadableFile:
+            if settings.on_bad_file != "skip":
+                raise
+            scanner.forget(item, before)
+        if item.explicit and scanner.documents == before and not scanner.skipped_any_of(item):
+            raise DataError(f"{item.name} is empty", "name a file that holds text")
         if (number + 1) % 5000 == 0:
-            say(f"read {number + 1} of {len(files)} files")
-    return Catalogue(list(files), scanner.rows(), scanner.cuts, scanner.skipped, scanner.empty)
+            say(f"read {number + 1} of {len(items)} files")
+    units = [item for item in items if isinstance(item, StagedUnit)]
+    rows = scanner.rows()
+    return Catalogue(
+        files, rows, scanner.cuts, scanner.skipped, scanner.empty, _usable(files, rows, units), units
+    )
+
+
+def _usable(files: list[SourceFile], rows: NDArray[Any], units: list[StagedUnit]) -> NDArray[np.bool_]:
+    """[rows] → whether the file of a document was readable in all its stretches."""
+    usable = np.ones(len(rows), dtype=bool)
+    failed = {unit.unit.stretches[part].file.name for unit in units for part in unit.record.failed}
+    numbers = {file.name: number for number, file in enumerate(files)}
+    for unit in units if failed else ():
+        lost = [part for part, stretch in enumerate(unit.unit.stretches) if stretch.file.name in failed]
+        if lost:
+            usable[rows["file"] == numbers[str(unit.text)]] = ~np.isin(unit.rows()["part"], lost)
+    return usable
 
 
 def unique(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -85,8 +150,11 @@ def unique(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def contained(hashes: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """[n, 2], [m, 2] → [n]: True where the row is one of `among`."""
+    found = np.isin(hashes[:, 0], among[:, 0])  # nearly all of it, without an object for every number
     known = {tuple(row) for row in among.tolist()}
-    return np.fromiter((tuple(row) in known for row in hashes.tolist()), dtype=bool, count=len(hashes))
+    maybe = np.flatnonzero(found)
+    found[maybe] = [tuple(row) in known for row in hashes[maybe].tolist()]
+    return found
 
 
 class _Scanner:
@@ -106,6 +174,25 @@ class _Scanner:
 
     def skipped_any_of(self, file: SourceFile) -> bool:
         return bool(self.skipped) and self.skipped[-1][0].startswith(file.name)
+
+    def ready(self, number: int, unit: StagedUnit) -> None:
+        self._close_block()
+        of_unit = unit.rows()
+        block = np.empty(len(of_unit), dtype=ROW)
+        for name in ("offset", "length", "characters", "hash"):
+            block[name] = of_unit[name]
+        block["file"], block["bytes"] = number, of_unit["length"]
+        self._blocks.append(block)
+        self.documents += len(block)
+        self.empty += unit.record.empty
+        self.skipped += [(one.name, one.reason) for one in unit.record.skipped]
+
+    def forget(self, file: SourceFile, documents: int) -> None:
+        """`file` is left out: back to when there were so many documents."""
+        self.skipped.append((file.name, "unreadable"))
+        self._blocks, self._open = [self.rows()[:documents]], []
+        self.cuts = {row: cuts for row, cuts in self.cuts.items() if row < documents}
+        self.documents = documents
 
     def whole_file(self, number: int, file: SourceFile) -> None:
         digest, characters, size = hashlib.blake2b(digest_size=16), 0, 0
@@ -139,20 +226,21 @@ class _Scanner:
             yield chunk
 
     def jsonl(self, number: int, file: SourceFile) -> None:
-        with open_binary(file.name) as stream:
+        with open_binary(file.name, self.settings.remote) as stream:
             try:
                 for line_number, offset, line in read_lines(stream):
                     try:
                         text = text_of_line(file.name, line_number, offset, line, self.settings)
-                    except BadText as error:
-                        if self.settings.on_bad_encoding != "skip":
+                    except DataError as error:
+                        reason = lines.left_out(error, self.settings)
+                        if reason is None:
                             raise
-                        self.skipped.append((f"{file.name}:{line_number}", error.reason))
+                        self.skipped.append((f"{file.name}:{line_number}", reason))
                         continue
                     data = text.encode()
                     digest = hashlib.blake2b(data, digest_size=16)
                     self._add(number, offset, len(line), len(text), len(data), digest, [])
-            except OSError as error:
+            except READ_ERRORS as error:
                 raise unreadable(file.name, error) from error
 
     def _add(
@@ -175,5 +263,8 @@ class _Scanner:
             self.cuts[self.documents] = cuts
         self.documents += 1
         if len(self._open) >= 65536:
-            self._blocks.append(np.array(self._open, dtype=ROW))
-            self._open = []
+            self._close_block()
+
+    def _close_block(self) -> None:
+        self._blocks.append(np.array(self._open, dtype=ROW))
+        self._open = []

@@ -58,14 +58,21 @@ class PlanOfPart:
 
 
 def plan_parts(
-    catalogue: Catalogue, kept: NDArray[np.bool_], parts: NDArray[np.int8] | None, shares: tuple[float, float]
+    catalogue: Catalogue,
+    kept: NDArray[np.bool_],
+    parts: NDArray[np.int8] | None,
+    shares: tuple[float, float],
+    times: NDArray[np.int32] | None = None,
 ) -> dict[str, PlanOfPart]:
     """Segments of train, validation and test.
 
     `kept`: [documents]; `parts`: [documents] as from `split.assign`, or None for a split by tails with the
-    shares (validation, test).
+    shares (validation, test). `times`: [documents] how often each is trained on, None: once.
     """
+    if parts is not None and not catalogue.cuts:
+        return _plan_of_short(catalogue, kept, parts, times)
     rows: dict[int, list[tuple[Any, ...]]] = {0: [], 1: [], 2: []}
+    owners: list[int] = []
     marks: list[Mark] = []
     known: dict[Mark, int] = {}
 
@@ -90,8 +97,37 @@ def plan_parts(
                 share = size * (high - low) // characters
                 ends = (low == start, high == stop)
                 rows[part].append((file, offset, length, number(mark), low, high, share, *ends))
+                if part == 0:
+                    owners.append(document)
     tables = {name: np.array(rows[part], dtype=SEGMENT) for part, name in enumerate(PARTS)}
+    if times is not None:
+        tables[PARTS[0]] = tables[PARTS[0]][_repeated(times[np.array(owners, dtype=np.int64)])]
     return {name: PlanOfPart(name, table, _bounds(table["bytes"]), marks) for name, table in tables.items()}
+
+
+def _plan_of_short(
+    catalogue: Catalogue, kept: NDArray[np.bool_], parts: NDArray[np.int8], times: NDArray[np.int32] | None
+) -> dict[str, PlanOfPart]:
+    """The same where every document is one segment: millions of rows without an object for each."""
+    plan = {}
+    for part, name in enumerate(PARTS):
+        documents = np.flatnonzero(kept & (parts == part))
+        if part == 0 and times is not None:
+            documents = documents[_repeated(times[documents])]
+        of_part = catalogue.rows[documents]
+        table = np.zeros(len(of_part), dtype=SEGMENT)
+        for field_name in ("file", "offset", "length", "bytes"):
+            table[field_name] = of_part[field_name]
+        table["mark"], table["stop"] = -1, of_part["characters"]
+        table["first"] = table["last"] = True
+        plan[name] = PlanOfPart(name, table, _bounds(table["bytes"]))
+    return plan
+
+
+def _repeated(times: NDArray[np.int32]) -> NDArray[np.int64]:
+    """[n] → which of n to take, one round after the other: in round r those that are taken more than r times."""
+    rounds = [np.flatnonzero(times > done) for done in range(int(times.max(initial=0)))]
+    return np.concatenate([*rounds, np.zeros(0, np.int64)]).astype(np.int64)
 
 
 def _segments_of(cuts: list[tuple[int, Mark]], start: int, stop: int) -> Iterator[tuple[int, int, Mark]]:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from tutti.core.errors import DataError
+from tutti.data.compressed import READ_ERRORS
 from tutti.data.listing import SourceFile, open_binary, unreadable
 from tutti.data.pieces import pieces
 from tutti.data.reading import Mark, TextSettings, read_python, read_text, text_of_line
@@ -32,6 +33,8 @@ class SegmentReader:
         mark = self._marks[int(row["mark"])] if row["mark"] >= 0 else Mark()
         if file.kind == "jsonl":
             chunks: Iterable[str] = [self._line(file, int(row["offset"]), int(row["length"]))]
+        elif file.kind == "ready":
+            chunks = [self._ready(file, int(row["offset"]), int(row["length"]))]
         elif file.kind == "python":
             chunks = read_python(file.name)
         else:
@@ -49,16 +52,25 @@ class SegmentReader:
             self._open[1].close()
             self._open = None
 
-    def _line(self, file: SourceFile, offset: int, length: int) -> str:
+    def _bytes(self, file: SourceFile, offset: int, length: int) -> bytes:
         if self._open is None or self._open[0] != file.name:
             self.close()
-            self._open = (file.name, open_binary(file.name))
+            self._open = (file.name, open_binary(file.name, self._settings.remote))
         stream = self._open[1]
         try:
             stream.seek(offset)
-            line = stream.read(length)
-        except OSError as error:
+            return stream.read(length)
+        except READ_ERRORS as error:
             raise unreadable(file.name, error) from error
+
+    def _ready(self, file: SourceFile, offset: int, length: int) -> str:
+        try:
+            return self._bytes(file, offset, length).decode()
+        except UnicodeDecodeError:
+            raise changed(file.name) from None
+
+    def _line(self, file: SourceFile, offset: int, length: int) -> str:
+        line = self._bytes(file, offset, length)
         with suppress(DataError):
             return text_of_line(file.name, 0, offset, line, self._settings)
         raise changed(file.name)  # the first pass could read this line

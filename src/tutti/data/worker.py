@@ -1,9 +1,7 @@
-"""A process that encodes shards for another: `python -m tutti.data.worker`.
+"""A process that works for another: `python -m tutti.data.worker` (see `processes`).
 
-Takes pickled messages on its standard input, first a `Job`, then one `ShardTask` at a time, and answers each
-with a pickled `Shard` or the exception. Ends when its input ends, so it outlives its master by one shard at
-most. A plain process instead of `multiprocessing`: that would run the user's main module again, or fork
-beside the threads of the tokenizer.
+Takes pickled messages on its standard input, first a `Job`, then one task at a time, and answers each with a pickled
+answer or the exception. Ends when its input ends, so it outlives its master by one task at most.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ import pickle
 import sys
 
 from tutti.core.errors import TuttiError
-from tutti.data.encode import Job, encode_shard
-from tutti.data.encoder import TextEncoder
+from tutti.data.processes import Job
 
 
 def main() -> None:
@@ -23,14 +20,14 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else prints must not get between the answers
     tasks = sys.stdin.buffer
     job: Job = pickle.load(tasks)
-    encoder = TextEncoder(job.tokenizer)
+    perform = job.start()
     while True:
         try:
             task = pickle.load(tasks)
         except EOFError:
             return
         try:
-            answer: object = encode_shard(job, task, encoder)
+            answer: object = perform(task)
         except TuttiError as error:
             answer = error
         pickle.dump(answer, answers)

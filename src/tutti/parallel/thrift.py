@@ -80,11 +80,6 @@ def ways(
     return [Thrift(*combination) for combination in itertools.product(recomputes, offloads, sizes)]
 
 
-def budget_bytes(written: str) -> int:
-    """Of a budget as the configuration has it."""
-    return round(float(written[:-2]) * {"MB": 1e6, "GB": 1e9}[written[-2:]])
-
-
 def _megabytes(count: float) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.2f} GB"

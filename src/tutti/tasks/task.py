@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from tutti.config.task import FIELDS, RegulariseConfig, TaskConfig
 from tutti.core import Batch, DataError, Objective, RunError
+from tutti.core.record import Record as Record
 from tutti.tasks.dense import packed
 
 #: An example in a task's plain form: what JSON can say.
@@ -40,13 +41,6 @@ Row = dict[str, Sequence[int]]
 BETWEEN = "\t"
 #: [rows, width] float64: what a model answered.
 Answers = NDArray[np.float64]
-
-
-class Record(NamedTuple):
-    """Named fields, and where they stand: `origin` is like `train.tsv:17`."""
-
-    origin: str
-    fields: Mapping[str, Any]
 
 
 class Rows(Protocol):

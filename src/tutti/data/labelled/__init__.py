@@ -3,9 +3,9 @@
 from tutti.data.labelled.gather import FORMER
 from tutti.data.labelled.prepare import Reader, encoder_in, encoder_of, prepare_examples
 from tutti.data.labelled.prepared import PreparedExamples, open_examples
-from tutti.data.labelled.records import read_file, read_jsonl
 from tutti.data.labelled.source import ExampleSource
 from tutti.data.labelled.table import ListedRows
+from tutti.data.sources.records import read_file, read_jsonl
 
 __all__ = [
     "FORMER",

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
-from tutti.data.labelled.records import read_records
 from tutti.data.listing import list_sources
 from tutti.data.settings import FORMATS
+from tutti.data.sources.records import read_records
 
 #: Numbers of a vector, at most.
 _WIDTH = 256

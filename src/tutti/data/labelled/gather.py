@@ -12,10 +12,10 @@ from tutti.config.data import DataConfig
 from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.data.labelled.catalogue import read_catalogue
-from tutti.data.labelled.records import read_records
 from tutti.data.listing import list_sources
 from tutti.data.reading import check_encoding
 from tutti.data.settings import FORMATS
+from tutti.data.sources.records import read_records
 from tutti.tasks.task import EmptyText, Example, Labels, Record, TextTask
 
 #: From so many times more examples of the commonest label than of the rarest, the user is told.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tutti.core.errors import ConfigError
+from tutti.redact.spans import Span
 from tutti.serve.guard.asking import open_asker
-from tutti.serve.guard.redact.spans import Span
 from tutti.serve.guard.segments import cuts, segments
 
 

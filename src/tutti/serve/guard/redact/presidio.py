@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tutti.core.errors import ConfigError
-from tutti.serve.guard.redact.spans import Span
+from tutti.redact.spans import Span
 from tutti.serve.guard.segments import cuts, segments
 
 

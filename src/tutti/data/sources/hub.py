@@ -10,15 +10,17 @@ are read more than once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from tutti.core.errors import DataError
+from tutti.core.record import Record
 from tutti.data.settings import HUB
-from tutti.tasks.task import Record
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _KEYS = ("name", "split", "revision")
 
 
@@ -45,6 +47,16 @@ class Address(NamedTuple):
                 f"write hf:NAME, or hf:NAME?split=validation; the keys are {', '.join(_KEYS)}",
             )
         return cls(path, **named)
+
+
+def version_of(entry: str) -> str | None:
+    """What changes when the data set at `entry` does; None: that cannot be told without fetching it."""
+    address = Address.of(entry)
+    folder = Path(address.path).expanduser()
+    if folder.is_dir():
+        times = [path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()]
+        return f"{len(times)} {max(times, default=0)}"
+    return address.revision if address.revision and _COMMIT.fullmatch(address.revision) else None
 
 
 def read_hub(entry: str) -> Iterator[Record]:

@@ -10,18 +10,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
-from tutti.data.labelled.hub import read_hub
-from tutti.data.listing import SourceFile, list_sources, open_binary, unreadable
+from tutti.core.record import Record
+from tutti.data.compressed import READ_ERRORS
+from tutti.data.listing import SourceFile, UnreadableFile, list_sources, open_binary, unreadable
+from tutti.data.remote import RemoteCache
 from tutti.data.settings import FORMATS
-from tutti.tasks.task import Record
+from tutti.data.sources.hub import read_hub
 
 _LARGEST_CELL = 1 << 24
+
+
+class BadRow(DataError):
+    """A row that is broken, behind which reading can go on."""
 
 
 def read_records(file: SourceFile, encoding: str) -> Iterator[Record]:
@@ -30,24 +38,38 @@ def read_records(file: SourceFile, encoding: str) -> Iterator[Record]:
     Raises:
         DataError: it is not of its format; says in which line.
     """
+    for row in read_rows(file, encoding):
+        if isinstance(row, BadRow):
+            raise row
+        yield row
+
+
+def read_rows(
+    file: SourceFile, encoding: str, remote: RemoteCache | None = None
+) -> Iterator[Record | BadRow]:
+    """As `read_records`, but what is wrong with one row comes in its place.
+
+    Raises:
+        DataError: the whole file is not of its format.
+    """
     if file.kind == "hub":
         yield from read_hub(file.name)
         return
     if file.kind == "parquet":
         yield from _parquet(file.name)
         return
-    reader: Callable[[io.TextIOWrapper, str], Iterator[Record]] | None = _READERS.get(file.kind)
+    reader: Callable[[io.TextIOWrapper, str], Iterator[Record | BadRow]] | None = _READERS.get(file.kind)
     if reader is None:
         raise DataError(
             f"{file.name} holds no labelled examples: its format is {file.kind}",
             f"give files that end in {', '.join(sorted(FORMATS))}, or set data.format",
         )
-    with open_binary(file.name) as binary:
+    with open_binary(file.name, remote) as binary:
         encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
         text = io.TextIOWrapper(binary, encoding, "surrogateescape", newline="")
         try:
             yield from reader(text, file.name)
-        except OSError as error:
+        except READ_ERRORS as error:
             raise unreadable(file.name, error) from error
 
 
@@ -83,40 +105,76 @@ def _object(origin: str, value: Any) -> Record:
     return Record(origin, value)
 
 
-def _table(text: io.TextIOWrapper, name: str, separator: str) -> Iterator[Record]:
+class _Lines:
+    """Lines of a text, which can be taken back to where the last row began."""
+
+    def __init__(self, text: Iterable[str]) -> None:
+        self._text = iter(text)
+        self._ahead: deque[str] = deque()
+        self._row: list[str] = []
+        self.begins = 1
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.popleft() if self._ahead else next(self._text)
+        self._row.append(line)
+        return line
+
+    def done(self) -> None:
+        """The next row begins behind the last line."""
+        self.begins += len(self._row)
+        self._row.clear()
+
+    def retry(self) -> None:
+        """The next row begins behind the first line of the last one."""
+        self._ahead.extendleft(reversed(self._row[1:]))
+        del self._row[1:]
+        self.done()
+
+
+def _table(text: Iterable[str], name: str, separator: str) -> Iterator[Record | BadRow]:
     csv.field_size_limit(_LARGEST_CELL)
-    rows = csv.reader(text, delimiter=separator, strict=True)
+    lines = _Lines(text)
+    rows = csv.reader(lines, delimiter=separator, strict=True)
     try:
         header = next(rows, None)
-        if header is None:
-            raise DataError(f"{name} is empty", "its first line must name the columns")
-        if len(set(header)) != len(header) or "" in header:
-            raise DataError(
-                f"{name}:1 does not name the columns: {separator.join(header)[:80]}",
-                "give each column a name of its own in the first line",
-            )
-        begins = rows.line_num + 1
-        for row in rows:
-            origin, begins = f"{name}:{begins}", rows.line_num + 1
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{origin} has {len(row)} columns, the first line {len(header)} ({', '.join(header)})",
-                    "mend the line; text with separators or line ends in it has to stand in double quotes",
-                )
-            yield Record(origin, dict(zip(header, row, strict=True)))
     except csv.Error as error:
+        raise DataError(f"{name}:1 cannot be read: {error}", "check the double quotes around it") from error
+    if header is None:
+        raise DataError(f"{name} is empty", "its first line must name the columns")
+    if len(set(header)) != len(header) or "" in header:
         raise DataError(
-            f"{name}:{rows.line_num} cannot be read: {error}", "check the double quotes around it"
-        ) from error
+            f"{name}:1 does not name the columns: {separator.join(header)[:80]}",
+            "give each column a name of its own in the first line",
+        )
+    lines.done()
+    while True:
+        origin = f"{name}:{lines.begins}"
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:  # its first line alone is broken: a quote may have swallowed what follows
+            yield BadRow(f"{origin} cannot be read: {error}", "check the double quotes around it")
+            lines.retry()
+            continue
+        lines.done()
+        if row and len(row) != len(header):
+            yield BadRow(
+                f"{origin} has {len(row)} columns, the first line {len(header)} ({', '.join(header)})",
+                "mend the line; text with separators or line ends in it has to stand in double quotes",
+            )
+        elif row:
+            yield Record(origin, dict(zip(header, row, strict=True)))
 
 
-def _csv(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+def _csv(text: io.TextIOWrapper, name: str) -> Iterator[Record | BadRow]:
     return _table(text, name, ",")
 
 
-def _tsv(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
+def _tsv(text: io.TextIOWrapper, name: str) -> Iterator[Record | BadRow]:
     return _table(text, name, "\t")
 
 
@@ -180,27 +238,37 @@ def _squad(articles: list[Any], name: str) -> Iterator[Record]:
 
 
 def _parquet(name: str) -> Iterator[Record]:
+    number = 0
+    with open_parquet(name) as table:
+        for batch in table.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(f"{name}, row {number}", row)
+
+
+@contextmanager
+def open_parquet(name: str, remote: RemoteCache | None = None) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        DataError: pyarrow is not installed, or the table is damaged (also while it is open).
+    """
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(
-            f"{name} is a Parquet table, and pyarrow is not installed", "pip install pyarrow"
+            f"{name} is a Parquet table, and pyarrow is not installed", "pip install 'tutti[data]'"
         ) from error
-    with open_binary(name) as binary:
+    with open_binary(name, remote) as binary:
         try:
-            number = 0
-            table: Any = pyarrow.parquet.ParquetFile(binary)  # type: ignore[no-untyped-call]
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(f"{name}, row {number}", row)
+            yield pyarrow.parquet.ParquetFile(binary)  # type: ignore[no-untyped-call]
         except (pyarrow.lib.ArrowException, OSError) as error:
-            raise DataError(
+            raise UnreadableFile(
                 f"{name} is a damaged Parquet table: {error}", "fetch or write it again"
             ) from error
 
 
-_READERS: dict[str, Callable[[io.TextIOWrapper, str], Iterator[Record]]] = {
+_READERS: dict[str, Callable[[io.TextIOWrapper, str], Iterator[Record | BadRow]]] = {
     "jsonl": read_jsonl,
     "csv": _csv,
     "tsv": _tsv,

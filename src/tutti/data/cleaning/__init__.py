@@ -1,0 +1,1 @@
+"""Raw text made fit to learn from: one small module per step, which `cleaner.Cleaner` runs and counts."""

@@ -1,0 +1,56 @@
+"""A mixture: how often each document is taken so that every source gets its share of the training text.
+
+Of N bytes to train on, source e with n_e bytes and weight w_e gets w_e · N: its text is taken ⌊w_e N / n_e⌋ times, and
+once more those documents, in the order of their hashes, that make up the rest. So the whole stays about as large as it
+is, and what is taken does not depend on the order of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutti.core.errors import DataError
+
+#: Text that is repeated more often than this adds little (Muennighoff et al. 2023, 4 epochs).
+_REPEATED_WELL = 4.0
+
+
+def times_to_take(
+    entries: NDArray[np.int16],
+    sizes: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    train: NDArray[np.bool_],
+    weights: Sequence[float],
+    names: Sequence[str],
+) -> tuple[NDArray[np.int32], list[str]]:
+    """[documents] each → how often a document is trained on (1 where not `train`), and words about every source.
+
+    Raises:
+        DataError: a source with a weight has no text to train on.
+    """
+    times = np.ones(len(entries), np.int32)
+    total = int(sizes[train].sum())
+    said = []
+    for entry, weight in enumerate(np.array(weights) / sum(weights)):
+        of_entry = np.flatnonzero(train & (entries == entry))
+        there = int(sizes[of_entry].sum())
+        if weight and not there:
+            raise DataError(
+                f"data.weights gives {weight:.3g} to {names[entry]}, which has no text to train on",
+                "give it text, or the weight 0",
+            )
+        ratio = weight * total / max(there, 1)
+        whole = int(ratio)
+        order = of_entry[np.lexsort((hashes[of_entry, 0], hashes[of_entry, 1]))]
+        more = np.cumsum(sizes[order]) <= (ratio - whole) * there
+        times[order] = whole + more
+        taken = int((times[order] * sizes[order]).sum())
+        said.append(
+            f"{names[entry]}: {there / 1e6:.1f} MB taken {ratio:.2f} times makes {taken / 1e6:.1f} MB, "
+            f"{100 * taken / max(total, 1):.1f} % (data.weights: {100 * weight:.1f} %)"
+            + ("; text that is read more than 4 times teaches little" if ratio > _REPEATED_WELL else "")
+        )
+    return times, said

@@ -1,0 +1,1 @@
+"""Near duplicates: signatures by MinHash, bands by locality-sensitive hashing, on disk."""

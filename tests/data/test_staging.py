@@ -1,0 +1,247 @@
+"""Text that is made ready first: killed and gone on with, spread over processes, mixed, held apart from what judges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import fsspec
+import fsspec.implementations.memory
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tutti.config.data import DataConfig
+from tutti.core import DataError
+from tutti.data import Prepared, open_prepared, prepare, staging
+from tutti.data.cleaning.step import Step
+from tutti.data.contamination import make_index
+from tutti.data.listing import open_binary
+from tutti.data.remote import RemoteCache
+from tutti.data.tokenizer import load_for_encoding
+
+Configure = Callable[..., DataConfig]
+
+
+def texts_of(count: int, seed: int = 0) -> list[str]:
+    draw = np.random.default_rng(seed)
+    return [" ".join(f"w{word}" for word in draw.integers(0, 3000, 60)) for _ in range(count)]
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def documents(prepared: Prepared, part: str = "train") -> list[str]:
+    tokenizer = load_for_encoding(prepared.tokenizer_directory)
+    shards = prepared.splits[part].shards
+    tokens = np.concatenate([np.zeros(0, np.int64), *(prepared.open_tokens(shard) for shard in shards)])
+    ends = np.flatnonzero(tokens == prepared.end_token)
+    return [
+        tokenizer.decode(some[1 * (n > 0) :].tolist()) for n, some in enumerate(np.split(tokens, ends)[:-1])
+    ]
+
+
+def test_a_preparation_that_was_killed_goes_on_with_the_units_that_are_ready(
+    tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "UNIT_BYTES", 3000)
+    source = write(tmp_path / "a.jsonl", texts_of(60))
+    config = configure(source, clean={"shortest": 10}, split="document")
+    original, made = staging._stage_unit, list[str]()
+
+    def until_the_fourth(job: staging.StageJob, steps: list[Step], unit: staging.Unit) -> staging.UnitRecord:
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(unit.name)
+        return original(job, steps, unit)
+
+    monkeypatch.setattr(staging, "_stage_unit", until_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    half = next((Path(config.cache) / "ready").glob("*/source/unit-000001.text"))
+    half.write_bytes(half.read_bytes()[:-5])  # the last write before the power went
+    again: list[str] = []
+
+    def watched(job: staging.StageJob, steps: list[Step], unit: staging.Unit) -> staging.UnitRecord:
+        again.append(unit.name)
+        return original(job, steps, unit)
+
+    monkeypatch.setattr(staging, "_stage_unit", watched)
+    prepared = prepare(config)
+    assert made == ["unit-000000", "unit-000001", "unit-000002", "unit-000003"]
+    assert "unit-000001" in again and not {"unit-000000", "unit-000002", "unit-000003"} & set(again)
+    shutil.rmtree(config.cache)
+    assert prepare(config).fingerprint == prepared.fingerprint
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, configure: Configure) -> None:
+    from tutti.core import RunError
+
+    source = write(tmp_path / "a.jsonl", texts_of(30))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "ready").write_text("a file where a directory should be")
+    with pytest.raises(RunError, match="cannot be written"):
+        prepare(configure(source, clean={"shortest": 10}))
+
+
+def test_a_mixture_has_the_shares_that_were_asked_for(tmp_path: Path, configure: Configure) -> None:
+    sources = [write(tmp_path / "a.jsonl", texts_of(300, 1)), write(tmp_path / "b.jsonl", texts_of(100, 2))]
+    given = [set(texts_of(300, 1)), set(texts_of(100, 2))]
+    plain = prepare(configure(sources, validation=0.1, split="document"))
+    mixed = prepare(configure(sources, weights=[0.3, 0.7], validation=0.1, split="document"))
+    assert documents(mixed, "validation") == documents(plain, "validation")
+    held = documents(plain), documents(mixed)
+    counted = Counter(held[1])
+    bytes_of = [sum(len(text) * counted[text] for text in some) for some in given]
+    assert bytes_of[0] / sum(bytes_of) == pytest.approx(0.3, abs=0.01)
+    assert sum(bytes_of) == pytest.approx(sum(map(len, held[0])), rel=0.01)
+    # The poorer one is repeated evenly, of the richer one a part is taken, each once.
+    there = [[counted[text] for text in set(held[0]) & some] for some in given]
+    assert set(there[0]) == {0, 1} and set(there[1]) <= {2, 3}
+    assert any("a.jsonl" in choice and "30.0 %" in choice for choice in mixed.choices)
+    other_way_round = prepare(configure(sources[::-1], weights=[0.7, 0.3], validation=0.1, split="document"))
+    assert Counter(documents(other_way_round)) == counted
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([0.5, 0.4], r"add up to 0.9, not to 1; in proportion they are \[0.556, 0.444\]"),
+        ([1.0], "1 numbers and source 2 entries"),
+        ([1.5, -0.5], "shares of 0 or more"),
+    ],
+)
+def test_weights_that_cannot_be(weights: list[float], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DataConfig(source=["a", "b"], weights=weights)
+
+
+def test_a_weight_for_nothing_is_refused(tmp_path: Path, configure: Configure) -> None:
+    sources = [write(tmp_path / "a.jsonl", texts_of(30)), write(tmp_path / "b.jsonl", texts_of(30))]
+    with pytest.raises(DataError, match=r"weights gives 0.5 to (.*)b.jsonl, which has no text"):
+        prepare(configure(sources, weights=[0.5, 0.5]))  # all of b is in a already
+
+
+def test_training_documents_that_hold_what_is_judged_by_are_left_out(
+    tmp_path: Path, configure: Configure
+) -> None:
+    clean = texts_of(80)
+    exam = texts_of(3, seed=9)
+    licence = " ".join(f"licence{n}" for n in range(40))
+    leaked = [
+        clean[0] + " " + exam[0],  # all of it, among other text
+        " ".join(exam[1].split()[:40]),  # most of it
+    ]
+    innocent = [" ".join(exam[2].split()[:20]) + " " + clean[1][::-1], clean[2] + " " + licence]
+    exams = write(tmp_path / "exam.jsonl", [*exam, texts_of(1, seed=8)[0] + " " + licence])
+    source = write(tmp_path / "a.jsonl", [*clean, *leaked, *innocent])
+    prepared = prepare(
+        configure(source, validation=0.0, clean={"decontaminate": 13, "against": [str(exams)]})
+    )
+    assert sorted(documents(prepared)) == sorted([*clean, *innocent])
+    report = prepared.manifest.steps[-1]
+    assert (report.step, report.seen, report.dropped) == ("decontaminate", 84, 2)
+    assert f"like {exams}:1" in report.examples[0].text
+    held = prepare(configure(source, validation_source=str(exams), clean={"decontaminate": 13}))
+    assert sorted(documents(held)) == sorted([*clean, *innocent])
+
+
+def test_an_index_of_much_text_keeps_a_part_of_it_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutti.data import contamination
+
+    draw = np.random.default_rng(3)
+    long = [" ".join(f"v{word}" for word in draw.integers(0, 9000, 2000)) for _ in range(20)]
+    short = texts_of(5)
+    asked = [long[3][:8000], long[4] + " more", short[2], "nothing of that " * 9, *texts_of(3, seed=77)]
+    whole = make_index([*long, *short], 13)
+    monkeypatch.setattr(contamination, "_MOST", 3000)
+    part = make_index([*long, *short], 13)
+    assert whole.every == 1 and part.every > 1 and len(part.hashes) < 4000 < len(whole.hashes)
+    assert whole.contaminated(asked).tolist() == [3, 4, 22, -1, -1, -1, -1]
+    assert part.contaminated(asked).tolist() == whole.contaminated(asked).tolist()
+
+
+class _Far(fsspec.implementations.memory.MemoryFileSystem):  # type: ignore[misc]
+    """A file system that is elsewhere, and counts what is fetched from it."""
+
+    protocol = "far"
+    store: ClassVar[dict[str, object]] = {}
+    opened: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + str(path).removeprefix("far://").strip("/")
+
+    def _open(self, path: str, *args: object, **more: object) -> object:
+        self.opened[path] += 1
+        return super()._open(path, *args, **more)
+
+
+@pytest.fixture
+def far() -> _Far:
+    fsspec.register_implementation("far", _Far, clobber=True)
+    files = _Far()
+    _Far.opened.clear()
+    return files
+
+
+def test_what_is_read_from_a_url_is_fetched_once_within_the_bound(far: _Far, tmp_path: Path) -> None:
+    for number in range(4):
+        far.pipe(f"/{number}.txt", bytes([48 + number]) * 1000)
+    far.opened.clear()
+    cache = RemoteCache(tmp_path / "remote", 2500)
+    for number in (0, 1, 0, 1, 0):
+        assert open_binary(f"far://{number}.txt", cache).read() == bytes([48 + number]) * 1000
+    assert sum(far.opened.values()) == 2
+    assert open_binary("far://2.txt", cache).read()[:1] == b"2"
+    kept = [path for path in cache.directory.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in kept) == 2000
+    open_binary("far://0.txt", cache).close()  # read last but one, so still there; 1 went
+    assert far.opened["/0.txt"] == 1
+    open_binary("far://1.txt", cache).close()
+    assert far.opened["/1.txt"] == 2
+    far.pipe("/big.txt", b"x" * 9000)
+    far.opened.clear()
+    assert len(open_binary("far://big.txt", cache).read()) == 9000
+    assert sum(path.stat().st_size for path in cache.directory.iterdir() if path.is_file()) <= 2500
+
+
+def test_prepare_reads_a_url_twice_and_fetches_it_once(
+    far: _Far, tmp_path: Path, configure: Configure
+) -> None:
+    write(tmp_path / "a.jsonl", texts_of(40))
+    far.pipe("/text/a.jsonl", (tmp_path / "a.jsonl").read_bytes())
+    far.opened.clear()
+    prepared = prepare(configure("far://text/a.jsonl", split="document"))
+    assert sum(far.opened.values()) == 1
+    assert prepared.fingerprint == prepare(configure(tmp_path / "a.jsonl", split="document")).fingerprint
+
+
+def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path: Path, configure: Configure) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"[UNK]": 0, "[EOS]": 1, **{f"w{n}": n + 2 for n in range(1500)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[EOS]").save_pretrained(
+        tmp_path / "t"
+    )
+    source = write(tmp_path / "a.jsonl", texts_of(40))  # half of its words are above w1500
+    known = prepare(configure(source, tokenizer=str(tmp_path / "t"), most_unknown=0.6))
+    assert any("are unknown to the tokenizer" in choice for choice in known.choices)
+    unknown = sum(shard.unknown for split in known.splits.values() for shard in split.shards)
+    expected = sum(int(word[1:]) >= 1500 for text in texts_of(40) for word in text.split())
+    assert unknown == expected
+    with pytest.raises(DataError, match=r"% of the text's tokens are unknown(.|\n)*bpe"):
+        prepare(
+            configure(source, tokenizer=str(tmp_path / "t"), most_unknown=0.3, cache=str(tmp_path / "other"))
+        )
+    assert open_prepared(known.directory).manifest == known.manifest
