@@ -70,6 +70,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         vocabulary=512,
         splits={"train": split},
         choices=["data.vocabulary = 512: little text"],
+        manifest=SimpleNamespace(steps=[]),
     )
     machine = {
         "system": "Linux",

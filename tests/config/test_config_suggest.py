@@ -62,8 +62,9 @@ def test_typos_through_the_whole_loader() -> None:
         for typo in itertools.islice(typos(path[-1]), 7, None, 97):
             if typo in {other[-1] for other in all_keys() if other[:-1] == path[:-1]}:
                 continue
-            inner = f"{typo}: 1"
-            text = inner if len(path) == 1 else f"{path[0]}: {{{inner}}}"
+            text = f"{typo}: 1"
+            for key in reversed(path[:-1]):
+                text = f"{key}: {{{text}}}"
             with pytest.raises(InvalidConfig) as caught:
                 parse_config(text, "c.yaml")
             tried += 1
