@@ -5,7 +5,8 @@
 DIR holds techdocs_en and gov_speeches_en, of which a corpus is made (`made.py`). All ways use the same tokenizer (BPE
 of 16,384 entries, trained on it) on one core: `tokenizers` alone, in memory; `tutti prepare`, without and with near
 duplicates; datatrove; `datasets.map`. Rates are bytes of text for each second of processor time, of all processes of a
-way together, in turns, --rounds times: other programs on the machine disturb that less than time on the clock. Then
+way together, in turns, --rounds times, without what a way needs to start: other programs on the machine disturb that
+less than time on the clock. Then
 --large megabytes are prepared with near duplicates, and the memory of all its processes is watched (PSS: what they
 share counts once). 0: leave that out.
 """
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "prepare")
     options = parser.parse_args()
     machine = describe_machine()
+    make(options.data, options.work / "small", 1)
     folder = options.work / f"text-{options.megabytes}"
     files = make(options.data, folder, options.megabytes)
     tokenizer = options.work / "tokenizer"
@@ -145,7 +147,7 @@ def report(
             way,
             f"{statistics.median(rates[way]):.2f}",
             "" if way == "raw" else say_ratio(against[way]),
-            f"{statistics.median(one[way].get('seconds', 0) for one in rounds):.1f}" if way != "raw" else "",
+            f"{statistics.median(one[way]['start_seconds'] for one in rounds):.1f}",
         ]
         for way in WAYS
     ]
@@ -153,7 +155,7 @@ def report(
     page = (
         f"# Text to tokens\n\n{machine_line(machine)}\n\n{size / 1e6:.1f} MB of text, {len(rounds)} rounds in turns; "
         "MB for each second of processor time.\n\n"
-        + table(["way", "MB per processor second", "÷ tokenizers alone", "seconds"], rows)
+        + table(["way", "MB per processor second", "÷ tokenizers alone", "processor seconds to start"], rows)
         + f"\n\n`tutti prepare` ÷ {fastest}, the faster of the others: {say_ratio(lead)}.\n"
     )
     if large is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,16 +13,20 @@ import fsspec
 import fsspec.implementations.memory
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tutti.config.data import DataConfig
 from tutti.core import DataError
 from tutti.data import Prepared, open_prepared, prepare, staging
+from tutti.data import encoder as encoder_module
 from tutti.data.cleaning.step import Step
 from tutti.data.contamination import make_index
+from tutti.data.encoder import TextEncoder
 from tutti.data.listing import open_binary
 from tutti.data.remote import RemoteCache
-from tutti.data.tokenizer import load_for_encoding
+from tutti.data.tokenizer import load_for_encoding, save_tokenizer, train_bpe
 
 Configure = Callable[..., DataConfig]
 
@@ -245,3 +249,31 @@ def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path: Path, conf
             configure(source, tokenizer=str(tmp_path / "t"), most_unknown=0.3, cache=str(tmp_path / "other"))
         )
     assert open_prepared(known.directory).manifest == known.manifest
+
+
+PARTS = ["word", " ", "\n", "  ", "\t", "1234", "!", "é", "漢", "don't", "\r\n", "\u00a0", "\x1c", "\u0085"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["word", " ", "\n", "  ", "\t", "1234", "!", "é", "漢", "don't", "\r\n", "\u00a0"]),
+        max_size=80,
+    )
+)
+def test_short_pieces_have_the_tokens_of_the_whole(short_encoder: TextEncoder, parts: list[str]) -> None:
+    text = "".join(parts)
+    whole = short_encoder._tokenizer.encode(text, add_special_tokens=False).ids
+    assert [ids.tolist() for ids in short_encoder.encode([text, "", text])] == [whole, [], whole]
+
+
+@pytest.fixture(scope="module")
+def short_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextEncoder]:
+    place = tmp_path_factory.mktemp("bpe")
+    text = "word word 1234 don't !! \n\n  word\n word é 漢 \r\n" * 50
+    save_tokenizer(train_bpe([text], 300, exactly=False), place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_module, "SHORT_CHARACTERS", 7)
+        made = TextEncoder(place)
+        assert made._any_cut
+        yield made

@@ -11,6 +11,9 @@ BLOCK_BYTES = 1 << 18
 #: Characters given to the tokenizer as one string, at most.
 PIECE_CHARACTERS = 1 << 15
 
+#: Characters of a string that byte-level BPE takes fastest; how it is cut changes no token.
+SHORT_CHARACTERS = 512
+
 #: Characters that are encoded by one call (several pieces: the tokenizer works on them in parallel).
 BATCH_CHARACTERS = 8 * PIECE_CHARACTERS
 
