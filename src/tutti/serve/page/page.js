@@ -57,9 +57,9 @@ function headed(...names) {
 function scores(rows, what) {
   const lines = rows.map(([name, share]) =>
     make("tr", {}, make("th", { scope: "row" }, name),
-      make("td", {}, make("meter", { min: 0, max: 1, value: share, ariaLabel: `${name}: ${percent(share)}` })),
-      make("td", { className: "number" }, percent(share))));
-  return make("table", {}, headed(what, "", "chance"), make("tbody", {}, ...lines));
+      make("td", { className: "number" },
+        make("meter", { min: 0, max: 1, value: share, ariaLabel: `${name}: ${percent(share)}` }), ` ${percent(share)}`)));
+  return make("table", {}, headed(what, "chance"), make("tbody", {}, ...lines));
 }
 
 function marked(text, spans) {
