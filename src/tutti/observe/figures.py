@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def compute_figures(run: Path, history: History) -> dict[str, Any]:
         "transport": start.get("transport"),
         "precision": start.get("precision"),
         "parameters": start.get("parameters"),
-        "bytes_sent": sum(_sent_by_rank(history).values()),
+        "bytes_sent": sum(sent for _, _, sent in sent_over_time(history)),
         "restarts": history.restarts,
         "steps_repeated": history.lost_steps,
         "stalls": len(history.of("stalled")),
@@ -118,18 +119,17 @@ def _mfu(history: History) -> tuple[float | None, str]:
     return per_token * sum(s.tokens for s in measured) / possible, basis
 
 
-def _sent_by_rank(history: History) -> dict[int, int]:
-    """Bytes that each rank sent: its counter is cumulative, and begins at zero again in a new process."""
-    sent: dict[int, int] = {}
+def sent_over_time(history: History) -> Iterator[tuple[float, int, int]]:
+    """(time, rank, bytes that it has sent since it last said), ordered by time. A rank's counter is cumulative, and
+    begins at zero again in a new process."""
     before: dict[int, tuple[int, int]] = {}
     starts = {replica: history.process_starts(replica) for _, _, replica, _ in history.counters}
     for time_written, rank, replica, value in history.counters:
         attempt = sum(begin <= time_written for begin in starts[replica])
         last_attempt, last = before.get(rank, (attempt, 0))
         fresh = value < last or attempt != last_attempt
-        sent[rank] = sent.get(rank, 0) + (value if fresh else value - last)
+        yield time_written, rank, value if fresh else value - last
         before[rank] = (attempt, value)
-    return sent
 
 
 def time_spent(history: History) -> dict[str, float]:

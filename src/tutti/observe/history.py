@@ -14,12 +14,16 @@ import bisect
 import itertools
 import math
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tutti.core import read_events
 from tutti.observe.starts import made_together, restarted_alone
 from tutti.observe.tail import Event, number, when
+
+#: What a step is made of, beside loading and meeting.
+_PARTS = ("forward", "backward", "exchange", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Step:
     sync_seconds: float
     time: float
     peak_flops: float | None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    #: Of the gradient; None: not known (a pipeline goes both ways at once; runs of older versions).
+    forward_seconds: float | None = None
+    backward_seconds: float | None = None
+    exchange_seconds: float | None = None
+    optimizer_seconds: float | None = None
 
 
 @dataclass
@@ -56,6 +67,8 @@ class History:
     restarts: int = 0
     #: (time, rank, its replica, bytes sent so far by that process), ordered by time.
     counters: list[tuple[float, int, int, int]] = field(default_factory=list)
+    #: By step and rank: seconds until this rank had done its share, and waited for others.
+    alone: dict[int, dict[int, float]] = field(default_factory=dict)
 
     @property
     def start(self) -> Event:
@@ -79,17 +92,28 @@ class History:
 
 def read_history(run: Path) -> History:
     """Read all events of the run at `run` and sort them out."""
+    return sort_events(slim(event) for event in read_events(run) if isinstance(event, dict) and "kind" in event)
+
+
+def slim(event: Event) -> Event:
+    """The event without what nobody here needs, by far its largest field."""
+    event.pop("samples", None)
+    return event
+
+
+def sort_events(events: Iterable[Event]) -> History:
+    """Sort out the events of a run; those of one rank come in the order in which it wrote them."""
     history, steps = History(), list[Event]()
     validations: list[Event] = []
     times: list[float] = []
-    for event in read_events(run):
-        if not isinstance(event, dict) or "kind" not in event:
-            continue
+    for event in events:
         times.append(when(event))
         kind = event["kind"]
         if kind == "step":
-            event.pop("samples", None)  # by far the largest field, and nobody here needs it
             steps.append(event)
+            if (alone := number(event.get("alone_seconds"))) is not None:
+                ranks = history.alone.setdefault(int(event.get("step") or 0), {})
+                ranks[int(event.get("rank") or 0)] = alone
             if (sent := number(event.get("bytes_sent"))) is not None:
                 rank, replica = int(event.get("rank") or 0), int(event.get("replica") or 0)
                 history.counters.append((when(event), rank, replica, int(sent)))
@@ -250,6 +274,10 @@ def _merge(step: int, events: list[Event], history: History) -> Step:
             spent[event.get("rank")] = spent.get(event.get("rank"), 0.0) + (number(event.get(key)) or 0.0)
         return max(spent.values())
 
+    def of_all(key: str, choose: Callable[[list[float]], float]) -> float | None:
+        found = [value for event in events if (value := number(event.get(key))) is not None]
+        return choose(found) if len(found) == len(events) else None
+
     weights = [number(event.get("tokens")) or 1.0 for event in events]
     losses = [number(event.get("loss")) for event in events]
     loss = sum(w * (x if x is not None else math.nan) for w, x in zip(weights, losses, strict=True))
@@ -264,7 +292,15 @@ def _merge(step: int, events: list[Event], history: History) -> Step:
         sync_seconds=slowest("sync_seconds"),
         time=time,
         peak_flops=peaks[-1] if peaks else None,
+        learning_rate=of_all("learning_rate", max),
+        gradient_norm=of_all("gradient_norm", _largest),
+        **{f"{part}_seconds": of_all(f"{part}_seconds", max) for part in _PARTS},
     )
+
+
+def _largest(values: list[float]) -> float:
+    """NaN, where there is any: `max` may not see it."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def _sort_validations(history: History, events: list[Event]) -> None:

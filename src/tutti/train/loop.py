@@ -111,6 +111,7 @@ class Loop:
             self.settings.final_learning_rate,
         )
         self.optimizers.set_learning_rate(factor)
+        computed = time.perf_counter()
         if self.policy.behind:
             self._missed.append(Missed(step, factor, gradient.usable, self._gradients()))
         elif gradient.usable and made is None:
@@ -123,7 +124,16 @@ class Loop:
         ended = time.perf_counter()
         sync = ended - stepped + (made.seconds if made is not None else 0.0)
         if made is None or made.push is not None:
-            self._note_step(step, gradient, portion, ended - began, data, sync, factor)
+            times = {
+                "seconds": ended - began,
+                "wait_data_seconds": data,
+                "forward_seconds": gradient.spent.forward,
+                "backward_seconds": gradient.spent.backward,
+                "exchange_seconds": gradient.spent.exchange,
+                "optimizer_seconds": stepped - computed,
+                "sync_seconds": sync,
+            }
+            self._note_step(step, gradient, portion, times, factor)
         self.state.step = step
         self._note_meeting(meeting)
         self._catch_up(step)
@@ -314,9 +324,7 @@ class Loop:
         step: int,
         gradient: Gradient,
         portion: Portion,
-        seconds: float,
-        data: float,
-        sync: float,
+        times: dict[str, float | None],
         factor: float,
     ) -> None:
         fields: dict[str, object] = {
@@ -324,6 +332,7 @@ class Loop:
             "samples": portion.ids if self.world.speaks else [],
             "cursor": self._cursor,
             "bytes_sent": self.policy.sent_bytes(),
+            "alone_seconds": (times["wait_data_seconds"] or 0.0) + gradient.spent.alone,
         }
         if self.world.part == 0 and (self.policy.drifts or self.leads):
             fields |= {
@@ -332,9 +341,7 @@ class Loop:
                 "tokens": gradient.totals.tokens,
                 "learning_rate": factor * self.settings.learning_rate,
                 "gradient_norm": gradient.norm,
-                "seconds": seconds,
-                "wait_data_seconds": data,
-                "sync_seconds": sync,
+                **{name: seconds for name, seconds in times.items() if seconds is not None},
             } | self.policy.figures()
         if gradient.made is not None:
             fields["push"] = gradient.made.push

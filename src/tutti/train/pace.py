@@ -19,6 +19,7 @@ from tutti.sync.buffer import Buffer
 from tutti.sync.codecs import Floats
 from tutti.sync.cost import Filled
 from tutti.sync.transport import Wait
+from tutti.train.clock import Clock, Mark
 from tutti.train.feed import Feed
 from tutti.train.job import Job
 from tutti.train.optimizer import Optimizers
@@ -31,9 +32,6 @@ _MICRO_BATCHES = 2
 _LEAST_STEPS, _MOST_STEPS = 3, 10
 _SECONDS = 3.0
 
-#: A moment: of this process's clock, or of an accelerator's.
-Mark = float | torch.Event
-
 
 @dataclass(frozen=True)
 class Pace:
@@ -41,29 +39,6 @@ class Pace:
 
     seconds: float
     buckets: tuple[Filled, ...]
-
-
-class Clock:
-    """Marks moments at which `device` gets to what was asked of it, which an accelerator does later."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def mark(self) -> Mark:
-        """Now."""
-        if self._device.type == "cpu":
-            return time.perf_counter()
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, start: Mark, end: Mark) -> float:
-        """From `start` to `end`; waits for the latter."""
-        if isinstance(start, torch.Event) and isinstance(end, torch.Event):
-            end.synchronize()
-            return float(start.elapsed_time(end)) / 1000
-        assert isinstance(start, float) and isinstance(end, float)
-        return end - start
 
 
 class Pacing:

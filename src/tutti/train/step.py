@@ -8,6 +8,7 @@ summed over all ranks, and is applied together with clipping in one pass over th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,12 +16,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tutti.core.types import Batch
+from tutti.core.types import Batch, module_device
 from tutti.parallel import Split
 from tutti.sync import Policy, Totals
 from tutti.sync.policy import StepMade, local_part
+from tutti.train.clock import Clock, Mark
 from tutti.train.precision import LossScale
 from tutti.train.remembering import Hold
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of a gradient. `forward`, `backward`: of this rank; None: a pipeline goes both ways at once. `alone`: until
+    this rank had done its share; `exchange`: from then until the shares of all had arrived."""
+
+    forward: float | None = None
+    backward: float | None = None
+    alone: float = 0.0
+    exchange: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Gradient:
     totals: Totals
     usable: bool
     made: StepMade | None = None
+    spent: Spent = Spent()
 
 
 class Accumulator:
@@ -63,6 +77,7 @@ class Accumulator:
         self._scale = loss_scale
         self._seed = seed
         self._hold = hold
+        self._clock = Clock(module_device(objective))
         self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or any(
             _has_dropout(module) for module in objective.modules()
         )
@@ -92,41 +107,54 @@ class Accumulator:
         `tokens`: what this rank computes; `key`: first position of this rank in the global order, from which
         random numbers (dropout) follow; `stop`: this rank was asked to stop.
         """
+        began = time.perf_counter()
         self._policy.zero_gradients(self._objective)
-        loss, targets = self._accumulate(micro_batches, self._nominal / self._scale.value, key)
+        loss, targets, ways = self._accumulate(micro_batches, self._nominal / self._scale.value, key)
+        accumulated = time.perf_counter()
         if not self._split.world.counts:
             loss, targets, tokens = 0.0, 0, 0
         totals = self._policy.before_step(Totals(loss, targets, tokens, stop))
         self._split.complete_gradients()
+        spent = Spent(*ways, accumulated - began, time.perf_counter() - accumulated)
         if self._policy.owns_step:
             made = self._policy.push(totals)
-            return Gradient(totals.loss / max(totals.targets, 1), made.norm, totals, usable=True, made=made)
-        return self._finish(totals)
+            mean = totals.loss / max(totals.targets, 1)
+            return Gradient(mean, made.norm, totals, usable=True, made=made, spent=spent)
+        return self._finish(totals, spent)
 
-    def _accumulate(self, micro_batches: Sequence[Batch], divisor: float, key: int) -> tuple[float, int]:
-        """Forward and backward; returns the loss and how many targets it sums up."""
+    def _accumulate(
+        self, micro_batches: Sequence[Batch], divisor: float, key: int
+    ) -> tuple[float, int, tuple[float | None, float | None]]:
+        """Forward and backward; returns the loss, how many targets it sums up, and the seconds of both ways."""
         if not micro_batches:  # a replica that only listens
-            return 0.0, 0
+            return 0.0, 0, (0.0, 0.0)
         if self._split.pipeline is not None:
             self._seed_dice(key, 0)
-            return self._split.pipeline.train(
+            loss, targets = self._split.pipeline.train(
                 micro_batches, divisor, self._context, lambda last: self._policy.micro_batch(last=last)
             )
+            return loss, targets, (None, None)
         losses: list[Tensor] = []
+        marks: list[tuple[Mark, Mark, Mark]] = []
         targets = 0
         for number, batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             self._seed_dice(key, number)
             self._split.before_micro_batch(last=last)
             with self._policy.micro_batch(last=last):
+                began = self._clock.mark()
                 with self._context:
                     total, counted = self._module(batch)
                 penalised = self._with_penalty(total, counted)
+                turned = self._clock.mark()
                 (penalised / divisor).backward()  # type: ignore[no-untyped-call]
+                marks.append((began, turned, self._clock.mark()))
             losses.append(total.detach().double())
             targets += int(counted)
         loss = float(torch.stack(losses).sum())  # one wait for the device a step
-        return loss - self._objective.added(), targets
+        forward = sum(self._clock.seconds(began, turned) for began, turned, _ in marks)
+        backward = sum(self._clock.seconds(turned, ended) for _, turned, ended in marks)
+        return loss - self._objective.added(), targets, (forward, backward)
 
     def _with_penalty(self, total: Tensor, counted: Tensor) -> Tensor:
         """Every target carries the penalty once, so that divided by all of them it is there once, whoever has which."""
@@ -137,7 +165,7 @@ class Accumulator:
         if self._draws:
             torch.manual_seed(hash((self._seed, key, number)) & 0x7FFFFFFF)
 
-    def _finish(self, totals: Totals) -> Gradient:
+    def _finish(self, totals: Totals, spent: Spent) -> Gradient:
         # FSDP averages over its ranks; the contract is a sum.
         over = self._split.world.layout.data
         factor = self._nominal * over / (max(totals.targets, 1) * self._scale.value)
@@ -151,7 +179,7 @@ class Accumulator:
                 factor *= self._clip / (norm + 1e-6)
             if factor != 1.0 and gradients:
                 torch._foreach_mul_(gradients, factor)
-        return Gradient(totals.loss / max(totals.targets, 1), norm, totals, usable)
+        return Gradient(totals.loss / max(totals.targets, 1), norm, totals, usable, spent=spent)
 
 
 def _has_dropout(module: nn.Module) -> bool:
