@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tutti.serve.engine import End, Engine, Piece, Request, SlotModel
-from tutti.serve.guard.slow import protocol_with
 from tutti.serve.service import Service
+from tutti.web.slow import protocol_with
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         combine,
         compare_runs,
         compress,
+        dashboard,
         doctor,
         evaluate,
         explain,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
         serve,
         show_run,
         train,
+        try_alerts,
         tune,
+        watch_alerts,
     )
     from tutti.config import Config, load_config
     from tutti.core.errors import TuttiError
@@ -50,6 +53,7 @@ _WHERE = {
     "combine": "tutti.api",
     "compare_runs": "tutti.api",
     "compress": "tutti.api",
+    "dashboard": "tutti.observe.dashboard.show",
     "doctor": "tutti.api",
     "evaluate": "tutti.api",
     "explain": "tutti.api",
@@ -65,7 +69,9 @@ _WHERE = {
     "serve": "tutti.api",
     "show_run": "tutti.api",
     "train": "tutti.api",
+    "try_alerts": "tutti.alerting",
     "tune": "tutti.api",
+    "watch_alerts": "tutti.alerting",
 }
 
 __all__ = [
@@ -77,6 +83,7 @@ __all__ = [
     "combine",
     "compare_runs",
     "compress",
+    "dashboard",
     "doctor",
     "evaluate",
     "explain",
@@ -92,7 +99,9 @@ __all__ = [
     "serve",
     "show_run",
     "train",
+    "try_alerts",
     "tune",
+    "watch_alerts",
 ]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tutti import hardware, models
+from tutti.alerting import try_alerts, watch_alerts
 from tutti.compress import combine as make_one
 from tutti.compress import compress as make_smaller
 from tutti.config import Config, count_groups, group_configs, load_config, load_service
@@ -25,9 +26,10 @@ from tutti.disturb.trouble import Trouble
 from tutti.finished import evaluate, explain, export, generate, predict
 from tutti.labelling import label
 from tutti.observe import compare_runs, list_runs, show_run
+from tutti.observe.dashboard.show import dashboard
 from tutti.observe.resilience import write_resilience_report
 from tutti.search import tune as find_settings
-from tutti.serve import Door, EngineChoice, Weights
+from tutti.serve import EngineChoice, Weights
 from tutti.serve import Settings as ServeSettings
 from tutti.serve import serve as serve_model
 from tutti.starting import check_run, prepare, printer, start_run
@@ -42,6 +44,7 @@ from tutti.supervise import (
     run_in_started_world,
     split_address,
 )
+from tutti.web.door import Door
 
 __all__ = [
     "chaos",
@@ -49,6 +52,7 @@ __all__ = [
     "combine",
     "compare_runs",
     "compress",
+    "dashboard",
     "doctor",
     "evaluate",
     "explain",
@@ -62,7 +66,9 @@ __all__ = [
     "serve",
     "show_run",
     "train",
+    "try_alerts",
     "tune",
+    "watch_alerts",
 ]
 
 

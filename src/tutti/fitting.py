@@ -22,6 +22,7 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
 from tutti.data import TensorSource
 from tutti.data.tensors import Pairs
+from tutti.observe.alerts import receivers_of
 from tutti.parallel import anything_else, check_layout, pick_device
 from tutti.parallel.thrift import check_offload
 from tutti.resolve import Facts, resolve
@@ -77,6 +78,7 @@ def fit(
     config = _config(model, name, steps, batch, workers, settings)
     run = RunDirectory.of(config.runs, config.name)
     run.require() if resume else run.refuse_existing()
+    receivers_of(config.alerts.model_dump())
     facts = Facts(
         parameters=sum(p.numel() for p in model.parameters()),
         tokens_per_sample=1,

@@ -19,6 +19,7 @@ from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples, prepare_examples
 from tutti.hardware import usable_cores
 from tutti.models.tuning import has_prompt, is_plain, tune
+from tutti.observe.alerts import receivers_of
 from tutti.parallel import check_layout, limits_of, limits_with_head, pick_device, sharded_only
 from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import check_offload, choose_thrift, possible_offloads, ways
@@ -70,7 +71,8 @@ def with_tokenizer(config: Config) -> Config:
 
 
 def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
-    """`config` as run `run` goes by it. Raises RunError or CheckpointError where it may not start, or go on so."""
+    """`config` as run `run` goes by it. Raises a TuttiError where it may not start, or go on so."""
+    receivers_of(config.alerts.model_dump())  # whose addresses may stand in the environment
     if not resume:
         run.refuse_existing()
         return config

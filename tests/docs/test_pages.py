@@ -100,10 +100,12 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "compress",
         "tune",
         "serve",
+        "dashboard",
     )
     runs = ("runs list", "runs show", "runs compare")
     keys = ("keys add", "keys list", "keys rotate", "keys revoke")
-    assert all(f"## `tutti {verb}`" in page for verb in (*verbs, *runs, *keys))
+    alerts = ("alerts test", "alerts watch")
+    assert all(f"## `tutti {verb}`" in page for verb in (*verbs, *runs, *keys, *alerts))
     assert "--resume" in page
 
 

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import typer
 
 from tutti.cli import (
+    alerts,
     chaos,
     combine,
     compress,
+    dashboard,
     doctor,
     evaluate,
     explain,
@@ -59,6 +61,7 @@ for verb in (
     evaluate.evaluate,
     generate.generate,
     serve.serve,
+    dashboard.dashboard,
     predict.predict,
     explain.explain,
     label.label,
@@ -69,6 +72,7 @@ for verb in (
     app.command()(verb)
 app.add_typer(runs.app, name="runs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(alerts.app, name="alerts")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

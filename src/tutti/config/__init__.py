@@ -1,6 +1,7 @@
 """One strict schema; loading with every problem reported at once."""
 
 from tutti.config.agreement import CooperateConfig, SyncConfig
+from tutti.config.alerts import AlertsConfig, ServiceAlertsConfig
 from tutti.config.data import DataConfig
 from tutti.config.dump import dump_changes, dump_config
 from tutti.config.groups import count_groups, group_configs
@@ -24,6 +25,7 @@ from tutti.config.service import ServiceConfig
 from tutti.config.training import CheckpointConfig, EvaluateConfig, TrainConfig, WatchConfig
 
 __all__ = [
+    "AlertsConfig",
     "CheckpointConfig",
     "Choice",
     "Config",
@@ -37,6 +39,7 @@ __all__ = [
     "Plain",
     "Problem",
     "Range",
+    "ServiceAlertsConfig",
     "ServiceConfig",
     "SyncConfig",
     "TrainConfig",

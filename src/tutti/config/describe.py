@@ -23,6 +23,7 @@ from tutti.config.schema import Config
 PATTERNS = {
     r"^\d+(\.\d+)?[KMB]$": "a size such as 800K, 15M or 1B",
     r"^\d+(\.\d+)?(MB|GB)$": "an amount of memory such as 500MB or 2GB",
+    r"^\$[A-Za-z_][A-Za-z0-9_]*$": "a variable of the environment such as $SMTP_PASSWORD",
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "a name of at most 100 letters, digits, dots, dashes and "
     "underscores, that begins with a letter or digit",
 }

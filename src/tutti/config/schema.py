@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from tutti.config.agreement import CooperateConfig, SyncConfig, sync_section
+from tutti.config.alerts import AlertsConfig
 from tutti.config.combinations import check_combinations
 from tutti.config.data import DataConfig
 from tutti.config.fields import Auto, Positive, Section
@@ -113,6 +114,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig)
 
     @model_validator(mode="after")
     def _go_together(self) -> Config:

@@ -15,7 +15,7 @@ _ONE_MODEL = "a search is of one model that is trained by itself"
 _FIXED = {
     **dict.fromkeys(("name", "runs", "search"), "it does not change what a run learns"),
     **dict.fromkeys(("data", "task", "evaluate", "remember.source"), _MEASURES),
-    **dict.fromkeys(("replicas", "each", "layout", "memory", "checkpoint", "watch"), _SPEED),
+    **dict.fromkeys(("replicas", "each", "layout", "memory", "checkpoint", "watch", "alerts"), _SPEED),
     **dict.fromkeys(("train.micro_batch", "train.compile"), _SPEED),
     **dict.fromkeys(
         (f"sync.{key}" for key in ("implementation", "topology", "bucket_mb", "membership", "min_replicas")),

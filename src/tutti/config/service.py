@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from tutti.config.alerts import ServiceAlertsConfig
 from tutti.config.fields import NonNegative, Positive, Section
 
 
@@ -111,3 +112,4 @@ class ServiceConfig(Section):
     redact: RedactConfig = Field(default_factory=RedactConfig)
     filter: FilterConfig = Field(default_factory=FilterConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
+    alerts: ServiceAlertsConfig = Field(default_factory=ServiceAlertsConfig)

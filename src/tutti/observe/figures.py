@@ -66,7 +66,7 @@ def compute_figures(run: Path, history: History) -> dict[str, Any]:
         "transport": start.get("transport"),
         "precision": start.get("precision"),
         "parameters": start.get("parameters"),
-        "bytes_sent": sum(sent for _, _, sent in sent_over_time(history)),
+        "bytes_sent": sum(sent for _, sent in sent_by_step(history)),
         "restarts": history.restarts,
         "steps_repeated": history.lost_steps,
         "stalls": len(history.of("stalled")),
@@ -119,16 +119,20 @@ def _mfu(history: History) -> tuple[float | None, str]:
     return per_token * sum(s.tokens for s in measured) / possible, basis
 
 
-def sent_over_time(history: History) -> Iterator[tuple[float, int, int]]:
-    """(time, rank, bytes that it has sent since it last said), ordered by time. A rank's counter is cumulative, and
-    begins at zero again in a new process."""
-    before: dict[int, tuple[int, int]] = {}
-    starts = {replica: history.process_starts(replica) for _, _, replica, _ in history.counters}
-    for time_written, rank, replica, value in history.counters:
+def sent_by_step(
+    history: History, first: int = 0, before: dict[int, tuple[int, int]] | None = None
+) -> Iterator[tuple[int, int]]:
+    """(step, bytes that a rank has sent since it last said), ordered by time. A rank's counter is cumulative, and
+    begins at zero again in a new process. `first`: of the history's counters; `before`: what to know of those before
+    it."""
+    before = {} if before is None else before
+    counters = history.counters[first:]
+    starts = {replica: history.process_starts(replica) for replica in {counter[2] for counter in counters}}
+    for time_written, rank, replica, value, step in counters:
         attempt = sum(begin <= time_written for begin in starts[replica])
         last_attempt, last = before.get(rank, (attempt, 0))
         fresh = value < last or attempt != last_attempt
-        yield time_written, rank, value if fresh else value - last
+        yield step, value if fresh else value - last
         before[rank] = (attempt, value)
 
 

@@ -159,22 +159,29 @@ def happenings(history: History) -> list[str]:
             f"- {words.plural(history.lost_steps, 'step')} had to be done again after a restart "
             f"({words.seconds(history.lost_seconds)})"
         )
-    told = sorted((event for kind in _TOLD for event in history.of(kind)), key=when)
+    for told in told_of(history):
+        lines.append(f"- {words.date(told['time'])} · {told['said']}")
+        if told["more"]:
+            lines.append(f"  - {told['more']}")
+    return lines
+
+
+def told_of(history: History) -> list[dict[str, Any]]:
+    """What happened, oldest first: `time`, `kind`, what is `said` of it, and `more` ("" where there is none)."""
+    told: list[dict[str, Any]] = []
     members: object = None
-    before = ""
-    for event in told:
+    for event in sorted((event for kind in _TOLD for event in history.of(kind)), key=when):
         if event["kind"] == "membership":  # written at every meeting; only a change is news
             if event.get("replicas") == members:
                 continue
             members = event.get("replicas")
         said = sentence(event)
-        if said is None or said == before:  # every rank may say it
+        if said is None or (told and said == told[-1]["said"]):  # every rank may say it
             continue
-        before = said
-        lines.append(f"- {words.date(when(event))} · {said}")
-        if event["kind"] == "error" and event.get("hint"):
-            lines.append(f"  - {event['hint']}")
-        stack = event.get("stack")
-        if event["kind"] == "stalled" and isinstance(stack, list) and stack:
-            lines.append(f"  - it was at `{stack[-1]}`")
-    return lines
+        stack, more = event.get("stack"), ""
+        if event["kind"] == "error":
+            more = str(event.get("hint") or "")
+        elif event["kind"] == "stalled" and isinstance(stack, list) and stack:
+            more = f"it was at `{stack[-1]}`"
+        told.append({"time": when(event), "kind": event["kind"], "said": said, "more": more})
+    return told

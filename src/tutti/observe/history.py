@@ -65,8 +65,8 @@ class History:
     #: Between two commands of the user nobody was training; that time isn't the run's.
     idle_seconds: float = 0.0
     restarts: int = 0
-    #: (time, rank, its replica, bytes sent so far by that process), ordered by time.
-    counters: list[tuple[float, int, int, int]] = field(default_factory=list)
+    #: (time, rank, its replica, bytes sent so far by that process, step), ordered by time.
+    counters: list[tuple[float, int, int, int, int]] = field(default_factory=list)
     #: By step and rank: seconds until this rank had done its share, and waited for others.
     alone: dict[int, dict[int, float]] = field(default_factory=dict)
 
@@ -92,7 +92,9 @@ class History:
 
 def read_history(run: Path) -> History:
     """Read all events of the run at `run` and sort them out."""
-    return sort_events(slim(event) for event in read_events(run) if isinstance(event, dict) and "kind" in event)
+    return sort_events(
+        slim(event) for event in read_events(run) if isinstance(event, dict) and "kind" in event
+    )
 
 
 def slim(event: Event) -> Event:
@@ -116,7 +118,7 @@ def sort_events(events: Iterable[Event]) -> History:
                 ranks[int(event.get("rank") or 0)] = alone
             if (sent := number(event.get("bytes_sent"))) is not None:
                 rank, replica = int(event.get("rank") or 0), int(event.get("replica") or 0)
-                history.counters.append((when(event), rank, replica, int(sent)))
+                history.counters.append((when(event), rank, replica, int(sent), int(event.get("step") or 0)))
         elif kind == "validation":
             validations.append(event)
         elif kind == "run_started":
@@ -126,8 +128,8 @@ def sort_events(events: Iterable[Event]) -> History:
     times.sort()
     history.counters.sort()
     history.starts.sort(key=when)
-    for events in history.other.values():
-        events.sort(key=when)
+    for told in history.other.values():
+        told.sort(key=when)
     if times:
         history.first_time, history.last_time = times[0], times[-1]
     _find_continuations(history, times)
@@ -224,20 +226,27 @@ def _sort_steps(history: History, events: list[Event]) -> None:
             void.append(ranks[key])  # the last write wins
             ranks[key] = event
         else:  # a fast replica makes several local steps while the run makes one
-            ranks[key] = _one_after_the_other(ranks[key], event)
+            ranks[key] = one_after_the_other(ranks[key], event)
     history.steps = [
-        _merge(step, list(ranks.values()), history) for step, ranks in sorted(kept.items()) if ranks
+        merge_step(step, list(ranks.values()), history) for step, ranks in sorted(kept.items()) if ranks
     ]
     replicas = max((len({rank for rank, _ in ranks}) for ranks in kept.values()), default=1)
     history.lost_steps = len({event.get("step") for event in void})
     history.lost_seconds = sum(number(event.get("seconds")) or 0.0 for event in void) / max(1, replicas)
 
 
-def _one_after_the_other(first: Event, second: Event) -> Event:
+def one_after_the_other(first: Event, second: Event) -> Event:
     """Two local steps of one rank as one."""
     joined = dict(second)
-    for key in ("tokens", "seconds", "wait_data_seconds", "sync_seconds"):
-        joined[key] = (number(first.get(key)) or 0.0) + (number(second.get(key)) or 0.0)
+    for key in (
+        "tokens",
+        "seconds",
+        "wait_data_seconds",
+        "sync_seconds",
+        *(f"{part}_seconds" for part in _PARTS),
+    ):
+        if key in first or key in second:
+            joined[key] = (number(first.get(key)) or 0.0) + (number(second.get(key)) or 0.0)
     tokens = [number(event.get("tokens")) or 1.0 for event in (first, second)]
     losses = [number(event.get("loss")) or 0.0 for event in (first, second)]
     joined["loss"] = sum(t * x for t, x in zip(tokens, losses, strict=True)) / sum(tokens)
@@ -264,7 +273,9 @@ def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
     return sorted([*speakers.values(), *for_themselves], key=when)
 
 
-def _merge(step: int, events: list[Event], history: History) -> Step:
+def merge_step(step: int, events: list[Event], history: History) -> Step:
+    """What replicas say of one step, as one."""
+
     def total(key: str) -> float:
         return sum(number(event.get(key)) or 0.0 for event in events)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +91,28 @@ def _result(figures: dict[str, Any]) -> str:
     return markdown_table(("", ""), rows, "ll")
 
 
-def _samples(events: list[Event]) -> str:
-    """The last continuation of every prompt, at most eight."""
+def last_samples(events: list[Event]) -> list[dict[str, Any]]:
+    """`step` and `text`, prompt included, of the last continuation of every prompt, at most eight."""
     last: dict[str, Event] = {str(event.get("prompt")): event for event in events}
-    blocks = []
+    found = []
     for prompt, event in list(last.items())[-8:]:
         text = str(event.get("text", ""))
         whole = text if text.startswith(prompt) else prompt + text
-        ticks = max((len(run) for run in re.findall(r"`+", whole)), default=0)
-        fence = "`" * max(3, ticks + 1)  # the model may have learnt to write Markdown
         shown = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in whole)
-        blocks.append(f"{fence}text\n{shown.rstrip()}\n{fence}")
+        found.append({"step": int(event.get("step") or 0), "text": shown.rstrip()})
+    return found
+
+
+def _samples(events: list[Event]) -> str:
+    samples = last_samples(events)
+    blocks = []
+    for sample in samples:
+        ticks = max((len(run) for run in re.findall(r"`+", sample["text"])), default=0)
+        fence = "`" * max(3, ticks + 1)  # the model may have learnt to write Markdown
+        blocks.append(f"{fence}text\n{sample['text']}\n{fence}")
     if not blocks:
         return ""
-    steps = {event.get("step") for event in last.values()}
-    said = f"after step {max(int(s or 0) for s in steps):,}"
+    said = f"after step {max(sample['step'] for sample in samples):,}"
     return f"What the model writes {said}, prompt included:\n\n" + "\n\n".join(blocks)
 
 
@@ -161,12 +168,17 @@ def _go_on(run: Path, figures: dict[str, Any]) -> str:
             f"The model is your own: in your program, `tutti.fit(…, name={run.name!r}, resume=True)` goes on from the "
             "last checkpoint."
         )
-    place = Path(str(config.get("runs", run.parent.name))) / run.name
-    commands = Commands("tutti", f"tutti train {shlex.quote(str(place / 'config.yaml'))}")
-    moves = next_moves(place, figures, first_prompt(config), commands)
+    moves = moves_of(run, figures, config)
     width = max(len(command) for command, _ in moves)
     lines = "\n".join(f"{command:<{width}}   # {purpose}" for command, purpose in moves)
     return f"In the directory where the run was started:\n\n```sh\n{lines}\n```"
+
+
+def moves_of(run: Path, figures: Mapping[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Commands, each with its purpose, as they can be typed in the directory where the run was started."""
+    place = Path(str(config.get("runs", run.parent.name))) / run.name
+    commands = Commands("tutti", f"tutti train {shlex.quote(str(place / 'config.yaml'))}")
+    return next_moves(place, figures, first_prompt(config), commands)
 
 
 def first_prompt(config: dict[str, Any]) -> str | None:

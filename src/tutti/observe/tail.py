@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ class Tail:
     def __init__(self, run: Path) -> None:
         self._directory = run / "events"
         self._offsets: dict[Path, int] = {}
+        self._files: dict[Path, int] = {}
 
     def poll(self) -> list[Event]:
         """New events; cheap when nothing is new (one `stat` per rank)."""
@@ -24,12 +26,24 @@ class Tail:
         # Stable: events of one rank keep their order even if its clock was set back within a tick.
         return sorted(events, key=when)
 
+    def replaced(self) -> bool:
+        """Whether a file that was read is another one now: the run was deleted, and begun again."""
+        for path, number_of_file in self._files.items():
+            try:
+                now = path.stat()
+            except OSError:
+                return True
+            if now.st_ino != number_of_file or now.st_size < self._offsets.get(path, 0):
+                return True
+        return False
+
     def _read(self, path: Path) -> list[Event]:
         offset = self._offsets.get(path, 0)
         try:
             if path.stat().st_size <= offset:
                 return []
             with path.open("rb") as file:
+                self._files.setdefault(path, os.fstat(file.fileno()).st_ino)
                 file.seek(offset)
                 fresh = file.read()
         except OSError:

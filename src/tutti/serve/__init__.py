@@ -2,6 +2,7 @@
 
 from tutti.serve.load import Weights
 from tutti.serve.make import EngineChoice, Settings
-from tutti.serve.run import Door, serve
+from tutti.serve.run import serve
+from tutti.web.door import Door
 
 __all__ = ["Door", "EngineChoice", "Settings", "Weights", "serve"]

@@ -10,19 +10,28 @@ from typing import Any
 
 from rich.console import Console
 
-from tutti.config import Config
+from tutti.config import AlertsConfig, Config
 from tutti.core.events import EventWriter
 from tutti.core.rundir import RunDirectory
 from tutti.observe import TensorBoardTracker, Watchdog, follow
+from tutti.observe.alerts import RunRules, Sender, Watch, WatchedRun, receivers_of
 
 
 class Show:
-    """Console and TensorBoard while a run goes on; both only read its events.
+    """Console, TensorBoard and alerts while a run goes on; all of them only read its events.
 
-    `label`: what every line begins with, where several runs share the terminal.
+    `label`: what every line begins with, where several runs share the terminal. `alerts`: of the run's configuration;
+    None: somebody else sees to them.
     """
 
-    def __init__(self, run: RunDirectory, console: bool, since: float, label: str = "") -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        console: bool,
+        since: float,
+        label: str = "",
+        alerts: AlertsConfig | None = None,
+    ) -> None:
         self._stop = threading.Event()
         self._tracker = TensorBoardTracker(
             run.path, lambda message: print(message, file=sys.stderr), since=since
@@ -39,9 +48,12 @@ class Show:
             name="console",
         )
         self._console = console
+        self._watch = None if alerts is None or not alerts.has_receivers else _alerts(run, alerts)
 
     def __enter__(self) -> Show:
         self._tracker.start()
+        if self._watch is not None:
+            self._watch.start()
         if self._console:
             self._thread.start()
         return self
@@ -55,6 +67,19 @@ class Show:
         if self._console:
             self._thread.join(timeout=10)
         self._tracker.stop()
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+
+def _alerts(run: RunDirectory, alerts: AlertsConfig) -> Watch:
+    section = alerts.model_dump()
+
+    def warn(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    watched = WatchedRun(run.path, RunRules.of(section), alerts.repeat_minutes * 60.0)
+    return Watch([watched], Sender(receivers_of(section), warn), warn)
 
 
 class _Labelled(io.StringIO):

@@ -89,7 +89,7 @@ class Supervision:
         began = time.time()
         former = run.config.read_text(encoding="utf-8") if self.resume else None
         events = self._begin()
-        with Show(run, self.console, began, self.label):
+        with Show(run, self.console, began, self.label, self.resolved.config.alerts):
             try:
                 outcome = self._launch(events, began)
             except TuttiError:

@@ -89,7 +89,7 @@ def run_in_started_world(
         return {}
     with (
         held(run.path, "training there"),
-        Show(run, console, began) as show,
+        Show(run, console, began, alerts=resolved.config.alerts) as show,
         _watching(run, resolved.config),
     ):
 

@@ -27,8 +27,8 @@ from tutti.train.remembering import Hold
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of a gradient. `forward`, `backward`: of this rank; None: a pipeline goes both ways at once. `alone`: until
-    this rank had done its share; `exchange`: from then until the shares of all had arrived."""
+    """Seconds of a gradient. `forward`, `backward`: of this rank; None: a pipeline goes both ways at once. `alone`:
+    until this rank had done its share; `exchange`: from then until the shares of all had arrived."""
 
     forward: float | None = None
     backward: float | None = None

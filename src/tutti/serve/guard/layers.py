@@ -30,6 +30,8 @@ class Guard:
 
     def __init__(self, key: str, settings: ServiceConfig | None = None) -> None:
         self._settings = settings = settings or ServiceConfig()
+        #: Of the application that it is around.
+        self.metrics: Metrics | None = None
         self._ring: Ring = OneKey(key)
         if settings.keys is not None:
             self._ring = ring = Keyring(Path(settings.keys))
@@ -50,7 +52,7 @@ class Guard:
 
     def around(self, app: ASGIApp, vitals: Vitals | None = None) -> ASGIApp:
         """`app` behind all layers. `vitals`: of what computes, for the metrics."""
-        metrics = Metrics(vitals)
+        metrics = self.metrics = Metrics(vitals)
 
         def notice(exchange: Exchange) -> None:
             metrics.notice(exchange)

@@ -82,6 +82,10 @@ class Metrics:
             self._redactions.labels(kind).inc(count)
         self._withheld.inc(exchange.harm is not None)
 
+    def text(self) -> bytes:
+        """As a Prometheus server reads them."""
+        return generate_latest(self._registry)
+
     def beside(self, app: ASGIApp) -> ASGIApp:
         """`app`, with `/metrics` beside it."""
 
@@ -93,7 +97,7 @@ class Metrics:
             ):
                 await app(scope, receive, send)
                 return
-            page = Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+            page = Response(self.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
             await page(scope, receive, send)
 
         return answered

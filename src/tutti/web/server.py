@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from tutti.serve.guard.logs import redact_logs
-from tutti.serve.guard.slow import protocol_with
+from tutti.web.slow import protocol_with
 
 #: What was begun may take so long to be answered.
 _DRAIN_SECONDS = 60
 
 
 class _Server(uvicorn.Server):
+    on_end: Callable[[], None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.on_end is not None:
+            self.on_end()
+        super().handle_exit(sig, frame)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The first signal drains, the second ends at once. (uvicorn's own raises it again when all is done: then the
@@ -38,9 +45,13 @@ def run_server(
     certificate: Path | None,
     private_key: Path | None,
     read_seconds: float,
+    *,
+    on_end: Callable[[], None] | None = None,
+    with_logs: Callable[[logging.Logger], None] | None = None,
 ) -> None:
     """Answer at `listener` until SIGTERM or Ctrl-C. `certificate`, `private_key`: of TLS, if there is any.
-    `read_seconds`: for the headers of a request to arrive."""
+    `read_seconds`: for the headers of a request to arrive. `on_end`: what ends answers that would not end.
+    `with_logs`: what is done with what the server says of itself."""
     config = uvicorn.Config(
         app,
         http=protocol_with(read_seconds),
@@ -52,5 +63,8 @@ def run_server(
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
     )
-    redact_logs(logging.getLogger("uvicorn"))
-    _Server(config).run(sockets=[listener])
+    if with_logs is not None:
+        with_logs(logging.getLogger("uvicorn"))
+    server = _Server(config)
+    server.on_end = on_end
+    server.run(sockets=[listener])
