@@ -262,11 +262,16 @@ def test_more_than_may_wait_is_refused_at_once(model: Any) -> None:
             engine.submit(Asked([1] * CONTEXT, 5).request)
 
 
-def test_when_it_breaks_everybody_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_it_breaks_everybody_is_told_and_it_begins_again(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("the disk is on fire")
 
     with running(model, slots=1) as engine:
+        before = Asked(prompts(1)[0], 20)
+        engine.submit(before.request)
+        tokens, _ = before.wait()
         asked = [Asked(prompts(1)[0], 20) for _ in range(2)]
         monkeypatch.setattr(engine._model, "run", broken)
         for one in asked:
@@ -274,10 +279,17 @@ def test_when_it_breaks_everybody_is_told(model: Any, monkeypatch: pytest.Monkey
         for one in asked:
             end = one.wait()[1]
             assert (end.reason, end.problem) == ("error", "RuntimeError: the disk is on fire")
-        engine._thread.join(10)
-        assert engine.problem == "the engine has stopped"
+        assert engine.problem == "the engine has stopped, and begins again"
         with pytest.raises(Stopped):
             engine.submit(asked[0].request)
+        monkeypatch.undo()
+        until = time.monotonic() + 20
+        while engine.problem is not None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert engine.load == (0, 0)
+        again = Asked(prompts(1)[0], 20)
+        engine.submit(again.request)
+        assert again.wait()[0] == tokens
 
 
 def test_an_architecture_with_attention_of_its_own_is_refused() -> None:

@@ -47,8 +47,8 @@ class EncoderEngine(EngineThread[Job]):
 
     @property
     def problem(self) -> str | None:
-        if (found := super().problem) is not None:
-            return found
+        if self.stopped is not None:
+            return self.stopped
         return None if self._failure is None else f"the last pass failed: {self._failure}"
 
     @property

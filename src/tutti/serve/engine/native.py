@@ -131,8 +131,10 @@ class Engine(EngineThread[Request]):
         for slot in self._slots:
             if slot.text is not None:
                 self._end(slot.text, reason, problem)
+            slot.left = []  # what lies there may be half of a pass
         for request in [*self._waiting, *self._arrived(wait=False)]:
             self._refuse(request, reason, problem)
+        self._waiting.clear()
 
     @property
     def _busy(self) -> bool:
