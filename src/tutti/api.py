@@ -32,6 +32,8 @@ from tutti.search import tune as find_settings
 from tutti.serve import EngineChoice, Weights
 from tutti.serve import Settings as ServeSettings
 from tutti.serve import serve as serve_model
+from tutti.serve.release import Registry, listing
+from tutti.serve.release.deploying import deploy as release
 from tutti.starting import check_run, prepare, printer, start_run
 from tutti.supervise import (
     GroupsSupervision,
@@ -53,6 +55,7 @@ __all__ = [
     "compare_runs",
     "compress",
     "dashboard",
+    "deploy",
     "doctor",
     "evaluate",
     "explain",
@@ -63,6 +66,9 @@ __all__ = [
     "list_runs",
     "predict",
     "prepare",
+    "promote",
+    "releases",
+    "rollback",
     "serve",
     "show_run",
     "train",
@@ -355,9 +361,10 @@ def serve(
     page: bool | None = None,
     settings: Path | None = None,
     overrides: Sequence[str] = (),
+    processes: str | None = None,
 ) -> None:
-    """Answer programs with the model of a run, of `compress`, or of a Hugging Face directory, until told to stop by
-    SIGTERM or Ctrl-C; what was begun is answered first.
+    """Answer programs with the model of a run, of `compress`, or of a Hugging Face directory, or with what `deploy` has
+    released to a directory, until told to stop by SIGTERM or Ctrl-C; what was begun is answered first.
 
     `slots`: texts that are written at the same time; `context`: tokens of a prompt with its answer (None: what the
     model can see, up to 4096). `queue`: requests that may wait beside them (None: 64), or texts of a model that does
@@ -365,7 +372,7 @@ def serve(
     vectors, by which it is searched, too. `weights`, `engine`: see `tutti serve --help`. The key
     that clients need is that of the environment's TUTTI_API_KEY, or a new one, which is printed.
     `settings`: a file that says who else may ask, how much, and what is hidden or refused; `overrides`: of it, such as
-    `keys=keys.json`.
+    `keys=keys.json`. `processes`: so many compute behind a gateway, such as `2`, or `2:6` by load.
 
     Raises:
         TuttiError: there is no such model, it cannot be served so, or the address cannot be had.
@@ -375,7 +382,52 @@ def serve(
     what = ServeSettings(
         name, slots, context, queue, weights, engine, documents, embedder, guard.limits.texts
     )
-    serve_model(model, door, what, guard, printer(True))
+    serve_model(model, door, what, guard, printer(True), processes)
+
+
+def deploy(
+    model: Path, to: Path, *, canary: float | None = None, note: str = "", console: bool = True
+) -> dict[str, Any]:
+    """Make the model of a run, of `compress`, or of a Hugging Face directory the next version of the releases in `to`,
+    for everybody or, as a `canary`, for so many percent of all requests (0: who asks for it by header).
+
+    Raises:
+        TuttiError: there is no such model, it cannot be served, or the releases cannot be written.
+    """
+    version = release(model, to, canary, note, printer(console))
+    return version.model_dump(mode="json") | {"percent": canary, "next": listing(Registry(to))["next"]}
+
+
+def promote(to: Path, *, note: str = "") -> dict[str, Any]:
+    """Let the canary of the releases in `to` answer everybody.
+
+    Raises:
+        RunError: there is none.
+    """
+    registry = Registry(to)
+    return {"version": registry.promote(note), "next": listing(registry)["next"]}
+
+
+def rollback(directory: Path, version: int | None = None, *, note: str = "") -> dict[str, Any]:
+    """Take the canary away, or where there is none (or a `version` is named) serve the former one (or that one).
+
+    Raises:
+        RunError: there is nothing to go back to, or no such version.
+    """
+    registry = Registry(directory)
+    deed = registry.roll_back(version, why=note)
+    assert deed is not None
+    found = listing(registry)
+    return {"version": deed.version, "serving": found["serving"], "next": found["next"]}
+
+
+def releases(directory: Path) -> dict[str, Any]:
+    """Every version of the releases in `directory`, with its standing, and what was done.
+
+    Raises:
+        RunError: there are none, or they cannot be read.
+    """
+    return listing(Registry(directory))
 
 
 def doctor() -> hardware.Machine:

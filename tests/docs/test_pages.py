@@ -101,6 +101,9 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "tune",
         "serve",
         "dashboard",
+        "deploy",
+        "rollback",
+        "releases",
     )
     runs = ("runs list", "runs show", "runs compare")
     keys = ("keys add", "keys list", "keys rotate", "keys revoke")

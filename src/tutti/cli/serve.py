@@ -14,7 +14,8 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run, what `tutti compress` wrote, or a Hugging Face directory."
+            metavar="RUN",
+            help="A run, what `tutti compress` wrote, a Hugging Face directory, or what `tutti deploy` released to.",
         ),
     ],
     overrides: Annotated[
@@ -68,6 +69,14 @@ def serve(
             metavar="RUN", help="Search documents by vectors of this model, too, beside words (BM25)."
         ),
     ] = None,
+    processes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[:M]",
+            help="Compute in so many processes behind a gateway, which starts again those that die; N:M by load. "
+            "Releases are always served so (1).",
+        ),
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     insecure: Annotated[
@@ -103,4 +112,5 @@ def serve(
         page=page,
         settings=settings,
         overrides=overrides or (),
+        processes=processes,
     )

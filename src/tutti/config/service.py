@@ -101,6 +101,57 @@ class AuditConfig(Section):
     files: NonNegative = Field(default=10, description="Files that are set aside; the oldest one goes.")
 
 
+class ReleaseConfig(Section):
+    """When a service of releases (`tutti serve DIR`) goes back to the version before, by itself."""
+
+    least_requests: Positive = Field(
+        default=50, description="Of a new version, and of the one before, before they are compared."
+    )
+    error_margin: float = Field(
+        default=0.05, ge=0, le=1, description="So much larger a share of requests may fail than before."
+    )
+    latency_factor: float = Field(
+        default=1.5,
+        ge=1,
+        description="So many times as long the 95th and the 99th percentile may be as before.",
+    )
+    watch_seconds: Positive = Field(
+        default=600,
+        description="For so long a version that has begun to serve is compared with the one before; a canary always.",
+    )
+    probe: str | None = Field(
+        default=None,
+        description="A file of questions whose answers are known, which a new version is asked before anybody else "
+        "asks it; `null`: none.",
+    )
+    probe_margin: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="So much smaller a share of the probe's answers may be as expected.",
+    )
+
+
+class ScaleConfig(Section):
+    """When workers are added and sent away, between the bounds of `--processes N:M`."""
+
+    waiting: float = Field(
+        default=1.0, gt=0, description="More texts than so many wait for each worker: another one is started."
+    )
+    latency_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="The same where the 95th percentile of requests begins to be answered later; `null`: only by what "
+        "waits.",
+    )
+    up_seconds: Positive = Field(
+        default=5, description="For so long it has to be so before a worker is added."
+    )
+    down_seconds: Positive = Field(
+        default=120, description="For so long one worker fewer has to be enough before one is sent away."
+    )
+
+
 class ServiceConfig(Section):
     """What `tutti serve` goes by."""
 
@@ -113,3 +164,5 @@ class ServiceConfig(Section):
     filter: FilterConfig = Field(default_factory=FilterConfig)
     audit: AuditConfig = Field(default_factory=AuditConfig)
     alerts: ServiceAlertsConfig = Field(default_factory=ServiceAlertsConfig)
+    release: ReleaseConfig = Field(default_factory=ReleaseConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
 from tutti.config.service import FilterConfig, RedactConfig, ServiceConfig
@@ -50,9 +51,9 @@ class Guard:
             new_tokens=settings.limits.new_tokens,
         )
 
-    def around(self, app: ASGIApp, vitals: Vitals | None = None) -> ASGIApp:
-        """`app` behind all layers. `vitals`: of what computes, for the metrics."""
-        metrics = self.metrics = Metrics(vitals)
+    def around(self, app: ASGIApp, vitals: Vitals | None = None, more: Collector | None = None) -> ASGIApp:
+        """`app` behind all layers. `vitals`: of what computes, for the metrics; `more`: that are told beside."""
+        metrics = self.metrics = Metrics(vitals, more)
 
         def notice(exchange: Exchange) -> None:
             metrics.notice(exchange)

@@ -44,10 +44,12 @@ class _Now(Collector):
 
 
 class Metrics:
-    """Of one service."""
+    """Of one service. `more`: what is told beside."""
 
-    def __init__(self, vitals: Vitals | None) -> None:
+    def __init__(self, vitals: Vitals | None, more: Collector | None = None) -> None:
         self._registry = registry = CollectorRegistry()
+        if more is not None:
+            registry.register(more)
         if vitals is not None:
             registry.register(_Now(vitals))
         self._requests = Counter(

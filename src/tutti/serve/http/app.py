@@ -27,6 +27,13 @@ from tutti.serve.service import Service
 def make_app(service: Service | Asking, guard: Guard | str, answering: Answering | None = None) -> ASGIApp:
     """The application that answers for `service` to whoever `guard` lets in; a key alone will do for one. `answering`:
     questions, from documents."""
+    guard = Guard(guard) if isinstance(guard, str) else guard
+    vitals = Vitals(lambda: service.engine.load, lambda: service.problem)
+    return guard.around(make_open_app(service, answering), vitals)
+
+
+def make_open_app(service: Service | Asking, answering: Answering | None = None) -> ASGIApp:
+    """The same without a guard, for whoever has one before it."""
     posts = {} if isinstance(service, Service) else routes_of(service)
     if answering is not None:
         (path,) = ANSWERER.routes
@@ -59,8 +66,7 @@ def make_app(service: Service | Asking, guard: Guard | str, answering: Answering
     for path, posted in posts.items():
         _mount(app, path, posted)
     _refuse_the_others(app, service, routes)
-    guard = Guard(guard) if isinstance(guard, str) else guard
-    return guard.around(Direct(app, posts), Vitals(lambda: service.engine.load, lambda: service.problem))
+    return Direct(app, posts)
 
 
 def _mount(app: FastAPI, path: str, posted: Posted) -> None:

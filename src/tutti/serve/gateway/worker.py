@@ -1,0 +1,207 @@
+"""One worker as the gateway has it: started, listened to, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from tutti.serve.gateway.order import Order
+from tutti.serve.gateway.work import HOPELESS, VITALS
+from tutti.serve.guard.redact import Patterns, mask
+
+#: How often a worker is asked how it is.
+_EVERY_SECONDS = 0.5
+#: One that has not said for so long how it is gets no more requests while others do.
+_SILENT_SECONDS = 1.5
+#: And for so long: it is wedged, and replaced. The same for one that says that its engine does nothing.
+_WEDGED_SECONDS, _ILL_SECONDS = 10.0, 2.0
+#: To go when it was told to; then it is killed.
+_LEAVING_SECONDS = 10.0
+_KEPT_LINES = 30
+
+
+@dataclass(frozen=True)
+class Load:
+    """What computes and what waits, as the worker last said."""
+
+    served: int = 0
+    waiting: int = 0
+
+
+class Worker:
+    """`name`: in messages. `say`: what is told of it."""
+
+    def __init__(self, name: str, order: Order, threads: int, say: Callable[[str], None]) -> None:
+        self.name, self._order, self._threads, self._say = name, order, threads, say
+        self.in_flight = 0
+        self.load = Load()
+        self.ready_since: float | None = None  # by time.monotonic
+        self.leaving = False
+        #: How it ended; None: it has not.
+        self.ended: str | None = None
+        #: Whether it would end the same way again.
+        self.hopeless = False
+        self._doubted = False
+        self._heard = self._works = 0.0
+        self._problem: str | None = None
+        self._stopped: str | None = None
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._patterns = Patterns()
+        connector = aiohttp.UnixConnector(str(order.socket), limit=0, keepalive_timeout=30)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        self.session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
+        self._process: asyncio.subprocess.Process | None = None
+        self._life = asyncio.create_task(self._live())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self._serves and not self._doubted
+
+    @property
+    def _serves(self) -> bool:
+        return self.ready_since is not None and self.ended is None and not self.leaving
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it is ready, and said so a moment ago."""
+        return self.is_ready and self._problem is None and time.monotonic() - self._heard < _SILENT_SECONDS
+
+    @property
+    def illness(self) -> str | None:
+        """Why it has to be replaced; None: it has not."""
+        if not self._serves:
+            return None
+        now = time.monotonic()
+        if now - self._heard > _WEDGED_SECONDS:
+            return f"it has not answered for {_WEDGED_SECONDS:.0f} s"
+        return self._stopped if now - self._works > _ILL_SECONDS else None
+
+    def doubt(self) -> None:
+        """It did not answer a request: it gets no more until it says that it can."""
+        self._doubted = True
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While a request is with it, it is not ended."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    async def leave(self, patience_seconds: float) -> None:
+        """Take nothing new on, answer what is in flight, and end."""
+        self.leaving = True
+        if self.ready_since is None:
+            await self.kill()
+            return
+        until = time.monotonic() + patience_seconds
+        while self.in_flight and self.ended is None and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVING_SECONDS):
+                await asyncio.shield(self._life)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End it now; who waits for it sees the connection break."""
+        self.leaving = True
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        if self._process is None:
+            self._life.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._life
+        await self.session.close()
+
+    # Its life ------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        surroundings = os.environ | {"PYTHONUNBUFFERED": "1"}
+        surroundings.setdefault("OMP_NUM_THREADS", str(self._threads))
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tutti.serve.gateway.work",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=surroundings,
+            start_new_session=True,  # Ctrl-C is for the gateway
+        )
+        assert process.stdin is not None
+        process.stdin.write(self._order.line().encode())
+        listening = asyncio.create_task(self._listen(process))
+        asking = asyncio.create_task(self._ask())
+        try:
+            code = await process.wait()
+        finally:
+            asking.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await listening
+        listening.cancel()
+        self.hopeless = code == HOPELESS
+        self.ended = self._how_it_ended(code)
+        with suppress(OSError):
+            self._order.socket.unlink(missing_ok=True)
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while not process.stdout.at_eof():
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # too long to be of any use
+                continue
+            text = mask(line.decode("utf-8", "replace").rstrip(), self._patterns, Counter())
+            if text:
+                self._lines.append(text)
+                self._say(f"[{self.name}] {text}")
+
+    async def _ask(self) -> None:
+        while True:
+            with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+                async with asyncio.timeout(_WEDGED_SECONDS):
+                    self._note(await self.vitals())
+            await asyncio.sleep(_EVERY_SECONDS if self.ready_since is not None else 0.1)
+
+    async def vitals(self) -> dict[str, Any]:
+        """What it says of itself. Raises aiohttp.ClientError."""
+        async with self.session.get(f"http://worker{VITALS}") as answer:
+            found: dict[str, Any] = await answer.json()
+            return found
+
+    def _note(self, vitals: dict[str, Any]) -> None:
+        now = time.monotonic()
+        self._heard, self._problem, self._stopped = now, vitals["problem"], vitals["stopped"]
+        self.load = Load(vitals["served"], vitals["waiting"])
+        if self._stopped is None:
+            self._works, self._doubted = now, False
+            self.ready_since = self.ready_since or now
+
+    def _how_it_ended(self, code: int) -> str:
+        if self.hopeless:
+            said = [line for line in self._lines if line.startswith("error: ")]
+            told = list(self._lines)[self._lines.index(said[-1]) :] if said else list(self._lines)[-1:]
+            return " ".join(part.strip() for part in told).removeprefix("error: ")
+        if code < 0:
+            with suppress(ValueError):
+                return f"it was ended by {signal.Signals(-code).name}"
+        last = self._lines[-1] if self._lines else "it said nothing"
+        return f"it ended with exit code {code}: {last}"
