@@ -153,7 +153,7 @@ def report(
     ]
     lead = ratios(rates["tutti"], rates[fastest])
     page = (
-        f"# Text to tokens\n\n{machine_line(machine)}\n\n{size / 1e6:.1f} MB of text, {len(rounds)} rounds in turns; "
+        f"# Text to tokens\n\n{machine_line(machine)}\n\n{size / 1e6:.1f} MB of text, rounds: {len(rounds)}; "
         "MB for each second of processor time.\n\n"
         + table(["way", "MB per processor second", "÷ tokenizers alone", "processor seconds to start"], rows)
         + f"\n\n`tutti prepare` ÷ {fastest}, the faster of the others: {say_ratio(lead)}.\n"
