@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval bench-redaction bench-data
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval bench-redaction bench-data bench-swaps
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -159,6 +159,10 @@ bench-cooperate: .venv/installed
 bench-serve: .venv/llama .venv/examples
 	$(BIN)/python -m benchmarks.serve.classify
 	$(BIN)/python -m benchmarks.serve.generate
+
+# What a service loses while its versions come and go, and what its gateway costs: about 25 minutes.
+bench-swaps: .venv/examples
+	$(BIN)/python -m benchmarks.serve.swaps
 
 docs: .venv/dev
 	$(BIN)/mkdocs serve
