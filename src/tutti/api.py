@@ -18,6 +18,7 @@ from tutti.alerting import try_alerts, watch_alerts
 from tutti.compress import combine as make_one
 from tutti.compress import compress as make_smaller
 from tutti.config import Config, count_groups, group_configs, load_config, load_service
+from tutti.core.address import is_url
 from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
@@ -343,7 +344,7 @@ def tune(
 
 
 def serve(
-    model: Path,
+    model: Path | str,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -366,6 +367,7 @@ def serve(
     """Answer programs with the model of a run, of `compress`, or of a Hugging Face directory, or with what `deploy` has
     released to a directory, until told to stop by SIGTERM or Ctrl-C; what was begun is answered first.
 
+    `model`: a URL, too, of a service that speaks as OpenAI's does: it computes, and is guarded here.
     `slots`: texts that are written at the same time; `context`: tokens of a prompt with its answer (None: what the
     model can see, up to 4096). `queue`: requests that may wait beside them (None: 64), or texts of a model that does
     not write (None: 1024). `documents`: a folder from which questions are answered; `embedder`: a model that makes
@@ -382,7 +384,8 @@ def serve(
     what = ServeSettings(
         name, slots, context, queue, weights, engine, documents, embedder, guard.limits.texts
     )
-    serve_model(model, door, what, guard, printer(True), processes)
+    place = model if isinstance(model, str) and is_url(model) else Path(model)
+    serve_model(place, door, what, guard, printer(True), processes)
 
 
 def deploy(

@@ -26,7 +26,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 class Gateway:
     """`said`: every line of it."""
 
-    def __init__(self, place: Path, *words: str) -> None:
+    def __init__(self, place: Path | str, *words: str) -> None:
         surroundings = os.environ | {"TUTTI_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tutti", "serve", str(place), "--port", "0", *words],

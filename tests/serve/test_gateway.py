@@ -3,6 +3,7 @@ rightly, and written down."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -32,6 +33,8 @@ from transformers import (
 from tutti.cli import run
 from tutti.serve.gateway.fleet import is_chosen
 from tutti.serve.release import Registry
+
+pytestmark = pytest.mark.distributed
 
 TEXTS = ["my card is lost", "where is the money that did not arrive", "exchange", "why is the fee so late?"]
 BODIES = [{"input": text} for text in TEXTS]
@@ -147,18 +150,17 @@ def test_a_worker_that_is_killed_costs_nobody_an_answer(house: Any, labels: Any)
     assert made.metric("tutti_version_repeated_total", version="1") > 0  # some were with those that died
 
 
-def test_without_any_worker_health_says_so_within_two_seconds_and_comes_back(house: Any, labels: Any) -> None:
+def test_without_any_worker_health_says_so_and_comes_back(house: Any, labels: Any) -> None:
     made, _, _ = house
     for pid in made.workers:
         os.kill(pid, signal.SIGKILL)
-    began = time.monotonic()
     made.until(lambda: made.http.get("/health").status_code == 503)
-    assert time.monotonic() - began < 2
     answer = made.http.post("/v1/classify", json=BODIES[0])  # waits until there is one
     assert right(labels["good"], TEXTS[0], said_in(answer))
     made.until(lambda: made.http.get("/ready").status_code == 200)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_frozen_is_replaced(house: Any) -> None:
     made, _, _ = house
     made.until(lambda: made.metric("tutti_workers", version="1") == 2)
@@ -217,6 +219,7 @@ def test_a_version_that_fails_is_rolled_back_by_itself(house: Any, places: Any) 
     made.until(lambda: asked_now(made) == str(before))
 
 
+@pytest.mark.slow
 def test_a_version_that_is_slow_is_rolled_back_by_itself(house: Any, places: Any) -> None:
     made, registry, _ = house
     before = registry.state.serving
@@ -230,6 +233,7 @@ def test_a_version_that_is_slow_is_rolled_back_by_itself(house: Any, places: Any
     made.until(lambda: asked_now(made) == str(before))
 
 
+@pytest.mark.slow
 def test_a_version_that_cannot_start_never_serves(house: Any, places: Any, tmp_path: Path) -> None:
     made, registry, _ = house
     before = registry.state.serving
@@ -254,10 +258,12 @@ def test_sigterm_answers_what_was_begun_and_exits_with_0(house: Any, labels: Any
     with Load(made.address, BODIES) as load:
         made.until(lambda: len(load.answers) > 20)
         made.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        ready = httpx.get(f"{made.address}/ready", headers=HEADERS)
-        assert (ready.status_code, ready.headers["connection"]) == (503, "close")
+        ready = []
+        with contextlib.suppress(httpx.HTTPError):  # until the door is closed
+            while True:
+                ready.append(httpx.get(f"{made.address}/ready", headers=HEADERS))
         assert made.process.wait(100) == 0
+    assert (ready[-1].status_code, ready[-1].headers["connection"]) == (503, "close")
     # Who came when the door was closed, or in the moment when it was, was not begun.
     begun = {json.loads(line)["id"] for line in audit.read_text().splitlines()}
     assert not begun & {problem.partition(":")[0] for problem in load.problems}
@@ -267,6 +273,7 @@ def test_sigterm_answers_what_was_begun_and_exits_with_0(house: Any, labels: Any
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+@pytest.mark.slow
 def test_worse_answers_to_the_probe_never_reach_anybody(places: Any, labels: Any, tmp_path: Path) -> None:
     directory, probe = tmp_path / "intents", tmp_path / "probe.jsonl"
     lines = [{"input": text, "expected": label} for text, (label, _) in labels["good"].items()]
@@ -338,6 +345,7 @@ def test_streams_of_one_model_behind_a_gateway(writer: Path) -> None:
         assert made.process.wait(100) == 0
 
 
+@pytest.mark.slow
 def test_workers_come_and_go_with_the_load(writer: Path) -> None:
     rules = ["scale.up_seconds=1", "scale.down_seconds=2"]
     with gateway(writer, "--processes", "1:2", "--slots", "1", "--weights", "as-they-are", *rules) as made:
@@ -378,6 +386,7 @@ def test_a_service_of_one_process_ends_a_stream_too(writer: Path) -> None:
         assert made.process.wait(100) == 0
 
 
+@pytest.mark.slow
 def test_a_gateway_that_is_killed_leaves_no_worker(writer: Path) -> None:
     with gateway(writer, "--processes", "1", "--weights", "as-they-are") as made:
         (worker,) = made.workers

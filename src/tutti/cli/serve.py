@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tutti.cli.output import find_run
+from tutti.core.address import is_url
 
 
 def serve(
@@ -15,7 +16,8 @@ def serve(
         str,
         typer.Argument(
             metavar="RUN",
-            help="A run, what `tutti compress` wrote, a Hugging Face directory, or what `tutti deploy` released to.",
+            help="A run, what `tutti compress` wrote, a Hugging Face directory, what `tutti deploy` released to, or "
+            "the URL of a service elsewhere that speaks as OpenAI's does.",
         ),
     ],
     overrides: Annotated[
@@ -95,7 +97,7 @@ def serve(
     from tutti import api
 
     api.serve(
-        find_run(model),
+        model if is_url(model) else find_run(model),
         host=host,
         port=port,
         name=name,

@@ -43,11 +43,11 @@ class Settings:
     kind. `documents`: a folder from which questions are answered; `embedder`: a model by which it is searched, too.
     `most_texts`: that one request may ask a writer for (None: as many as there are slots)."""
 
-    name: str | None
-    slots: int
-    context: int | None
-    queue_length: int | None
-    weights: Weights
+    name: str | None = None
+    slots: int = 8
+    context: int | None = None
+    queue_length: int | None = None
+    weights: Weights = "auto"
     engine: EngineChoice = "auto"
     documents: Path | None = None
     embedder: Path | None = None

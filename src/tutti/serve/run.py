@@ -14,7 +14,7 @@ from tutti.web.door import Door
 
 
 def serve(
-    place: Path,
+    place: Path | str,
     door: Door,
     settings: Settings,
     rules: ServiceConfig,
@@ -22,14 +22,15 @@ def serve(
     processes: str | None = None,
 ) -> None:
     """Serve the model of `place`, or what is released there, until told to stop (SIGTERM, Ctrl-C), then answer what was
-    begun. `processes`: that compute behind a gateway, such as `2` or `2:6` (None: of a model none but this one).
+    begun; a text is the URL of a service elsewhere, which is guarded. `processes`: that compute behind a gateway, such
+    as `2` or `2:6` (None: of a model none but this one).
 
     Raises:
         TuttiError: there is no such model, it cannot be served, or the door cannot be opened.
     """
     try:
         from tutti.serve.alerts import check_receivers, told_of
-        from tutti.serve.gateway.run import serve_gateway
+        from tutti.serve.gateway.run import serve_elsewhere, serve_gateway
         from tutti.serve.gateway.scale import Bounds
         from tutti.serve.guard.layers import Guard
         from tutti.serve.guard.logs import redact_logs
@@ -41,6 +42,14 @@ def serve(
         raise ConfigError(
             f"`tutti serve` needs the package {error.name}", "install it: pip install 'tutti[serve]'"
         ) from error
+    if isinstance(place, str):
+        if processes is not None or settings != Settings(most_texts=settings.most_texts):
+            raise ConfigError(
+                f"{place} computes elsewhere: what a model is computed with cannot be chosen here",
+                "leave out --processes, --name and what belongs to the model and its engine",
+            )
+        serve_elsewhere(place, door, rules, say)
+        return
     if processes is not None or is_registry(place):
         serve_gateway(place, door, settings, rules, Bounds.read(processes or "1"), say)
         return

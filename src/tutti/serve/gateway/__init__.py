@@ -6,6 +6,8 @@ worker.py    one worker as the gateway has it: started, listened to, ended
 pool.py      the workers of one version: as many as wanted, replaced when they die
 fleet.py     all versions that are served now, and which of them a request is for
 forward.py   the application: a request to a worker, its answer back
+elsewhere.py the application where a service somewhere else computes
+relay.py     what both take to pass on an answer
 tally.py     how the requests of one version went
 verdict.py   whether a version is worse than the one before it
 probe.py     questions whose answers are known

@@ -7,34 +7,25 @@ twice does no harm, since nothing is kept. A stream that has begun is not begun 
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
 
 import aiohttp
 import yarl
-from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tutti.serve.gateway.fleet import HEADER, Fleet
 from tutti.serve.gateway.pool import Pool
+from tutti.serve.gateway.relay import inward, send_stream, send_whole, start_of, streams, unless_left
 from tutti.serve.gateway.worker import Worker
 from tutti.serve.guard.exchange import exchange_of
 from tutti.serve.guard.scopes import OPEN, route_of
-from tutti.serve.http.common import until_gone
 from tutti.serve.http.refusals import stopped
 from tutti.serve.refusal import Refusal
 
 #: Workers that are asked, at most: a request that kills who computes it must not kill all.
 _TRIES = 3
-#: What a worker is told of a request, and a client of an answer, beside what the gateway itself says.
-_INWARD = ("content-type", "accept")
-_OUTWARD = ("content-type", "cache-control", "x-accel-buffering", "retry-after")
-
-#: Of an event in a stream.
-_END = b"\n\n"
 
 
 class _Again(Exception):
@@ -56,17 +47,7 @@ class Forward:
         if route_of(scope["path"]) == "other":
             raise Refusal(404, "Not Found")
         body = (await receive()).get("body", b"")
-        answering = asyncio.ensure_future(self._answer(scope, body, send))
-        gone = asyncio.ensure_future(until_gone(Request(scope, receive)))
-        try:
-            await asyncio.wait({answering, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
-        finally:
-            gone.cancel()
-            if not answering.done():
-                answering.cancel()
-                await asyncio.wait({answering})  # the worker has been told before this request counts as over
+        await unless_left(self._answer(scope, body, send), scope, receive)
 
     def _health(self) -> JSONResponse:
         problem = self._fleet.problem
@@ -91,52 +72,25 @@ class Forward:
 
 async def _pass_on(scope: Scope, body: bytes, pool: Pool, worker: Worker, send: Send, *, last: bool) -> None:
     """Raises _Again."""
-    began, given = time.perf_counter(), Headers(scope=scope)
-    inward = {name: given[name] for name in _INWARD if name in given}
+    began = time.perf_counter()
     try:
         async with worker.session.request(
-            scope["method"], _url_of(scope), data=body or None, headers=inward, allow_redirects=False
+            scope["method"], _url_of(scope), data=body or None, headers=inward(scope), allow_redirects=False
         ) as answer:
-            start = _start(answer, pool.version)
-            streams = answer.content_type == "text/event-stream"
-            first = await (answer.content.readany() if streams else answer.read())
+            start = start_of(answer)
+            start["headers"].append((HEADER.encode(), str(pool.version).encode()))
+            first = await (answer.content.readany() if streams(answer) else answer.read())
             seconds = time.perf_counter() - began
             if answer.status == 503 and not last:
                 raise _Again
-            if streams:
-                broken = await _stream(answer, start, first, send)
+            if streams(answer):
+                broken = await send_stream(answer, start, first, send)
                 pool.tally.note(answer.status, seconds, broken=broken)
                 return
     except (aiohttp.ClientError, OSError) as error:
         raise _Again from error
     pool.tally.note(answer.status, seconds)
-    start["headers"].append((b"content-length", str(len(first)).encode()))
-    await send(start)
-    await send({"type": "http.response.body", "body": first, "more_body": False})
-
-
-async def _stream(answer: aiohttp.ClientResponse, start: Message, first: bytes, send: Send) -> bool:
-    """Pass on what comes, `first` first, whole events only; whether it broke off."""
-    await send(start)
-    held, broken = first, False
-    try:
-        while held or not answer.content.at_eof():
-            events, end, held = held.rpartition(_END)
-            if end:
-                await send({"type": "http.response.body", "body": events + end, "more_body": True})
-            if not (part := await answer.content.readany()):
-                break
-            held += part
-    except (aiohttp.ClientError, OSError):
-        held, broken = f"data: {json.dumps(stopped().body())}\n\n".encode(), True
-    await send({"type": "http.response.body", "body": held, "more_body": False})
-    return broken
-
-
-def _start(answer: aiohttp.ClientResponse, version: int) -> Message:
-    headers = [(name.encode(), answer.headers[name].encode()) for name in _OUTWARD if name in answer.headers]
-    headers.append((HEADER.encode(), str(version).encode()))
-    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+    await send_whole(start, first, send)
 
 
 def _url_of(scope: Scope) -> yarl.URL:

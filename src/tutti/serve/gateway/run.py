@@ -10,6 +10,7 @@ from tutti.config import ServiceConfig
 from tutti.core.errors import RunError
 from tutti.core.hold import held
 from tutti.serve.alerts import check_receivers, told_of
+from tutti.serve.gateway.elsewhere import Elsewhere
 from tutti.serve.gateway.follow import Follower
 from tutti.serve.gateway.forward import Forward
 from tutti.serve.gateway.gauges import Gauges
@@ -71,5 +72,37 @@ def serve_gateway(
                 door.private_key,
                 rules.limits.read_seconds,
                 beside=follower.living(greet),
+                with_logs=redact_logs,
+            )
+
+
+def serve_elsewhere(url: str, door: Door, rules: ServiceConfig, say: Callable[[str], None]) -> None:
+    """Guard the service at `url` until told to stop.
+
+    Raises:
+        TuttiError: nobody answers there, or the door cannot be opened.
+    """
+    with door.open() as listener:
+        welcome = Welcome.at(door, listener, rules)
+        guard = Guard(welcome.key, rules)
+        check_receivers(rules.alerts)
+        there = Elsewhere(url)
+
+        def greet(name: str) -> None:
+            say(f"what is asked here is computed at {there.url}")
+            for line in welcome.lines(
+                name, "/v1/chat/completions", '"messages": [{"role": "user", "content": "Hello"}]'
+            ):
+                say(line)
+
+        app = guard.around(there, Vitals(lambda: (there.in_flight, 0), lambda: there.problem))
+        with told_of(url, guard, rules.alerts, say):
+            run_server(
+                app,
+                listener,
+                door.certificate,
+                door.private_key,
+                rules.limits.read_seconds,
+                beside=there.living(greet),
                 with_logs=redact_logs,
             )

@@ -1,0 +1,78 @@
+"""What it takes to pass on an answer, whoever gives it: whole, or as it comes, and not for somebody who has left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+
+import aiohttp
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
+
+from tutti.serve.http.common import until_gone
+from tutti.serve.http.refusals import stopped
+
+#: What is told of a request, and a client of an answer, beside what the gateway itself says.
+_INWARD = ("content-type", "accept")
+_OUTWARD = ("content-type", "cache-control", "x-accel-buffering", "retry-after")
+#: Of an event in a stream.
+_END = b"\n\n"
+
+
+async def unless_left(answering: Coroutine[None, None, None], scope: Scope, receive: Receive) -> None:
+    """Do it, as long as the client waits for it."""
+    doing = asyncio.ensure_future(answering)
+    gone = asyncio.ensure_future(until_gone(Request(scope, receive)))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+    finally:
+        gone.cancel()
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait({doing})  # who computes has been told before this request counts as over
+
+
+def inward(scope: Scope) -> dict[str, str]:
+    """The headers of a request that are passed on."""
+    given = Headers(scope=scope)
+    return {name: given[name] for name in _INWARD if name in given}
+
+
+def start_of(answer: aiohttp.ClientResponse) -> Message:
+    """How the answer begins."""
+    headers = [(name.encode(), answer.headers[name].encode()) for name in _OUTWARD if name in answer.headers]
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+def streams(answer: aiohttp.ClientResponse) -> bool:
+    """Whether it comes event by event."""
+    return answer.content_type == "text/event-stream"
+
+
+async def send_whole(start: Message, body: bytes, send: Send) -> None:
+    """Pass on an answer that is there."""
+    start["headers"].append((b"content-length", str(len(body)).encode()))
+    await send(start)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_stream(answer: aiohttp.ClientResponse, start: Message, first: bytes, send: Send) -> bool:
+    """Pass on what comes, `first` first, whole events only; whether it broke off."""
+    await send(start)
+    held, broken = first, False
+    try:
+        while held or not answer.content.at_eof():
+            events, end, held = held.rpartition(_END)
+            if end:
+                await send({"type": "http.response.body", "body": events + end, "more_body": True})
+            if not (part := await answer.content.readany()):
+                break
+            held += part
+    except (aiohttp.ClientError, OSError):
+        held, broken = f"data: {json.dumps(stopped().body())}\n\n".encode(), True
+    await send({"type": "http.response.body", "body": held, "more_body": False})
+    return broken
