@@ -47,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place,
         replicas=1,
         data={"source": "text.txt", "sequence": 16, "cache": "cache", "tokenizer": "characters"},
-        train={"steps": STEPS, "batch": 8, "precision": "fp32", "learning_rate": 0.01},
+        train={"steps": STEPS, "batch": 32, "precision": "fp32", "learning_rate": 0.01},
         evaluate={"every": STEPS // 10, "samples": 8},
         checkpoint={"every": STEPS // 6},
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,7 @@ class Load:
         self.answers: list[tuple[str, int, str, Any]] = []
         self.problems: list[str] = []
         self._over = threading.Event()
+        self._own = uuid.uuid4().hex[:8]  # several look into one audit log
         self._threads = [
             threading.Thread(target=self._ask, args=(address, bodies, number)) for number in range(threads)
         ]
@@ -123,7 +125,7 @@ class Load:
         with httpx.Client(base_url=address, headers=HEADERS, timeout=200) as http:
             count = 0
             while not self._over.is_set():
-                name, body = f"load-{number}-{count}", bodies[count % len(bodies)]
+                name, body = f"load-{self._own}-{number}-{count}", bodies[count % len(bodies)]
                 count += 1
                 try:
                     answer = http.post("/v1/classify", json=body, headers={"x-request-id": name})
