@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from served_models import bytes_tokenizer
-from tutti.serve.engine import Engine, SlotModel, thread
+from tutti.serve.engine import Engine, SlotModel
+from tutti.serve.engine import thread as engine_thread
 from tutti.serve.http import make_app
 from tutti.serve.service import Service
 
@@ -253,7 +254,7 @@ def test_an_engine_that_is_dead_or_wedged_is_no_healthy_service(
     engine = Engine(SlotModel(model, 1, CONTEXT), bytes_tokenizer(), end_tokens=set(), queue_length=1)
     dead = Service("tiny", engine, bytes_tokenizer(), None, 0, vocabulary=256, most_texts=4)
     assert dead.problem is None
-    monkeypatch.setattr(thread, "_WEDGED_SECONDS", 0.5)
+    monkeypatch.setattr(engine_thread, "_WEDGED_SECONDS", 0.5)
     held = threading.Event()
     monkeypatch.setattr(engine, "_round", lambda: held.wait(20))
     until = time.monotonic() + 10
