@@ -3,6 +3,7 @@
 A large message fills the queue before a slow link, and the acknowledgements of what comes the other way wait in it: one
 direction stands still while the other moves. Between two members at 100 Mbit/s, 4 MB each way took 0.65 s as one
 message, and 0.34 s in pieces of 256 KB, which is what the link allows; with 40 ms there and back 0.4 to 1.5 s, and 0.6.
+Among four, where each member talks to three at once, steps took as long either way.
 """
 
 from __future__ import annotations
