@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import uvicorn
 from transformers import (
     AutoModel,
     AutoModelForQuestionAnswering,
@@ -19,6 +16,7 @@ from transformers import (
 )
 
 from encoders import write_encoder
+from served_models import served
 from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
 from tutti.serve.http import make_app
@@ -75,13 +73,8 @@ def open_task(directory: Path, **settings: Any) -> Asking:
 @contextmanager
 def listening_at(service: Service | Asking, answering: Answering | None = None) -> Iterator[str]:
     """The address of `service`, which ends with this."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service, KEY, answering), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with served(make_app(service, KEY, answering)) as address:
+            yield address
     finally:
-        server.should_exit = True
-        thread.join(20)
         service.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import queue
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -168,6 +169,34 @@ def test_who_waits_when_it_ends_is_told() -> None:
     assert set(ends) <= {"cancelled", "length"} and "cancelled" in ends
     with pytest.raises(Stopped):
         engine.submit(Request([3] * 4, 8, events.put))
+
+
+def test_it_begins_again_when_transformers_breaks(expected: dict[str, str]) -> None:
+    tokenizer = bytes_tokenizer()
+    engine = PagedEngine(gemma(), tokenizer, texts=1, context=CONTEXT, end_tokens=set(), queue_length=1)
+    events: queue.Queue[Piece | End] = queue.Queue()
+    for _ in range(2):  # the second one waits
+        engine.submit(Request([3] * 4, 90, events.put))
+    engine._manager.stop(block=True, hard_stop=True)
+    ends = []
+    while len(ends) < 2:
+        event = events.get(timeout=20)
+        ends += [event.reason] if isinstance(event, End) else []
+    assert ends == ["error", "error"]
+    until = time.monotonic() + 20
+    while engine.problem is not None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    (prompt, text), *_ = expected.items()
+    for _ in range(2):  # and both places are free again
+        engine.submit(Request(tokenizer(prompt)["input_ids"], 20, events.put, Sampling(temperature=0.0)))
+    said, ends = "", []
+    while len(ends) < 2:
+        event = events.get(timeout=20)
+        ends += [event.reason] if isinstance(event, End) else []
+        said += event.text if isinstance(event, Piece) else ""
+    assert (said, ends) == (text * 2, ["length", "length"])
+    engine.close()
 
 
 def test_what_nobody_can_serve_is_refused() -> None:

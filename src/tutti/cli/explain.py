@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,7 +31,7 @@ def explain(
         typer.Option(help="Why this label, whether the model says so or not; of entities: this kind only."),
     ] = None,
     method: Annotated[
-        str,
+        Literal["auto", "gradients", "ablation"],
         typer.Option(help="gradients (integrated), ablation (of one word after the other), or auto."),
     ] = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a page with the texts, shaded, as well.")] = None,
@@ -41,8 +41,6 @@ def explain(
     from tutti.cli.predict import records_of
     from tutti.core.errors import RunError
 
-    if method not in ("auto", "gradients", "ablation"):
-        raise RunError(f"there is no method '{method}'", "the methods are auto, gradients and ablation")
     if html is not None and not html.parent.is_dir():
         raise RunError(f"there is no directory {html.parent} for {html.name}", "make it, or name another")
     with only_the_answer(json_output):
@@ -50,7 +48,7 @@ def explain(
         from tutti.explain import write_explanations
 
         records = records_of(texts, file)
-        explained = api.explain(find_run(run), records, label=label, method=method)  # type: ignore[arg-type]
+        explained = api.explain(find_run(run), records, label=label, method=method)
     if html is not None:
         html.write_text(write_explanations(f"Why {run} says so", explained), encoding="utf-8")
         say(f"the page: {html}")

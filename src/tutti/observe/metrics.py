@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -130,8 +129,3 @@ def between(a: Sample, b: Sample) -> dict[str, float]:
     row["redactions"] = sum(grown(a.redactions, b.redactions).values()) / passed
     row["withheld"] = grown({"": a.withheld}, {"": b.withheld})[""] / passed
     return row
-
-
-def rows_between(samples: Sequence[Sample]) -> list[dict[str, float]]:
-    """What happened from each sample to the next."""
-    return [between(a, b) for a, b in itertools.pairwise(samples)]

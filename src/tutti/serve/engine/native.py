@@ -105,12 +105,7 @@ class Engine(EngineThread[Request]):
             Full, Stopped: too many wait already, or it has ended.
             ValueError: the prompt is empty or leaves no room for an answer.
         """
-        if not request.prompt:
-            raise ValueError("a prompt has at least one token")
-        if len(request.prompt) >= self.context:
-            raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens, and the model sees {self.context} with its answer"
-            )
+        request.require_room(self.context)
         self._let_in(request)
 
     def _count_in(self, asked: Request) -> None:

@@ -8,12 +8,10 @@ Shapes: n texts that get a token, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +22,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 
 from tutti.serve.engine.draw import Dice, draw, likeliest
 from tutti.serve.engine.grammar import rule_out
+from tutti.serve.engine.paged_trial import Trial
 from tutti.serve.engine.request import End, Reason, Request
 from tutti.serve.engine.slots import Unsupported
 from tutti.serve.engine.teller import Teller
@@ -35,8 +34,6 @@ _PAGE_TOKENS, _READING_TOKENS = 256, 256
 _LOOK_SECONDS = 0.05
 #: Texts that take no token for so long are wedged.
 _WEDGED_SECONDS = 30.0
-#: Of the trial: how far logits may be off, of what attention does to them and of what rounding does.
-_OF_ATTENTION, _OF_ROUNDING = 0.05, 4.0
 
 
 @dataclass(eq=False)
@@ -78,10 +75,11 @@ class PagedEngine(EngineThread[Request]):
         self._waiting = 0  # come in, and not among `_texts` yet
         self._telling = threading.RLock()  # two threads tell: this one, and that of transformers
         self._drawn = time.monotonic()
+        self._manager: Any = None
         try:
             if getattr(self._model.config, "attn_logit_softcapping", None) is not None:
                 self._model.set_attn_implementation("eager")  # torch's own attention leaves the cap out
-            trial = _Trial(self._model, context)
+            trial = Trial(self._model, context)
             self._manager = self._made()
             self._manager.start()
             self.begin()
@@ -110,8 +108,8 @@ class PagedEngine(EngineThread[Request]):
         return min(every, self._most), max(0, every - self._most) + self._waiting
 
     @property
-    def problem(self) -> str | None:
-        if (found := super().problem) is not None:
+    def stopped(self) -> str | None:
+        if (found := super().stopped) is not None:
             return found
         if self._texts and time.monotonic() - self._drawn > _WEDGED_SECONDS:
             return f"no token was drawn for {_WEDGED_SECONDS:.0f} s"
@@ -119,12 +117,7 @@ class PagedEngine(EngineThread[Request]):
 
     def submit(self, request: Request) -> None:
         """As `Engine.submit`."""
-        if not request.prompt:
-            raise ValueError("a prompt has at least one token")
-        if len(request.prompt) >= self.context:
-            raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens, and the model sees {self.context} with its answer"
-            )
+        request.require_room(self.context)
         self._let_in(request)
 
     def _count_in(self, asked: Request) -> None:
@@ -157,6 +150,9 @@ class PagedEngine(EngineThread[Request]):
     # This thread ---------------------------------------------------------------------------------------------
 
     def _round(self) -> None:
+        if self._manager is None:  # it broke, and begins again
+            self._manager = self._made()
+            self._manager.start()
         for request in self._arrived(wait=not self._texts):
             self._begin_text(request)
         now = time.monotonic()
@@ -189,15 +185,23 @@ class PagedEngine(EngineThread[Request]):
         for text in list(self._texts.values()):
             self._end(text, reason, problem)
         for request in self._arrived(wait=False):
+            with self._lock:
+                self._waiting -= 1
             request.deliver(End(reason, len(request.prompt), 0, 0, problem))
-        self._manager.stop(block=True, timeout=_WEDGED_SECONDS, hard_stop=True)
+        self._leave_manager()
+
+    def _leave_manager(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.stop(block=True, timeout=_WEDGED_SECONDS, hard_stop=True)
 
     def _end(self, text: _Text, reason: Reason, problem: str | None = None) -> None:
         with self._telling:
             if text.over:
                 return
             text.over = True
-            self._manager.cancel_request(text.name)
+            if self._manager is not None:
+                self._manager.cancel_request(text.name)
             text.teller.end(reason, problem=problem)
         with self._lock:
             self._texts.pop(text.name, None)
@@ -205,8 +209,8 @@ class PagedEngine(EngineThread[Request]):
     def _stop(self) -> None:
         if self._thread.is_alive():
             self.close()
-        elif hasattr(self, "_manager") and self._manager.is_running():
-            self._manager.stop(block=True, timeout=_WEDGED_SECONDS, hard_stop=True)
+        else:
+            self._leave_manager()
 
     # The thread of transformers ------------------------------------------------------------------------------
 
@@ -255,74 +259,3 @@ class _Drawing(ContinuousBatchingLogitsProcessor):
         chosen = torch.zeros_like(scores)
         chosen[torch.arange(count), torch.tensor(tokens, device=scores.device)] = 1.0
         return chosen
-
-
-class _Trial:
-    """Two prompts that are read, and gone on from, at once: are their logits those that the model has by itself?"""
-
-    def __init__(self, model: Any, context: int) -> None:
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        length = min(24, context - 2)
-        drawn = torch.randint(0, vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
-        self._prompts = drawn.tolist()
-        with torch.inference_mode():
-            own = model(input_ids=drawn.to(model.device), use_cache=False).logits[:, -1].float()
-            last = model(input_ids=drawn[:, -1:].to(model.device), use_cache=False).logits[:, -1].float()
-            following = torch.cat([drawn.to(model.device), own.argmax(-1)[:, None]], 1)
-            alone = torch.cat(
-                [
-                    model(input_ids=row[None], use_cache=False).logits[:, -1].float()
-                    for row in drawn.to(model.device)
-                ]
-            )
-            then = model(input_ids=following, use_cache=False).logits[:, -1].float()
-        self._expected = torch.stack([own, then], 1).log_softmax(-1).cpu()  # [2, 2, V]
-        self._effect = float((own - last).abs().max())
-        rounding = float((own - alone).abs().max())  # of 8 bits it goes by who else is there
-        self._most_off = _OF_ATTENTION * self._effect + _OF_ROUNDING * rounding
-
-    def require(self, engine: PagedEngine) -> None:
-        """Raise Unsupported where they are not."""
-        with _recorded(engine) as seen:
-            ended = threading.Semaphore(0)
-
-            def deliver(event: Any) -> None:
-                if isinstance(event, End):
-                    ended.release()
-
-            for prompt in self._prompts:
-                greedy = Request(prompt, 2, deliver)
-                greedy.sampling = type(greedy.sampling)(temperature=0.0)
-                engine.submit(greedy)
-            for _ in self._prompts:
-                if not ended.acquire(timeout=_WEDGED_SECONDS):
-                    raise Unsupported("its trial did not end")
-        for prompt, expected in zip(self._prompts, self._expected, strict=True):
-            found = [logits for name, logits in seen if name == prompt]
-            if not found:
-                raise Unsupported("its trial wrote nothing")
-            for one, other in zip(found, expected, strict=False):
-                wrong = float((one.log_softmax(-1) - other).abs().max())
-                if not wrong <= self._most_off:
-                    raise Unsupported(
-                        f"what it says so is off by {wrong / self._effect:.0%} of what attention does"
-                    )
-
-
-@contextlib.contextmanager
-def _recorded(engine: PagedEngine) -> Iterator[list[tuple[list[int], Tensor]]]:
-    """The logits of every prompt, as they are drawn from."""
-    seen: list[tuple[list[int], Tensor]] = []
-    draw_for = engine.draw_for
-
-    def recording(texts: list[_Text], logits: Tensor) -> list[int]:
-        seen.extend(
-            (text.request.prompt, logits[row].detach().clone().cpu()) for row, text in enumerate(texts)
-        )
-        return draw_for(texts, logits)
-
-    engine.draw_for = recording  # type: ignore[method-assign]
-    try:
-        yield seen
-    finally:
-        del engine.draw_for

@@ -73,3 +73,12 @@ class Request:
     deadline: float | None = None
     #: Set by whoever does not want it any more.
     cancelled: bool = False
+
+    def require_room(self, context: int) -> None:
+        """Raise ValueError where the prompt is empty, or leaves no room for an answer among `context` tokens."""
+        if not self.prompt:
+            raise ValueError("a prompt has at least one token")
+        if len(self.prompt) >= context:
+            raise ValueError(
+                f"the prompt has {len(self.prompt)} tokens, and the model sees {context} with its answer"
+            )
