@@ -24,11 +24,14 @@ from tutti.sync import Ledger, Policy
 from tutti.sync.policy import local_part
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
 from tutti.train.checkpoints.image import tensors_of
+from tutti.train.checkpoints.manifest import Damaged
 from tutti.train.checkpoints.packed import Packed
 from tutti.train.checkpoints.retention import entries
 
 #: What of a policy a checkpoint holds: its own tensors, and what its codec still owes.
 _OF_POLICY = frozenset({"policy", "owed"})
+#: How often a checkpoint that vanishes while it is read is exchanged for a newer one.
+_ATTEMPTS = 10
 
 
 @dataclass
@@ -96,15 +99,37 @@ class StateKeeper:
         Raises:
             CheckpointError: it belongs to other data, another seed or another model.
         """
-        path = self._find()
-        if path is None:
-            if any(not entry.torn for entry in entries(self.directory)):
-                raise CheckpointError(
-                    f"{self.directory} holds no sound checkpoint: every one was damaged after it was written",
-                    "check the disk; restore one from a copy, or start a new run with name=OTHER",
-                )
-            return None  # killed before its first save was complete: nothing is lost by beginning again
-        meta = read_manifest(path).meta
+        for attempt in range(_ATTEMPTS):
+            path = self._find()
+            if path is None:
+                if any(not entry.torn for entry in entries(self.directory)):
+                    raise CheckpointError(
+                        f"{self.directory} holds no sound checkpoint: every one was damaged after it was written",
+                        "check the disk; restore one from a copy, or start a new run with name=OTHER",
+                    )
+                return None  # killed before its first save was complete: nothing is lost by beginning again
+            failure: CheckpointError | None = None
+            try:
+                self._take(path, state)
+            except CheckpointError as error:
+                failure = error
+            # Replicas that train on save meanwhile, and delete what is old.
+            if self._anybody(failure is not None and not path.exists()) and attempt + 1 < _ATTEMPTS:
+                self.say(f"checkpoint {path.name} was deleted while it was read: a newer one takes its place")
+                continue
+            if failure is not None:
+                raise failure
+            return path
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _take(self, path: Path, state: RunState) -> None:
+        """Become what the checkpoint at `path` holds."""
+        try:
+            meta = read_manifest(path).meta
+        except Damaged as damage:
+            raise CheckpointError(
+                f"{path} cannot be loaded: {damage}", "--resume verifies every file"
+            ) from damage
         for key in {**self.identity, **meta["identity"]}:
             mine, theirs = self.identity.get(key), meta["identity"].get(key)
             if theirs != mine:
@@ -125,7 +150,6 @@ class StateKeeper:
         if not self.policy.drifts:
             state.ledger.return_loans()  # with leases, the coming meeting settles them: borrowers may be alive
         self.saved_step = state.step
-        return path
 
     @contextmanager
     def rehearsed(self, state: RunState) -> Iterator[Path]:
@@ -185,6 +209,14 @@ class StateKeeper:
             found = [newest_valid(self.directory, self.say)]
         dist.broadcast_object_list(found, group=self.together, group_src=0)
         return found[0]
+
+    def _anybody(self, here: bool) -> bool:
+        """Whether it is so `here`, or on another rank that resumes together with this one."""
+        if self.together is None:
+            return here
+        everywhere: list[Any] = [None] * self.together.size()
+        dist.all_gather_object(everywhere, here, group=self.together)
+        return any(everywhere)
 
     def _live(self, of_policy: Set[str]) -> dict[str, Any]:
         """Weights and optimizer, and `of_policy`, by the names of the whole model, as this rank holds them."""

@@ -59,6 +59,10 @@ def newest_valid(directory: Path, say: Callable[[str], None] = lambda _: None) -
         if manifest is not None:
             _compare_versions(entry.path, manifest, say)
             return entry.path
+    if any(not entry.path.exists() for entry in candidates):
+        return newest_valid(
+            directory, say
+        )  # deleted meanwhile by a run that goes on, which has written newer ones
     return None
 
 
@@ -78,7 +82,8 @@ def _whole(entry: Entry, say: Callable[[str], None]) -> Manifest | None:
             raise Damaged(entry.damage)
         return verify(entry.path)
     except Damaged as damage:
-        say(f"checkpoint {entry.path} is passed over: {damage}")
+        if entry.path.exists():
+            say(f"checkpoint {entry.path} is passed over: {damage}")
         return None
 
 
