@@ -27,6 +27,7 @@ from tutti.tasks.writing import begin_turns, render
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob, reader_of
 from tutti.train.language import LanguageModelJob
+from tutti.train.masked import MaskedJob
 from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
 from tutti.trained import asker_of, load_causal, load_trained, measure, part_of, require_causal
 
@@ -73,6 +74,8 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
     if is_package(place):
         return open_any(place).predict(records)
     job, config, _ = load_trained(place)
+    if isinstance(job, MaskedJob):
+        return job.filler(merged(job.objective.model)).predict(records)
     return _answerer(place, job, config).predict(records)
 
 
@@ -115,6 +118,11 @@ def _answerer(place: Path, job: Job, config: Config) -> Asker | Writer:
     """The trained model of `job`, of the run at `place`, that learned from examples."""
     if isinstance(job, LabelledJob):
         return asker_of(job, config)
+    if isinstance(job, MaskedJob):
+        raise RunError(
+            f"{place} is a masked language model, which learned from no labelled examples",
+            "measure it on its own text with `tutti evaluate`",
+        )
     assert isinstance(job, LanguageModelJob | EncoderDecoderJob)
     if not isinstance(job.prepared, PreparedExamples):
         raise RunError(
@@ -192,7 +200,7 @@ def _export_onnx(run: Path, destination: Path) -> Path:
     onnx_runtime()  # before a model is read for nothing
     _refuse_to_replace(destination, "model.onnx")
     job, config, _ = load_trained(run)
-    if not isinstance(job, LanguageModelJob | LabelledJob):
+    if not isinstance(job, LanguageModelJob | LabelledJob | MaskedJob):
         raise RunError(
             f"{run} is an encoder-decoder, which is two models; onnx takes one", "export it without --format"
         )
@@ -217,7 +225,7 @@ def _export_gguf(run: Path, destination: Path, weights: Weights) -> Path:
     job, config, _ = load_trained(run)
     if not isinstance(job, LanguageModelJob):
         raise RunError(
-            f"{run} learned to {config.task.kind}; a GGUF file is for a causal language model",
+            f"{run} learned to {config.task.learned}; a GGUF file is for a causal language model",
             "export it without --format, or make it smaller with `tutti compress`",
         )
     model = merged(job.objective.model).eval()

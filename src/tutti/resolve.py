@@ -93,7 +93,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         micro = max(1, share // (_MICRO_BATCHES_PER_STAGE * stages))
         reason = f"of the {share} samples of a step, so that {stages} stages wait little for each other"
     micro = choose("train.micro_batch", train.micro_batch, micro, reason)
-    if facts.pretrained and (facts.labelled or config.tune.method != "full"):
+    if facts.pretrained:
         rate, reason = tuning_rate(facts.parameters, config.tune.method)
     else:
         rate, reason = auto_learning_rate(facts.parameters, batch * facts.tokens_per_sample, train.optimizer)

@@ -3,6 +3,7 @@ before a worker starts."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from tutti.core.hold import held
 from tutti.core.rundir import RunDirectory
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples, prepare_examples
+from tutti.data.tokenizing import Use
 from tutti.hardware import usable_cores
-from tutti.models.tuning import has_prompt, is_plain, tune
+from tutti.models.tuning import has_adapters, has_prompt, is_plain, tune
 from tutti.observe.alerts import receivers_of
-from tutti.parallel import check_layout, limits_of, limits_with_head, pick_device, sharded_only
+from tutti.package.filler import require_masks
+from tutti.parallel import Limits, check_layout, limits_of, limits_with_head, pick_device, sharded_only
 from tutti.parallel.memory import MemoryModel
 from tutti.parallel.thrift import check_offload, choose_thrift, possible_offloads, ways
 from tutti.resolve import Facts, Resolved, resolve
@@ -30,6 +33,7 @@ from tutti.tasks.contrast import say_head
 from tutti.train.checkpoints.retention import entries
 from tutti.train.contrast import samples_to_judge
 from tutti.train.labelled import blueprint_of, has_head, reader_of
+from tutti.train.masked import masked_blueprint, masked_source, samples_of
 from tutti.train.precision import DTYPES
 
 Say = Callable[[str], None]
@@ -51,7 +55,8 @@ def prepare(config: Config, *, say: Say = _silent) -> Prepared | PreparedExample
 
 def prepare_text(config: Config, say: Say = _silent) -> Prepared:
     """The text of `config`, as `prepare` does it."""
-    return data.prepare(config.data, workers=usable_cores(), say=say)
+    use: Use = "masks" if config.task.masked else "text"
+    return data.prepare(config.data, workers=usable_cores(), say=say, use=use)
 
 
 def prepare_labelled(config: Config, say: Say = _silent) -> PreparedExamples:
@@ -131,6 +136,8 @@ def start_run(
     `continues`: the run whose text this must be; `groups`: runs that share this machine.
     """
     config = with_tokenizer(config)
+    if config.task.masked:
+        return _start_masked(config, say, processes, continues, groups)
     if has_head(config):
         return _start_labelled(config, say, processes, continues, groups)
     prepared: Prepared | PreparedExamples
@@ -223,26 +230,83 @@ def _start_labelled(
         processes=processes,
         groups=groups,
     )
-    if config.memory.budget is not None:
-        raise ConfigError(
-            "memory.budget is kept for language models only, so far",
-            "set memory.recompute, memory.offload or train.micro_batch instead",
-        )
-    check_offload(config.memory.offload, pick_device(), config.layout)
-    resolved = resolve(config, facts)
-    resolved.choices[:0] = [*prepared.choices, *blueprint.choices]
-    _check_agreement(resolved.config, processes)
-    assert isinstance(resolved.config.replicas, int)
-    share = int(resolved.config.train.batch) // resolved.config.replicas
     kind = model.config.model_type
     writers = (
         f"{kind} reads with one stack of blocks and writes with another, which only `shard` can split, so far"
     )
-    limits = limits_with_head(model, share) if config.task.asks else sharded_only(kind, writers, share)
-    check_layout(config.layout, limits)
+
+    def limits(share: int) -> Limits:
+        return limits_with_head(model, share) if config.task.asks else sharded_only(kind, writers, share)
+
+    return _resolve_with_head(config, facts, [*prepared.choices, *blueprint.choices], model, limits), prepared
+
+
+def _start_masked(
+    config: Config, say: Say, processes: int | None, continues: RunDirectory | None, groups: int
+) -> tuple[Resolved, Prepared]:
+    """`start_run` for a masked language model."""
+    prepared = prepare_text(config, say)
+    train = masked_source(config, prepared, "train")
+    assert train is not None, "prepare refuses text without a part to train on"
+    samples = samples_of(config, prepared)
+    if continues is not None:
+        _refuse_other_data(continues, train.fingerprint)
+    blueprint = masked_blueprint(config, prepared)
+    require_masks(config.evaluate.prompts, train.marks.written)
+    if has_adapters(config) and blueprint.new_head:
+        raise ConfigError(
+            f"{config.model.path} has no head that guesses, and tune.method: {config.tune.method} would leave a new "
+            "one as it is drawn",
+            "set tune.method: full, or last",
+        )
+    model = blueprint.lay_out()
+    facts = Facts(
+        models.count_parameters(model).total,
+        config.data.sequence,
+        samples["validation"],
+        samples=samples["train"],
+        pretrained=blueprint.directory is not None,
+        processes=processes,
+        groups=groups,
+    )
+    config = config.model_copy(update={"data": prepared.resolved(config.data)})
+    both_ways = "a masked language model looks both ways, for which it needs whole sequences and rows, so far"
+
+    def limits(share: int) -> Limits:
+        found = limits_with_head(model, share)
+        return dataclasses.replace(found, why_not_context=both_ways, why_not_pipeline=both_ways)
+
+    return _resolve_with_head(config, facts, [*prepared.choices, *blueprint.choices], model, limits), prepared
+
+
+def _resolve_with_head(
+    config: Config,
+    facts: Facts,
+    choices: list[str],
+    model: PreTrainedModel,
+    limits: Callable[[int], Limits],
+) -> Resolved:
+    """Every `auto` of `config`, whose model, on the meta device, is whole in memory before it is split.
+
+    `choices`: that were made already. `limits`: of the model, for so many samples of a replica.
+
+    Raises:
+        ConfigError: it cannot be trained so.
+    """
+    if config.memory.budget is not None:
+        raise ConfigError(
+            "memory.budget is kept for causal language models only, so far",
+            "set memory.recompute, memory.offload or train.micro_batch instead",
+        )
+    check_offload(config.memory.offload, pick_device(), config.layout)
+    resolved = resolve(config, facts)
+    resolved.choices[:0] = choices
+    _check_agreement(resolved.config, facts.processes)
+    assert isinstance(resolved.config.replicas, int)
+    check_layout(config.layout, limits(int(resolved.config.train.batch) // resolved.config.replicas))
     _check_tuning(resolved.config, model)
     _check_cut(resolved.config)
-    return resolved, prepared
+    return resolved
 
 
 def _check_cut(config: Config) -> None:

@@ -25,6 +25,7 @@ from tutti.train import checkpoints
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob, has_head, labelled_job
 from tutti.train.language import LanguageModelJob, language_model_job, source_of
+from tutti.train.masked import MaskedJob, masked_job, masked_source
 from tutti.train.precision import compute_context
 from tutti.train.writing import EncoderDecoderJob, encoder_decoder_job
 
@@ -60,7 +61,9 @@ def load_trained(run: Path) -> Trained:
             f"{run} has no sound checkpoint yet", "train it first, or continue it with --resume"
         )
     make: Callable[[Config, Path], Job] = language_model_job
-    if has_head(config):
+    if config.task.masked:
+        make = masked_job
+    elif has_head(config):
         make = labelled_job if config.task.asks else encoder_decoder_job
     job = make(config, prepare(config).directory)
     identity = checkpoints.read_manifest(path).meta["identity"]
@@ -84,10 +87,15 @@ def part_of(job: Job, split: str, config: Config) -> SampleSource:
                 f"this run has no part '{split}' of its data", f"there are: {', '.join(job.prepared.parts)}"
             )
         return job.source(split)
-    assert isinstance(job, LanguageModelJob)
-    source = source_of(config, job.prepared, split, shift=False)
+    find: Callable[[str], SampleSource | None]
+    if isinstance(job, MaskedJob):
+        find = functools.partial(masked_source, config, job.prepared, shift=False)
+    else:
+        assert isinstance(job, LanguageModelJob)
+        find = functools.partial(source_of, config, job.prepared, shift=False)
+    source = find(split)
     if source is None:
-        there = [part for part in PARTS if source_of(config, job.prepared, part, shift=False) is not None]
+        there = [part for part in PARTS if find(part) is not None]
         raise TuttiError(f"this run has no part '{split}' of its text", f"there are: {', '.join(there)}")
     return source
 
@@ -168,7 +176,7 @@ def require_causal(place: Path, task: TaskConfig) -> None:
     """Raise RunError where the model of `place` does not go on from texts."""
     if task.kind not in ("language_model", "chat"):
         raise RunError(
-            f"{place} learned to {task.kind}, not to go on from a text",
+            f"{place} learned to {task.learned}, not to go on from a text",
             f"ask it with `tutti predict {place} …`",
         )
 

@@ -21,6 +21,7 @@ from tutti.models.heads import HEADS, HeadedBlueprint
 from tutti.parallel import Arithmetic, apply_layout, arrange, check_layout, limits_with_head
 from tutti.sync import AllReduce, Ledger, Place, StaticTransport
 from tutti.tasks.dense import install, packed
+from tutti.tasks.masked import MaskedLanguageModelling
 from tutti.tasks.packing import ATTENTION
 from tutti.train.precision import LossScale
 from tutti.train.step import Accumulator
@@ -56,6 +57,10 @@ class Case:
         architecture.num_labels = 3 if self.kind != "answer" else 2
         return HeadedBlueprint(HEADS[self.kind], architecture, seed=1)
 
+    @property
+    def masked(self) -> bool:
+        return self.kind == "masked_language_model"
+
     def __str__(self) -> str:
         return f"{self.family}-{self.kind}-{self.layout}"
 
@@ -68,11 +73,14 @@ TWO = [
     Case("odd", "tag", {"tensor": 2}),
     Case("distilbert", "classify", {"tensor": 2}),
     Case("llama", "recommend", {"tensor": 2}),
+    Case("bert", "masked_language_model", {"tensor": 2}),
+    Case("modernbert", "masked_language_model", {"shard": 2}),
 ]
 FOUR = [
     Case("bert", "tag", {"tensor": 4}),
     Case("bert", "classify", {"tensor": 2, "shard": 2}),
     Case("modernbert", "classify", {"tensor": 2}),  # two replicas
+    Case("roberta", "masked_language_model", {"tensor": 2, "shard": 2}),
 ]
 
 
@@ -99,13 +107,16 @@ def weighed(output: Tensor, batch: Batch) -> Tensor:
     return (output.square() * numbers * keep).sum()
 
 
-def batch_of(rows: Tensor) -> dict[str, Tensor]:
-    """Rows of unlike length."""
+def batch_of(rows: Tensor, *, masked: bool = False) -> dict[str, Tensor]:
+    """Rows of unlike length; or such in which tokens are to be guessed."""
     dice = torch.Generator().manual_seed(5)
     ids = torch.randint(4, 50, (BATCH, LENGTH), generator=dice)
     mask = (torch.arange(LENGTH) < torch.randint(3, LENGTH + 1, (BATCH, 1), generator=dice)).long()
     mask[0] = 1
     batch = {"input_ids": ids * mask, "attention_mask": mask, "there": torch.ones(BATCH, dtype=torch.int64)}
+    if masked:  # whole rows
+        labels = torch.where(torch.rand(BATCH, LENGTH, generator=dice) < 0.3, ids, -100)
+        batch = {"input_ids": ids, "labels": labels}
     return {name: tensor[rows] for name, tensor in batch.items()}
 
 
@@ -118,20 +129,25 @@ def computed(rank: int, cases: list[Case]) -> list[tuple[float, float, dict[str,
         world = arrange(layout, torch.device("cpu"), rank // layout.ranks, size // layout.ranks)
         plan = case.blueprint()
         model = plan.build()
-        assert install(model, find_blocks(model), ATTENTION) or case.family == "distilbert"
-        add_rows_only(model)
-        split = apply_layout(Weighed(model), world, Arithmetic(), plan.twin)
+        if not case.masked:
+            assert install(model, find_blocks(model), ATTENTION) or case.family == "distilbert"
+            add_rows_only(model)
+        objective = MaskedLanguageModelling(model) if case.masked else Weighed(model)
+        split = apply_layout(objective, world, Arithmetic(), plan.twin)
         policy = AllReduce(
             StaticTransport(world.peers), Place(world.replica, world.replicas, world.part, world.parts), Ledger(),
             BATCH, bucket_bytes=10_000, everyone=world.everyone,
         )  # fmt: skip
+        targets = objective.count_targets(batch_of(torch.arange(BATCH), masked=case.masked))
         accumulator = Accumulator(
-            split, policy, nominal_targets=BATCH, clip=None, context=nullcontext(), loss_scale=LossScale("fp32"),
+            split, policy, nominal_targets=targets, clip=None, context=nullcontext(), loss_scale=LossScale("fp32"),
             seed=0,
         )  # fmt: skip
         shares = world.replicas * layout.shard
         rows = torch.arange(BATCH).chunk(shares)[world.replica * layout.shard + world.at("shard")]
-        result = accumulator.run([batch_of(some) for some in rows.chunk(2)], tokens=0, key=0, stop=False)
+        result = accumulator.run(
+            [batch_of(some, masked=case.masked) for some in rows.chunk(2)], tokens=0, key=0, stop=False
+        )
         found.append((result.loss, result.norm, whole_gradients(split)))
     return found
 
@@ -147,10 +163,12 @@ def test_loss_and_every_gradient_are_those_of_plain_transformers(ranks: int, cas
     if ranks not in _RESULTS:
         _RESULTS[ranks] = run_ranks(ranks, computed, cases)
     model: Any = case.blueprint().build()
-    batch = batch_of(torch.arange(BATCH))
-    total = (
-        weighed(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0], batch) / BATCH
-    )
+    batch = batch_of(torch.arange(BATCH), masked=case.masked)
+    if case.masked:
+        total = model(**batch).loss
+    else:
+        names = ("input_ids", "attention_mask")
+        total = weighed(model(**{name: batch[name] for name in names})[0], batch) / BATCH
     total.backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = float(torch.stack([gradient.norm() for gradient in expected.values()]).norm())

@@ -56,7 +56,7 @@ class AskedSubject(Subject):
         job, config, step = trained
         if not isinstance(job, LabelledJob) or job.task.words == "labels":
             raise RunError(
-                f"{run} learned to {config.task.kind.replace('_', ' ')}, of which no smaller model is made here",
+                f"{run} learned to {config.task.learned}, of which no smaller model is made here",
                 "compress a run with another task",
             )
         if "validation" not in job.prepared.parts:

@@ -38,6 +38,8 @@ def _check_learning(config: Config) -> None:
         raise ValueError(
             "regularise.label_smoothing has no meaning for task.kind answer, whose labels are places"
         )
+    if teachers and task.masked:
+        raise ValueError("distil is not for task.kind masked_language_model, so far")
     if teachers and not task.asks:
         _check_teachers_of_writers(config)
     if task.kind == "embed" and own != RegulariseConfig():

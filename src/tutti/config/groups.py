@@ -150,6 +150,8 @@ def _why_not(group: Config, first: Config) -> str | None:
         return "a module of your own predicts no tokens; groups are of language models"
     if group.task.labelled:
         return f"task {group.task.kind} predicts no tokens; groups are of language models"
+    if group.task.masked:
+        return "what is hidden from one model another sees; groups are of language models that continue texts"
     if group.memory.budget is not None:
         return (
             "memory.budget does not count what is kept of other groups; leave it out, and set memory.recompute and "

@@ -20,6 +20,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "translate": ("source", "target"),
     "summarise": ("text", "summary"),
 }
+#: What is learned from running text, nobody's labels.
+FROM_TEXT = ("language_model", "masked_language_model")
 #: Those whose models write.
 WRITING = ("chat", "translate", "summarise")
 #: Keys of the section that belong to some kinds only.
@@ -31,6 +33,8 @@ _OF_KINDS = {
     "catalogue": ("recommend",),
     "repeats": ("recommend",),
     "contrast": ("classify",),
+    "mask": ("masked_language_model",),
+    "mask_by": ("masked_language_model",),
     "together": ("embed", "classify"),
 }
 
@@ -40,6 +44,7 @@ class TaskConfig(Section):
 
     kind: Literal[
         "language_model",
+        "masked_language_model",
         "classify",
         "tag",
         "relate",
@@ -51,7 +56,8 @@ class TaskConfig(Section):
         "summarise",
     ] = Field(
         default="language_model",
-        description="`language_model`: to continue text. From labelled examples: `classify`: one label (or several) "
+        description="From text: `language_model`: to continue it; `masked_language_model`: to guess what is hidden in "
+        "it, as encoders are pretrained. From labelled examples: `classify`: one label (or several) "
         "for a text or a pair of texts; `tag`: names and other entities in a text; `relate`: what two marked entities "
         "of a text have to do with each other; `answer`: the stretch of a text that answers a question; "
         "`recommend`: what somebody wants next who had these things; `embed`: "
@@ -69,6 +75,15 @@ class TaskConfig(Section):
         default=False,
         description="`classify`, `relate`: rare labels weigh more: the loss of each is multiplied by "
         "n ÷ (labels · n of it).",
+    )
+    mask: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="`masked_language_model`: share of the tokens that is to be guessed; `null`: 0.3.",
+    )
+    mask_by: Literal["tokens", "words", "spans"] | None = Field(
+        default=None,
+        description="`masked_language_model`: what is hidden: single tokens, whole words, or "
+        "stretches of 1 to 10 words (4.5 on average); `null`: words.",
     )
     none: str | None = Field(
         default=None,
@@ -100,9 +115,20 @@ class TaskConfig(Section):
     )
 
     @property
+    def learned(self) -> str:
+        """What its model learned to do, in words."""
+        names = {"language_model": "continue texts", "masked_language_model": "guess what is hidden in texts"}
+        return names.get(self.kind, self.kind)
+
+    @property
     def labelled(self) -> bool:
         """Whether it learns from examples of the user's, not from running text."""
-        return self.kind != "language_model"
+        return self.kind not in FROM_TEXT
+
+    @property
+    def masked(self) -> bool:
+        """Whether it guesses what is hidden in running text."""
+        return self.kind == "masked_language_model"
 
     @property
     def asks(self) -> bool:

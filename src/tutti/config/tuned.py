@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tutti.config.task import RememberConfig
+from tutti.config.task import FROM_TEXT, RememberConfig
 
 if TYPE_CHECKING:
     from tutti.config.schema import Config
@@ -27,7 +27,7 @@ def check_tune(config: Config) -> None:
         )
     if not config.task.asks:
         _check_writer(config)
-    if method == "prompt" and kind == "language_model":
+    if method == "prompt" and kind in FROM_TEXT:
         raise ValueError(
             "tune.method: prompt would have to stand before every text, and a language model learns from windows in "
             "which several stand side by side; use lora"

@@ -11,10 +11,19 @@ from tutti.data.prepare import prepare
 from tutti.data.prepared import Prepared, open_prepared
 
 if TYPE_CHECKING:
+    from tutti.data.masked import MaskedSource
     from tutti.data.samples import TokenSource
     from tutti.data.tensors import TensorSource
 
-__all__ = ["GlobalOrder", "Prepared", "TensorSource", "TokenSource", "open_prepared", "prepare"]
+__all__ = [
+    "GlobalOrder",
+    "MaskedSource",
+    "Prepared",
+    "TensorSource",
+    "TokenSource",
+    "open_prepared",
+    "prepare",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from tutti.data.samples import TokenSource
 
         return TokenSource
+    if name == "MaskedSource":
+        from tutti.data.masked import MaskedSource
+
+        return MaskedSource
     if name == "TensorSource":
         from tutti.data.tensors import TensorSource
 

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
-from tutti.core.files import fsync_directory, write_json_atomically, write_text_atomically
+from tutti.core.files import write_json_atomically
 from tutti.core.rundir import unwritable
 from tutti.data.corpus import Corpus, Sources, digest, read_corpus
 from tutti.data.encode import Job
@@ -34,38 +32,28 @@ from tutti.data.manifest import File, Manifest, Shard, Split, write_manifest
 from tutti.data.npy import write_npy
 from tutti.data.prepared import TOKENIZER, Prepared, open_prepared
 from tutti.data.reading import TextSettings, check_encoding
-from tutti.data.settings import FORMAT, TOKENIZER_SAMPLE_BYTES
+from tutti.data.settings import FORMAT
 from tutti.data.shards import write_shards
-from tutti.data.texts import SegmentReader, changed
+from tutti.data.texts import changed
 from tutti.data.token_bytes import bytes_of_tokens
-from tutti.data.tokenizer import (
-    choose_vocabulary,
-    digest_of_directory,
-    end_token_of,
-    hugging_face_directory,
-    import_tokenizer,
-    load_for_encoding,
-    save_tokenizer,
-    train_bpe,
-    train_characters,
-    vocabulary_of,
-)
+from tutti.data.tokenizer import end_token_of, load_for_encoding, vocabulary_of
+from tutti.data.tokenizing import Use, make_tokenizer, name_tokenizer
 
 Say = Callable[[str], None]
 #: How long text that was made ready waits for its preparation to go on.
 _READY_SECONDS = 14 * 86400
-_TRAINED_HERE = ("bpe", "characters")
 
 
 def _silent(message: str) -> None:
     """Say nothing."""
 
 
-def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent) -> Prepared:
+def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent, use: Use = "text") -> Prepared:
     """Prepare the text that `config` names, or find it prepared already.
 
-    `workers`: processes that encode at the same time (few for little text); the result does not depend on it.
-    `say` is told what goes on, one line at a time.
+    `use`: what for, so that a tokenizer that is trained here has the marks that this takes. `workers`: processes that
+    encode at the same time (few for little text); the result does not depend on it. `say` is told what goes on, one
+    line at a time.
 
     Raises:
         DataError: text, tokenizer or settings that cannot work; says which file and where in it.
@@ -74,7 +62,7 @@ def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent) -> Prep
     check_encoding(config.encoding)
     if config.tokenizer == "auto":
         config = config.model_copy(update={"tokenizer": "bpe"})
-    tokenizer = _name_tokenizer(config)
+    tokenizer = name_tokenizer(config, use)
     sources = Sources.of(config)
     cache = Path(config.cache).expanduser()
     key = sources.key(config, tokenizer)
@@ -82,25 +70,11 @@ def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent) -> Prep
     if prepared is None:
         try:
             with locked(cache / "locks" / f"{key or 'unlisted'}.lock", say):
-                prepared = _known(cache, key) or _prepare(
-                    config, sources, tokenizer, key, cache, workers, say
-                )
+                prepared = _known(cache, key) or _prepare(config, sources, use, key, cache, workers, say)
         except OSError as error:  # reading reports its own errors: what is left is the cache
             raise unwritable(cache, error) from error
     prepared.require(config.sequence)
     return prepared
-
-
-def _name_tokenizer(config: DataConfig) -> str:
-    """What names the tokenizer before there is one; raises DataError when it cannot be had."""
-    if config.tokenizer != "bpe" and config.vocabulary != "auto":
-        raise DataError(
-            f"data.vocabulary is {config.vocabulary}, but tokenizer '{config.tokenizer}' has its own size",
-            "leave data.vocabulary out, or set data.tokenizer: bpe",
-        )
-    if config.tokenizer in _TRAINED_HERE:
-        return f"{config.tokenizer} {config.vocabulary}"
-    return digest_of_directory(hugging_face_directory(config.tokenizer))
 
 
 def _pointer(cache: Path, key: str) -> Path:
@@ -127,8 +101,9 @@ def _complete(directory: Path) -> Prepared | None:
 
 
 def _prepare(
-    config: DataConfig, sources: Sources, tokenizer: str, key: str | None, cache: Path, workers: int, say: Say
+    config: DataConfig, sources: Sources, use: Use, key: str | None, cache: Path, workers: int, say: Say
 ) -> Prepared:
+    tokenizer = name_tokenizer(config, use)
     settings = TextSettings.of(config)
     staging = cache / "ready" / (key or digest([file.name for file in [*sources.main, *sources.validation]]))
     _sweep_ready(cache)
@@ -142,13 +117,13 @@ def _prepare(
         else:
             directory.mkdir(parents=True, exist_ok=True)
             _sweep(directory)
-            prepared = _write(config, corpus, settings, directory, workers, say)
+            prepared = _write(config, corpus, settings, use, directory, workers, say)
             if key != Sources.of(config).key(config, tokenizer):
                 (directory / MANIFEST).unlink()
                 raise changed("data.source")
         # A run keeps the configuration with what was chosen for `auto`; that names the same text.
         resolved = prepared.resolved(config)
-        for known in {key, sources.key(resolved, _name_tokenizer(resolved))} - {None}:
+        for known in {key, sources.key(resolved, name_tokenizer(resolved, use))} - {None}:
             pointer = _pointer(cache, str(known))
             pointer.parent.mkdir(parents=True, exist_ok=True)
             write_json_atomically(pointer, {"prepared": name})
@@ -173,10 +148,16 @@ def _sweep(directory: Path) -> None:
 
 
 def _write(
-    config: DataConfig, corpus: Corpus, settings: TextSettings, directory: Path, workers: int, say: Say
+    config: DataConfig,
+    corpus: Corpus,
+    settings: TextSettings,
+    use: Use,
+    directory: Path,
+    workers: int,
+    say: Say,
 ) -> Prepared:
     choices = list(corpus.choices)
-    tokenizer_digest, chosen = _make_tokenizer(config, corpus, settings, directory, say)
+    tokenizer_digest, chosen = make_tokenizer(config, corpus, settings, use, directory, say)
     choices += chosen
     tokenizer = load_for_encoding(directory / TOKENIZER)
     vocabulary = vocabulary_of(tokenizer)
@@ -209,66 +190,6 @@ def _write(
         ),
     )
     return open_prepared(directory)
-
-
-def _make_tokenizer(
-    config: DataConfig, corpus: Corpus, settings: TextSettings, directory: Path, say: Say
-) -> tuple[str, list[str]]:
-    """Put the tokenizer into its directory, unless an earlier attempt did; its digest, and the choices."""
-    chosen = []
-    size = 0
-    if config.tokenizer == "bpe":
-        size = config.vocabulary if config.vocabulary != "auto" else 0
-        if not size:
-            size, reason = choose_vocabulary(corpus.train_bytes)
-            chosen = [f"data.vocabulary = {size}: {reason}"]
-    final, seal = directory / TOKENIZER, directory / f"{TOKENIZER}.sha256"
-    if not (final.is_dir() and seal.is_file() and seal.read_text().strip() == digest_of_directory(final)):
-        beside = directory / f".{TOKENIZER}.{os.getpid()}.tmp"
-        beside.mkdir()
-        try:
-            if config.tokenizer in _TRAINED_HERE:
-                say(f"training the tokenizer ({config.tokenizer})")
-                save_tokenizer(_train(config, corpus, settings, size), beside)
-            else:
-                import_tokenizer(config.tokenizer, beside)
-            for path in beside.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-            if final.exists():
-                shutil.rmtree(final)
-            beside.rename(final)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        fsync_directory(directory)
-        write_text_atomically(seal, digest_of_directory(final) + "\n")
-    if chosen:
-        filled = vocabulary_of(load_for_encoding(final))
-        if filled < size:
-            chosen = [
-                f"data.vocabulary = {filled}: all that the text fills ({corpus.train_bytes / 1e6:.2f} MB)"
-            ]
-    return seal.read_text().strip(), chosen
-
-
-def _train(config: DataConfig, corpus: Corpus, settings: TextSettings, size: int) -> Tokenizer:
-    if config.tokenizer == "characters":
-        return train_characters(_train_texts(corpus, settings, None))
-    texts = _train_texts(corpus, settings, TOKENIZER_SAMPLE_BYTES)
-    return train_bpe(texts, size, exactly=config.vocabulary != "auto")
-
-
-def _train_texts(corpus: Corpus, settings: TextSettings, limit: int | None) -> Iterator[str]:
-    """The text to train on in pieces; with `limit`, about so many bytes of it, taken evenly from all over."""
-    part = corpus.plan["train"]
-    reader = SegmentReader(corpus.files, part.marks, settings)
-    share = 1.0 if limit is None else min(1.0, limit / max(corpus.train_bytes, 1))
-    try:
-        for index, row in enumerate(part.segments):
-            if int((index + 1) * share) > int(index * share):
-                yield from reader.pieces(row)
-    finally:
-        reader.close()
 
 
 def _split(shards: list[Shard]) -> Split:

@@ -21,7 +21,7 @@ def bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> NDArray[np.int64]:
     """
     description = json.loads(tokenizer.to_str())
     added = {item["id"]: item for item in description.get("added_tokens", [])}
-    kinds = _types(description.get("pre_tokenizer")) | _types(description.get("decoder"))
+    kinds = kinds_of(description)
     result = np.zeros(vocabulary, dtype=np.int64)
     for token, number in tokenizer.get_vocab(with_added_tokens=True).items():
         if number in added:
@@ -31,11 +31,18 @@ def bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> NDArray[np.int64]:
         elif "ByteFallback" in kinds and _BYTE.fullmatch(token):
             result[number] = 1
         else:
-            result[number] = len(_plain(token, kinds).encode())
+            result[number] = len(text_of(token, kinds).encode())
     return result
 
 
-def _plain(token: str, kinds: set[str]) -> str:
+def kinds_of(description: dict[str, Any]) -> set[str]:
+    """How the tokenizer of `description` (its JSON) cuts text and puts it together again."""
+    parts = ("model", "pre_tokenizer", "decoder")
+    return set().union(*(_types(description.get(part)) for part in parts))
+
+
+def text_of(token: str, kinds: set[str]) -> str:
+    """The text that `token`, of a tokenizer of `kinds`, stands for; not for byte-level ones."""
     if "WordPiece" in kinds:
         return token.removeprefix("##")
     # SentencePiece writes a space as U+2581, through a Metaspace step or through a Replace in the decoder.
@@ -49,4 +56,4 @@ def _types(node: Any) -> set[str]:
     if not isinstance(node, dict):
         return set()
     here = {node["type"]} if isinstance(node.get("type"), str) else set()
-    return here.union(*(_types(value) for value in node.values()))
+    return here.union(*(_types(value) for name, value in node.items() if name not in ("vocab", "merges")))

@@ -151,12 +151,22 @@ def with_end(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+def marks_in(directory: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """Numbers of the marks that the tokenizer in `directory` has, by transformers' names (`mask_token`, …)."""
+    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    found = {}
+    for name in ("eos_token", *_SEPARATORS):
+        token = config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        number = tokenizer.token_to_id(text) if text else None
+        if number is not None:
+            found[name] = number
+    return found
+
+
 def pad_token_of(directory: Path, tokenizer: Tokenizer) -> int:
     """Number of the token that fills up what is shorter; the end token where there is none."""
-    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
-    token = config.get("pad_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    number = tokenizer.token_to_id(text) if text else None
+    number = marks_in(directory, tokenizer).get("pad_token")
     return end_token_of(directory, tokenizer) if number is None else number
 
 
@@ -219,13 +229,10 @@ def load_for_encoding(directory: Path) -> Tokenizer:
 
 def end_token_of(directory: Path, tokenizer: Tokenizer) -> int:
     """Number of the token that ends a document: the end-of-text token, or else the separator."""
-    config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    marks = marks_in(directory, tokenizer)
     for name in ("eos_token", "sep_token"):
-        token = config.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        number = tokenizer.token_to_id(text) if text else None
-        if number is not None:
-            return number
+        if name in marks:
+            return marks[name]
     raise DataError(f"the tokenizer at {directory} has no end token", "give it an `eos_token`")
 
 

@@ -5,7 +5,7 @@ from tutti.models.blocks import find_blocks
 from tutti.models.blueprint import Blueprint, fill, units
 from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model, publish_export
-from tutti.models.flops import ParameterCount, count_parameters, flops_per_token
+from tutti.models.flops import ParameterCount, count_parameters, flops_per_masked_token, flops_per_token
 from tutti.models.generate import generate, generate_from
 from tutti.models.heads import (
     HeadedBlueprint,
@@ -37,6 +37,7 @@ __all__ = [
     "fill",
     "find_blocks",
     "find_body",
+    "flops_per_masked_token",
     "flops_per_token",
     "generate",
     "generate_from",

@@ -50,20 +50,35 @@ def flops_per_token(model: nn.Module, sequence: int) -> float:
     For a model that is no Hugging Face transformer, attention is unknown and left out: 6·P, which is right
     for a stack of linear layers and too little where weights are reused (convolutions).
     """
-    flops = 6.0 * count_parameters(model).matmul
+    return 6.0 * count_parameters(model).matmul + 6.0 * _attention(model, sequence, both_ways=False)
+
+
+def flops_per_masked_token(model: nn.Module, sequence: int, share: float) -> float:
+    """The same of a masked language model, which looks both ways, 6·P + 12·L·h·S, and whose head is computed for the
+    `share` of the tokens alone that is hidden."""
+    whole: Any = model
+    head = whole.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    idle = (1 - share) * head.weight.numel() if head is not None else 0.0
+    flops = count_parameters(model).matmul - idle
+    return 6.0 * float(flops) + 12.0 * _attention(model, sequence, both_ways=True)
+
+
+def _attention(model: nn.Module, sequence: int, *, both_ways: bool) -> float:
+    """Σ h·S of the layers; 0 where there is no attention (a state-space model), or it is unknown."""
     if not isinstance(model, PreTrainedModel):
-        return flops
+        return 0.0
     config: Any = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_attention_heads", 0)
-    if not heads:  # no attention, e.g. a state-space model
-        return flops
+    if not heads:
+        return 0.0
     width: int = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return flops + sum(6.0 * width * context for context in _contexts(config, sequence))
+    return float(sum(width * context for context in _contexts(config, sequence, both_ways=both_ways)))
 
 
-def _contexts(config: Any, sequence: int) -> list[int]:
-    """Tokens that each layer's attention reaches back over."""
+def _contexts(config: Any, sequence: int, *, both_ways: bool) -> list[int]:
+    """Tokens that each layer's attention reaches over."""
     window = getattr(config, "sliding_window", None)
+    window = 2 * window if window and both_ways else window
     near = min(sequence, window) if window else sequence
     kinds = getattr(config, "layer_types", None)
     if not kinds:

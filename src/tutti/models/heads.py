@@ -16,6 +16,7 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -26,6 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -77,6 +79,10 @@ HEADS = {
     "relate": _CLASSIFIER,
     "embed": Head(AutoModel, Purpose("encoder", MODEL_MAPPING_NAMES, _EXAMPLES)),
     "recommend": _CONTINUER,
+    "masked_language_model": Head(
+        AutoModelForMaskedLM,
+        Purpose("masked language model", MODEL_FOR_MASKED_LM_MAPPING_NAMES, _EXAMPLES),
+    ),
     "tag": Head(
         AutoModelForTokenClassification,
         Purpose("token classifier", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, _EXAMPLES),
@@ -286,7 +292,10 @@ def draw_headed_blueprint(
         keeps_head = keeps_head and (not labels or _label_names(architecture) == labels)
         new_head = not keeps_head
         other_head = new_head and any(
-            _has_head(architecture, head) for kind, head in HEADS.items() if kind != "embed"
+            # What a masked language model transforms before it guesses is a good beginning for other heads.
+            _has_head(architecture, head)
+            for kind, head in HEADS.items()
+            if kind not in ("embed", "masked_language_model")
         )
         head = "its head" if keeps_head else "a new head"
         with_head = f", with {head}" if kind not in (*WRITING, "embed") else ""

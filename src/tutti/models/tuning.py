@@ -31,7 +31,7 @@ from tutti.models.blocks import find_blocks
 #: By kind of task, as peft calls them; those that write go by their architecture.
 _KINDS = {
     "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
-    "recommend": "CAUSAL_LM", "embed": "FEATURE_EXTRACTION",
+    "recommend": "CAUSAL_LM", "embed": "FEATURE_EXTRACTION", "masked_language_model": "FEATURE_EXTRACTION",
 }  # fmt: skip
 #: Methods whose adapters go on learning; those of others are merged first.
 _GO_ON = ("lora", "ia3", "prompt")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tutti.observe.page import first_prompt, read_config
+from tutti.observe.page import first_question, read_config
 from tutti.observe.result import Commands, next_moves, places, result_rows
 
 _STATE_STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
@@ -24,7 +24,7 @@ def print_ending(
     console.print()
     console.print(_table(run, figures))
     _print_pairs(console, [(name, str(path)) for name, path in places(run)])
-    moves = next_moves(run, figures, first_prompt(read_config(run)), commands)
+    moves = next_moves(run, figures, first_question(read_config(run)), commands)
     if figures.get("state") == "interrupted":
         console.print()
         console.print(Text("resume with:"))

@@ -259,8 +259,8 @@ def print_groups_ending(
     moves = [(commands.resume, "go on from the last checkpoints")] if figures["state"] != "finished" else []
     if best is not None and figures["state"] == "finished":
         place = RunDirectory(run).groups / str(best)
-        prompt = "Once upon a time"
-        moves = [m for m in next_moves(place, figures, prompt, commands) if m[0] != commands.resume]
+        question = ("generate", "Once upon a time")
+        moves = [m for m in next_moves(place, figures, question, commands) if m[0] != commands.resume]
     for command, purpose in moves:
         console.print(
             Text(f"  {command}", style="bold").append(f"   # {purpose}", style="dim"), soft_wrap=True

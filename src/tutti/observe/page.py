@@ -178,12 +178,15 @@ def moves_of(run: Path, figures: Mapping[str, Any], config: dict[str, Any]) -> l
     """Commands, each with its purpose, as they can be typed in the directory where the run was started."""
     place = Path(str(config.get("runs", run.parent.name))) / run.name
     commands = Commands("tutti", f"tutti train {shlex.quote(str(place / 'config.yaml'))}")
-    return next_moves(place, figures, first_prompt(config), commands)
+    return next_moves(place, figures, first_question(config), commands)
 
 
-def first_prompt(config: dict[str, Any]) -> str | None:
-    """Something for the model to go on from: what the user asked for, if anything; None: it was not made to write."""
-    if (config.get("task") or {}).get("kind", "language_model") not in ("language_model", "chat"):
-        return None
-    prompts = (config.get("evaluate") or {}).get("prompts") or ["Once upon a time"]
-    return str(prompts[0])
+def first_question(config: dict[str, Any]) -> tuple[str, str]:
+    """A verb and a text to ask the model with: something that the user wanted to know, if anything."""
+    kind = (config.get("task") or {}).get("kind", "language_model")
+    prompts = (config.get("evaluate") or {}).get("prompts") or []
+    if kind in ("language_model", "chat"):
+        return "generate", str(prompts[0] if prompts else "Once upon a time")
+    if kind == "masked_language_model":
+        return "predict", str(prompts[0] if prompts else "a word is [MASK] here")
+    return "predict", "your text"

@@ -90,12 +90,12 @@ class Commands:
 
 
 def next_moves(
-    run: Path, figures: Mapping[str, Any], prompt: str | None, commands: Commands
+    run: Path, figures: Mapping[str, Any], question: tuple[str, str], commands: Commands
 ) -> list[tuple[str, str]]:
     """Commands that can be typed now, each with its purpose; the most useful one first.
 
-    `prompt`: for the model to go on from; None: it was made to predict. A run of `tutti.fit` (whose model only the
-    user's own program can make) has none.
+    `question`: for the model, and the verb that asks it. A run of `tutti.fit` (whose model only the user's own program
+    can make) has none.
     """
     place, program = shlex.quote(str(run)), commands.program
     state = figures.get("state")
@@ -103,10 +103,10 @@ def next_moves(
     if state != "finished":
         moves.append((commands.resume, "go on from the last checkpoint"))
     if state == "finished" or figures.get("checkpoints"):
-        asked = (f"{program} predict {place} {shlex.quote('your text')}", "ask the model")
-        if prompt is not None:
-            asked = (f"{program} generate {place} {shlex.quote(prompt)}", "let the model continue a prompt")
-        moves += [asked, (f"{program} evaluate {place}", "measure it on what was kept aside")]
+        verb, text = question
+        purpose = "let the model continue a prompt" if verb == "generate" else "ask the model"
+        moves.append((f"{program} {verb} {place} {shlex.quote(text)}", purpose))
+        moves.append((f"{program} evaluate {place}", "measure it on what was kept aside"))
     if state == "finished":
         more = 2 * int(figures.get("steps_planned") or figures.get("steps") or 1)
         moves.append((commands.resume_to(more), "train on, to twice the steps"))

@@ -13,11 +13,13 @@ from tutti.package.directory import (
     refuse_to_replace,
     write_package,
 )
+from tutti.package.filler import Filler
 from tutti.package.writer import Writer
 
 __all__ = [
     "Asker",
     "Engine",
+    "Filler",
     "Package",
     "Writer",
     "is_package",

@@ -2,12 +2,20 @@
 
 from tutti.parallel.layout import Arithmetic, apply_language_layout, apply_layout, undo_compile
 from tutti.parallel.offload import MappedFiles, keep_optimizer_state
-from tutti.parallel.possible import anything_else, check_layout, limits_of, limits_with_head, sharded_only
+from tutti.parallel.possible import (
+    Limits,
+    anything_else,
+    check_layout,
+    limits_of,
+    limits_with_head,
+    sharded_only,
+)
 from tutti.parallel.split import Split
 from tutti.parallel.world import World, arrange, join_world, leave_world, pick_device, started_store
 
 __all__ = [
     "Arithmetic",
+    "Limits",
     "MappedFiles",
     "Split",
     "World",

@@ -9,8 +9,7 @@ Shapes: B samples, S tokens, N = B·S, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from tutti.core import Batch, LossSum, Objective
 from tutti.tasks.chunked_loss import IGNORED, chunked_cross_entropy, chunked_cross_entropy_and
-from tutti.tasks.manner import Manner, body_of, find_manner, head_of, run_model
+from tutti.tasks.manner import Manner, body_of, find_manner, head_of, passed_over, run_model
 from tutti.tasks.packing import Rows, is_plain, unpack
 from tutti.tasks.terms import Addend, LossTerm, Tally, added_to_whole_logits
 
@@ -131,7 +130,7 @@ class CausalLanguageModelling(Objective):
         if self.manner.bare_head:
             hidden = run_model(body_of(self.model), rows, takes).last_hidden_state
         else:
-            with _passed_over(head):
+            with passed_over(head):
                 hidden = run_model(self.model, rows, takes).logits
         return hidden.flatten(0, 1), head
 
@@ -140,17 +139,3 @@ class CausalLanguageModelling(Objective):
         ids = batch["input_ids"]
         places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
         return self.rows({**batch, "labels": places}).labels.reshape(-1)
-
-
-@contextlib.contextmanager
-def _passed_over(head: nn.Module) -> Iterator[None]:
-    """While this is open `head` hands on what it is given."""
-    head.forward = _identity
-    try:
-        yield
-    finally:
-        del head.forward
-
-
-def _identity(hidden: Tensor) -> Tensor:
-    return hidden

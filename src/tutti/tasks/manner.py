@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,6 +55,20 @@ def head_of(model: Any) -> nn.Linear | None:
     return head if isinstance(head, nn.Linear) else None
 
 
+@contextlib.contextmanager
+def passed_over(head: nn.Module) -> Iterator[None]:
+    """While this is open `head` hands on what it is given."""
+    head.forward = _identity
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _identity(hidden: Tensor) -> Tensor:
+    return hidden
+
+
 def run_model(module: nn.Module, rows: Rows, takes_positions: bool = True) -> Any:
     """Call `module` (a model or its body) on `rows`."""
     known: dict[str, Tensor] = {}
@@ -76,7 +90,7 @@ def find_manner(model: nn.Module) -> Manner:
     whole: Any = model
     original = whole.config._attn_implementation
     takes_positions = "position_ids" in inspect.signature(body_of(model).forward).parameters
-    with _quiet(model), torch.no_grad():
+    with quiet(model), torch.no_grad():
         trial = _trial(model)
         try:
             alone = [model(input_ids=ids, use_cache=False).logits for ids in trial.alone]
@@ -132,14 +146,14 @@ def _runs_rows(model: Any, attention: str, trial: _Trial, expected: Tensor) -> b
     return _same(torch.cat([short[:5], long])[None], expected)
 
 
-def _head_explains(model: nn.Module, trial: _Trial) -> tuple[bool, bool]:
-    """Whether the logits are the head's output as it is, and whether its input is the body's output.
+def explains_logits(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[bool, Tensor | None]:
+    """Whether the logits that `run(model)` gives are the head's output as it is; and what the head was given.
 
     The head's output is blown up on the way: soft caps do nothing to the small logits of a fresh model.
     """
     head = head_of(model)
     if head is None:
-        return False, False
+        return False, None
     seen: list[Tensor] = []
 
     def blow_up(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -148,15 +162,27 @@ def _head_explains(model: nn.Module, trial: _Trial) -> tuple[bool, bool]:
 
     hook = head.register_forward_hook(blow_up)
     try:
-        logits = run_model(model, _rows(trial.packed)).logits
-        hidden = run_model(body_of(model), _rows(trial.packed)).last_hidden_state
+        logits = run(model).logits
     except (AttributeError, TypeError):
-        return False, False
+        return False, None
     finally:
         hook.remove()
     if len(seen) != 2 or not _same(logits, seen[1]):
+        return False, None
+    return True, seen[0]
+
+
+def _head_explains(model: nn.Module, trial: _Trial) -> tuple[bool, bool]:
+    """Whether the logits are the head's output as it is, and whether its input is the body's output."""
+    rows = _rows(trial.packed)
+    explains, given = explains_logits(model, lambda whole: run_model(whole, rows))
+    if given is None:
         return False, False
-    return True, _same(hidden, seen[0])
+    try:
+        hidden = run_model(body_of(model), rows).last_hidden_state
+    except (AttributeError, TypeError):
+        return False, False
+    return explains, _same(hidden, given)
 
 
 class _Trial(NamedTuple):
@@ -188,7 +214,7 @@ def _same(some: Tensor, expected: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Dropout off for the trial."""
     training = model.training
     model.eval()

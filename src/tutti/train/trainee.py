@@ -23,6 +23,7 @@ from tutti.train.function import function_job
 from tutti.train.job import Job
 from tutti.train.labelled import has_head, labelled_job
 from tutti.train.language import split_language_model_job
+from tutti.train.masked import masked_job
 from tutti.train.optimizer import Optimizers, build_optimizers
 from tutti.train.precision import DTYPES
 from tutti.train.rank import Assignment, Rank
@@ -105,6 +106,9 @@ def _job(
         make = contrast_job if by_contrast else partial(labelled_job, learns=True)
         asked = make(config, assignment.prepared)
         return asked, apply_layout(asked.objective.to(world.device).train(), world, arithmetic, asked.twin)
+    if config.task.masked:
+        masked = masked_job(config, assignment.prepared)
+        return masked, apply_layout(masked.objective.to(world.device).train(), world, arithmetic, masked.twin)
     if has_head(config):
         job = encoder_decoder_job(config, assignment.prepared, learns=True)
         return job, apply_layout(job.objective.to(world.device).train(), world, arithmetic)
