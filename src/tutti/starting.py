@@ -56,7 +56,7 @@ def prepare(config: Config, *, say: Say = _silent) -> Prepared | PreparedExample
 def prepare_text(config: Config, say: Say = _silent) -> Prepared:
     """The text of `config`, as `prepare` does it."""
     use: Use = "masks" if config.task.masked else "text"
-    return data.prepare(config.data, workers=usable_cores(), say=say, use=use)
+    return data.prepare(config.data, workers=usable_cores(), say=say, use=use, remember=config.remember)
 
 
 def prepare_labelled(config: Config, say: Say = _silent) -> PreparedExamples:

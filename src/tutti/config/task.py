@@ -259,12 +259,13 @@ class RememberConfig(Section):
 
     source: str | list[str] | None = Field(
         default=None,
-        description="Examples of what it knew, with the fields and in the formats of `data.source`: what it was "
-        "trained on, or a part of that.",
+        description="Examples, or text, of what it knew, with the fields and in the formats of `data.source`: what it "
+        "was trained on, or a part of that.",
     )
     replay: Fraction = Field(
         default=0.2,
-        description="Share of the training examples that come from `source`, drawn by the hash of their text; 0: none.",
+        description="Share of the training examples, or of the text, that comes from `source`, drawn by the hash of "
+        "its content; 0: none.",
     )
     ewc: Annotated[float, Field(ge=0)] = Field(
         default=0.0,

@@ -81,8 +81,13 @@ def check_remember(config: Config) -> None:
         if remember != RememberConfig():
             raise ValueError("remember needs examples of what the model knew: remember.source")
         return
-    if not config.task.labelled or config.task.kind == "recommend":
-        raise ValueError(f"remember is not for task.kind {config.task.kind}, so far")
+    if config.task.kind == "recommend":
+        raise ValueError("remember is not for task.kind recommend, so far")
+    if config.data.weights is not None:
+        raise ValueError(
+            "data.weights and remember.replay both say how much of a text is read; list what is to be remembered in "
+            "data.source, with a weight"
+        )
     if not remember.replay and not remember.ewc:
         raise ValueError("remember.source is of no use with both remember.replay and remember.ewc at 0")
     if remember.replay >= 0.9:

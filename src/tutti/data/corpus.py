@@ -7,16 +7,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutti.config.data import DataConfig
+from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.data import alike
 from tutti.data.listing import SourceFile, list_sources
 from tutti.data.manifest import Counts, Skipped, StepReport
-from tutti.data.mixture import times_to_take
+from tutti.data.mixture import times_to_replay, times_to_take
 from tutti.data.reading import TextSettings
 from tutti.data.scan import Catalogue, contained, scan, unique
 from tutti.data.segments import PlanOfPart, plan_parts
@@ -30,19 +32,31 @@ _ENDS_ARE_KEPT = (
 )
 
 
+class Replay(NamedTuple):
+    """Text that the model knew: the entries of the list of sources from `first` on, to be a `share` of the whole."""
+
+    first: int
+    share: float
+
+
 @dataclass(frozen=True)
 class Sources:
-    """The files of `source` and, where given, of `validation_source`."""
+    """The files of `source` (behind them those of `remember.source`) and, where given, of `validation_source`."""
 
     main: list[SourceFile]
     validation: list[SourceFile]
+    replay: Replay | None = None
 
     @classmethod
-    def of(cls, config: DataConfig) -> Sources:
-        """List the files; raises DataError as `list_sources`."""
-        given = config.validation_source
+    def of(cls, config: DataConfig, remember: RememberConfig | None = None) -> Sources:
+        """List the files, those of `remember` behind the others; raises DataError as `list_sources`."""
+        given, entries = config.validation_source, _listed(config.source)
+        replay = None
+        if remember is not None and remember.source is not None and remember.replay:
+            replay = Replay(len(entries), remember.replay)
+            entries = [*entries, *_listed(remember.source)]
         return cls(
-            list_sources(config, config.source), list_sources(config, given) if given is not None else []
+            list_sources(config, entries), list_sources(config, given) if given is not None else [], replay
         )
 
     def key(self, config: DataConfig, tokenizer: str) -> str | None:
@@ -52,7 +66,7 @@ class Sources:
         """
         listed = [
             [(file.name, file.kind, file.size, file.stamp, file.entry * weighed) for file in part]
-            for weighed, part in ((config.weights is not None, self.main), (False, self.validation))
+            for weighed, part in ((self._entries_matter(config), self.main), (False, self.validation))
         ]
         if any(file.stamp is None for file in [*self.main, *self.validation]):
             return None
@@ -60,7 +74,15 @@ class Sources:
             mode="json",
             exclude={"source", "validation_source", "extra_source", "sequence", "cache", "remote_cache"},
         )
-        return digest([FORMAT, listed, config.validation_source is None, fields, tokenizer])
+        named = [FORMAT, listed, config.validation_source is None, fields, tokenizer]
+        return digest([*named, *(self.replay or ())])
+
+    def _entries_matter(self, config: DataConfig) -> bool:
+        return config.weights is not None or self.replay is not None
+
+
+def _listed(entries: str | list[str]) -> list[str]:
+    return [entries] if isinstance(entries, str) else entries
 
 
 @dataclass(frozen=True)
@@ -123,7 +145,10 @@ def read_corpus(
         doubles, report = alike.near_duplicates(clean, merged, kept, len(main.rows))
         steps.append(report)
         kept &= ~doubles
-    parts, choices = _divide(config, merged, kept, len(main.rows) if sources.validation else None)
+    former = np.zeros(len(kept), dtype=bool)
+    if sources.replay is not None:
+        former[: len(main.rows)] = main.entries() >= sources.replay.first
+    parts, choices = _divide(config, merged, kept, former, len(main.rows) if sources.validation else None)
     if clean.decontaminate:
         trained, judged = (
             (kept & (parts == 0), kept & (parts != 0)) if parts is not None else (kept, ~kept & False)
@@ -142,6 +167,13 @@ def read_corpus(
             merged.entries(), rows["bytes"], rows["hash"], trained, config.weights, names
         )
         choices += said
+    if sources.replay is not None:
+        assert parts is not None, "_divide refuses the ends of documents"
+        rows = merged.rows
+        times, words = times_to_replay(
+            former, rows["bytes"], rows["hash"], kept & (parts == 0), sources.replay.share
+        )
+        choices.append(words)
     plan = plan_parts(merged, kept, parts, (config.validation, config.test), times)
     _require_parts(config, plan, with_source=bool(sources.validation))
     counts = Counts(
@@ -202,20 +234,31 @@ def merge(main: Catalogue, held_out: Catalogue) -> Catalogue:
 
 
 def _divide(
-    config: DataConfig, catalogue: Catalogue, kept: NDArray[np.bool_], first_held_out: int | None
+    config: DataConfig,
+    catalogue: Catalogue,
+    kept: NDArray[np.bool_],
+    former: NDArray[np.bool_],
+    first_held_out: int | None,
 ) -> tuple[NDArray[np.int8] | None, list[str]]:
-    """The part of each document (None: the tail of each), and the choices made."""
+    """The part of each document (None: the tail of each), and the choices made. `former`: only trained on."""
     parts = np.zeros(len(kept), dtype=np.int8)
     if first_held_out is not None:
         parts[first_held_out:] = 1
         return parts, []
     if not config.validation and not config.test:
         return parts, []
-    way, choice = choose_split(config, int(kept.sum()))
+    new = kept & ~former
+    way, choice = choose_split(config, int(new.sum()))
     choices = [choice] if choice else []
+    if way == "tail" and former.any():
+        raise DataError(
+            "with remember.source whole documents are kept aside, and data.source has too few of them, or "
+            "data.split says tail",
+            "give data.validation_source, or set data.split: document",
+        )
     if way == "tail":
         return None, choices
-    parts[kept] = assign(catalogue.rows[kept], config.validation, config.test)
+    parts[new] = assign(catalogue.rows[new], config.validation, config.test)
     return parts, choices
 
 

@@ -3,6 +3,9 @@
 Of N bytes to train on, source e with n_e bytes and weight w_e gets w_e · N: its text is taken ⌊w_e N / n_e⌋ times, and
 once more those documents, in the order of their hashes, that make up the rest. So the whole stays about as large as it
 is, and what is taken does not depend on the order of files.
+
+Text that is replayed against forgetting is taken in the same way, but what is new stays as it is: beside n bytes of
+that, a share r of the whole is r / (1 − r) · n bytes.
 """
 
 from __future__ import annotations
@@ -43,14 +46,56 @@ def times_to_take(
                 "give it text, or the weight 0",
             )
         ratio = weight * total / max(there, 1)
-        whole = int(ratio)
-        order = of_entry[np.lexsort((hashes[of_entry, 0], hashes[of_entry, 1]))]
-        more = np.cumsum(sizes[order]) <= (ratio - whole) * there
-        times[order] = whole + more
-        taken = int((times[order] * sizes[order]).sum())
+        taken = _take(times, of_entry, sizes, hashes, ratio)
         said.append(
             f"{names[entry]}: {there / 1e6:.1f} MB taken {ratio:.2f} times makes {taken / 1e6:.1f} MB, "
-            f"{100 * taken / max(total, 1):.1f} % (data.weights: {100 * weight:.1f} %)"
-            + ("; text that is read more than 4 times teaches little" if ratio > _REPEATED_WELL else "")
+            f"{100 * taken / max(total, 1):.1f} % (data.weights: {100 * weight:.1f} %)" + _too_often(ratio)
         )
     return times, said
+
+
+def times_to_replay(
+    former: NDArray[np.bool_],
+    sizes: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    train: NDArray[np.bool_],
+    share: float,
+) -> tuple[NDArray[np.int32], str]:
+    """[documents] each → how often a document is trained on (1 where it is not `former`), and words about it.
+
+    Raises:
+        DataError: there is nothing to replay.
+    """
+    times = np.ones(len(former), np.int32)
+    old = np.flatnonzero(train & former)
+    there, new = int(sizes[old].sum()), int(sizes[train & ~former].sum())
+    if not there:
+        raise DataError(
+            "remember.source holds no text that data.source has not", "name text of what the model knew"
+        )
+    ratio = share / (1 - share) * new / there
+    taken = _take(times, old, sizes, hashes, ratio)
+    return times, (
+        f"remember.source: {there / 1e6:.1f} MB taken {ratio:.2f} times makes {taken / 1e6:.1f} MB beside "
+        f"{new / 1e6:.1f} MB that are new, {100 * taken / max(taken + new, 1):.1f} % (remember.replay: "
+        f"{100 * share:.1f} %)" + _too_often(ratio)
+    )
+
+
+def _take(
+    times: NDArray[np.int32],
+    documents: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    hashes: NDArray[np.uint64],
+    ratio: float,
+) -> int:
+    """Put into `times` how often each of `documents` is taken to be `ratio` times as much; the bytes that makes."""
+    whole, there = int(ratio), int(sizes[documents].sum())
+    order = documents[np.lexsort((hashes[documents, 0], hashes[documents, 1]))]
+    more = np.cumsum(sizes[order]) <= (ratio - whole) * there
+    times[order] = whole + more
+    return int((times[order] * sizes[order]).sum())
+
+
+def _too_often(ratio: float) -> str:
+    return "; text that is read more than 4 times teaches little" if ratio > _REPEATED_WELL else ""

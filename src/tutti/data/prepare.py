@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.config.data import DataConfig
+from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.core.files import write_json_atomically
 from tutti.core.rundir import unwritable
@@ -48,12 +49,19 @@ def _silent(message: str) -> None:
     """Say nothing."""
 
 
-def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent, use: Use = "text") -> Prepared:
+def prepare(
+    config: DataConfig,
+    *,
+    workers: int = 1,
+    say: Say = _silent,
+    use: Use = "text",
+    remember: RememberConfig | None = None,
+) -> Prepared:
     """Prepare the text that `config` names, or find it prepared already.
 
     `use`: what for, so that a tokenizer that is trained here has the marks that this takes. `workers`: processes that
     encode at the same time (few for little text); the result does not depend on it. `say` is told what goes on, one
-    line at a time.
+    line at a time. `remember`: text of what a model knew, to be replayed.
 
     Raises:
         DataError: text, tokenizer or settings that cannot work; says which file and where in it.
@@ -63,14 +71,16 @@ def prepare(config: DataConfig, *, workers: int = 1, say: Say = _silent, use: Us
     if config.tokenizer == "auto":
         config = config.model_copy(update={"tokenizer": "bpe"})
     tokenizer = name_tokenizer(config, use)
-    sources = Sources.of(config)
+    sources = Sources.of(config, remember)
     cache = Path(config.cache).expanduser()
     key = sources.key(config, tokenizer)
     prepared = _known(cache, key)
     if prepared is None:
         try:
             with locked(cache / "locks" / f"{key or 'unlisted'}.lock", say):
-                prepared = _known(cache, key) or _prepare(config, sources, use, key, cache, workers, say)
+                prepared = _known(cache, key) or _prepare(
+                    config, sources, remember, use, key, cache, workers, say
+                )
         except OSError as error:  # reading reports its own errors: what is left is the cache
             raise unwritable(cache, error) from error
     prepared.require(config.sequence)
@@ -101,7 +111,14 @@ def _complete(directory: Path) -> Prepared | None:
 
 
 def _prepare(
-    config: DataConfig, sources: Sources, use: Use, key: str | None, cache: Path, workers: int, say: Say
+    config: DataConfig,
+    sources: Sources,
+    remember: RememberConfig | None,
+    use: Use,
+    key: str | None,
+    cache: Path,
+    workers: int,
+    say: Say,
 ) -> Prepared:
     tokenizer = name_tokenizer(config, use)
     settings = TextSettings.of(config)
@@ -118,7 +135,7 @@ def _prepare(
             directory.mkdir(parents=True, exist_ok=True)
             _sweep(directory)
             prepared = _write(config, corpus, settings, use, directory, workers, say)
-            if key != Sources.of(config).key(config, tokenizer):
+            if key != Sources.of(config, remember).key(config, tokenizer):
                 (directory / MANIFEST).unlink()
                 raise changed("data.source")
         # A run keeps the configuration with what was chosen for `auto`; that names the same text.
