@@ -140,22 +140,33 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
+    suffix: str = "",
 ) -> list[str]:
     """Let the run's model continue `prompts`; temperature 0 always takes the likeliest token.
 
-    `run` may be a directory that `compress` wrote.
+    `suffix`: what comes after what it writes, where it learned to fill in (`task.infill`). `run` may be a directory
+    that `compress` wrote.
 
     Raises:
         TuttiError: there is no such run, or its model does not go on from texts.
     """
     if is_package(run):
         require_causal(run, Package.read(run).task)
-        return open_writer(run).go_on(prompts, new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        return open_writer(run).go_on(
+            prompts, new_tokens, temperature=temperature, top_k=top_k, seed=seed, suffix=suffix
+        )
     model, tokenizer, task = load_causal(run)
     if task.kind == "chat":
         prompts = begin_turns(render(tokenizer.name_or_path), prompts)
     return models.generate(
-        model, tokenizer, list(prompts), new_tokens, temperature=temperature, top_k=top_k, seed=seed
+        model,
+        tokenizer,
+        list(prompts),
+        new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        suffix=suffix,
     )
 
 

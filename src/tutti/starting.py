@@ -33,6 +33,7 @@ from tutti.tasks.contrast import say_head
 from tutti.train.checkpoints.retention import entries
 from tutti.train.contrast import samples_to_judge
 from tutti.train.labelled import blueprint_of, has_head, reader_of
+from tutti.train.language import source_of
 from tutti.train.masked import masked_blueprint, masked_source, samples_of
 from tutti.train.precision import DTYPES
 
@@ -55,7 +56,7 @@ def prepare(config: Config, *, say: Say = _silent) -> Prepared | PreparedExample
 
 def prepare_text(config: Config, say: Say = _silent) -> Prepared:
     """The text of `config`, as `prepare` does it."""
-    use: Use = "masks" if config.task.masked else "text"
+    use: Use = "masks" if config.task.masked else "infill" if config.task.infill else "text"
     return data.prepare(config.data, workers=usable_cores(), say=say, use=use, remember=config.remember)
 
 
@@ -151,7 +152,8 @@ def start_run(
         samples, validation = (
             prepared.samples(part, config.data.sequence) for part in ("train", "validation")
         )
-        train = data.TokenSource(prepared, "train", config.data.sequence, config.train.seed, shift=True)
+        train = source_of(config, prepared, "train")
+        assert train is not None, "prepare refuses text without a part to train on"
         fingerprint = train.fingerprint
     if continues is not None:
         _refuse_other_data(continues, fingerprint)

@@ -16,6 +16,9 @@ def generate(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write for each prompt.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=1, help="Choose among so many likeliest tokens.")] = 50,
+    suffix: Annotated[
+        str, typer.Option(help="What comes after what is written; of a model trained with task.infill.")
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
     json_output: Json = False,
 ) -> None:
@@ -24,11 +27,17 @@ def generate(
         from tutti import api
 
         texts = api.generate(
-            find_run(run), prompts, new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed
+            find_run(run),
+            prompts,
+            new_tokens=new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            suffix=suffix,
         )
     if json_output:
         pairs = zip(prompts, texts, strict=True)
         print_json({"texts": [{"prompt": prompt, "text": text} for prompt, text in pairs]})
         return
     for prompt, text in zip(prompts, texts, strict=True):
-        typer.echo(f"{prompt}{text}\n")
+        typer.echo(f"{prompt}{text}{suffix}\n")

@@ -33,6 +33,7 @@ _OF_KINDS = {
     "catalogue": ("recommend",),
     "repeats": ("recommend",),
     "contrast": ("classify",),
+    "infill": ("language_model",),
     "mask": ("masked_language_model",),
     "mask_by": ("masked_language_model",),
     "together": ("embed", "classify"),
@@ -84,6 +85,11 @@ class TaskConfig(Section):
         default=None,
         description="`masked_language_model`: what is hidden: single tokens, whole words, or "
         "stretches of 1 to 10 words (4.5 on average); `null`: words.",
+    )
+    infill: Fraction = Field(
+        default=0.0,
+        description="`language_model`: share of the documents that are told prefix, suffix, middle, so that the model "
+        "learns to write what is missing between two texts; half is usual for code.",
     )
     none: str | None = Field(
         default=None,

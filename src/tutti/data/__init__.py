@@ -4,6 +4,7 @@ What gives batches needs torch, which takes seconds to import and much memory; i
 that the processes that prepare text need neither.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tutti.data.order import GlobalOrder
@@ -11,12 +12,14 @@ from tutti.data.prepare import prepare
 from tutti.data.prepared import Prepared, open_prepared
 
 if TYPE_CHECKING:
+    from tutti.data.infill import InfillSource
     from tutti.data.masked import MaskedSource
     from tutti.data.samples import TokenSource
     from tutti.data.tensors import TensorSource
 
 __all__ = [
     "GlobalOrder",
+    "InfillSource",
     "MaskedSource",
     "Prepared",
     "TensorSource",
@@ -25,18 +28,15 @@ __all__ = [
     "prepare",
 ]
 
+_WITH_TORCH = {
+    "InfillSource": "infill",
+    "MaskedSource": "masked",
+    "TensorSource": "tensors",
+    "TokenSource": "samples",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "TokenSource":
-        from tutti.data.samples import TokenSource
-
-        return TokenSource
-    if name == "MaskedSource":
-        from tutti.data.masked import MaskedSource
-
-        return MaskedSource
-    if name == "TensorSource":
-        from tutti.data.tensors import TensorSource
-
-        return TensorSource
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tutti.data.{_WITH_TORCH[name]}"), name)

@@ -111,7 +111,7 @@ class MaskedSource(SampleSource):
 
     def load(self, epoch: int, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The samples `indices` of `epoch`, in that order; raises as `TokenSource.load`."""
-        windows = self._windows.load(epoch, indices)["input_ids"].numpy()
+        windows = self._windows.load(epoch, indices)["input_ids"].numpy()  # without what comes behind
         seen, labels = np.empty_like(windows), np.empty_like(windows)
         for row, number in enumerate(indices):
             dice = np.random.default_rng([self._seed, epoch if self._shift else 0, int(number)])

@@ -89,11 +89,15 @@ class TokenSource(SampleSource):
         samples = self.samples_in_epoch(epoch)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= samples):
             raise IndexError(f"epoch {epoch} has the samples 0 … {samples - 1}, asked for {numbers.tolist()}")
+        return self._batch(self.windows(epoch, numbers))
+
+    def windows(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[B, S + 1] the tokens of the samples `numbers` of `epoch`, each with the first one behind it."""
         offset = self.offset(epoch)
         windows = np.empty((len(numbers), self.sequence + 1), dtype=np.int64)
         for row, start in zip(windows, (offset + numbers * self.sequence).tolist(), strict=True):
             self._read(start, row)
-        return self._batch(windows)
+        return windows
 
     def empty(self) -> Batch:
         """One sample without a target: end tokens, each of which ends a document of its own."""

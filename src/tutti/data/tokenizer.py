@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tutti.core.errors import DataError
 from tutti.data.pieces import pieces
 from tutti.data.settings import END_OF_TEXT, UNKNOWN
+from tutti.tasks.infilling import OWN as INFILLING
 
 #: Strings of this length go to the trainer, which holds 256 of them at a time.
 _TRAINING_CHARACTERS = 1 << 14
@@ -127,6 +128,12 @@ def with_separators(tokenizer: Tokenizer) -> Tokenizer:
         pair=f"{first} $A {end} $B:1 {end}:1",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in (first, end)],
     )
+    return tokenizer
+
+
+def with_infilling(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer`, trained here, with the marks of text that is told round its middle."""
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in INFILLING])
     return tokenizer
 
 

@@ -28,11 +28,15 @@ from tutti.data.tokenizer import (
     train_bpe,
     train_characters,
     vocabulary_of,
+    with_infilling,
     with_separators,
 )
 
-#: What text is prepared for: to go on from, or to guess what is masked, for which a tokenizer has marks.
-Use = Literal["text", "masks"]
+#: What text is prepared for: to go on from; to guess what is masked, or to fill in what is in the middle, for which a
+#: tokenizer has marks.
+Use = Literal["text", "masks", "infill"]
+#: What puts such marks into a tokenizer that is trained here.
+_MARKED: dict[str, Callable[[Tokenizer], Tokenizer]] = {"masks": with_separators, "infill": with_infilling}
 
 _TRAINED_HERE = ("bpe", "characters")
 
@@ -82,7 +86,7 @@ def make_tokenizer(
             if config.tokenizer in _TRAINED_HERE:
                 say(f"training the tokenizer ({config.tokenizer})")
                 tokenizer = _train(config, corpus, settings, size)
-                save_tokenizer(with_separators(tokenizer) if use == "masks" else tokenizer, beside)
+                save_tokenizer(_MARKED[use](tokenizer) if use in _MARKED else tokenizer, beside)
             else:
                 import_tokenizer(config.tokenizer, beside)
             for path in beside.iterdir():

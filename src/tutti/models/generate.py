@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tutti.core import ModelError
+from tutti.tasks.infilling import Sentinels
+
 
 def generate(
     model: PreTrainedModel,
@@ -24,6 +27,7 @@ def generate(
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
+    suffix: str = "",
 ) -> list[str]:
     """What `model` writes after each of `prompts` (the prompt itself is not repeated).
 
@@ -35,11 +39,19 @@ def generate(
         temperature: 0 always takes the likeliest token.
         top_k: sample among the k likeliest; 0: among all.
         seed: same seed, same prompts, same texts.
+        suffix: what comes after what it writes, if anything; of a model that learned to fill in (`tasks.infilling`).
+
+    Raises:
+        ModelError: there is a suffix, and the tokenizer has no marks for it.
     """
     if not prompts or new_tokens < 1:
         return ["" for _ in prompts]
     end = _end_token(model, tokenizer)
-    starts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] or [end] for prompt in prompts]
+    starts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    if suffix:
+        behind, sentinels = tokenizer(suffix, add_special_tokens=False)["input_ids"], sentinels_of(tokenizer)
+        starts = [sentinels.ask(start, behind) for start in starts]
+    starts = [start or [end] for start in starts]
     device = next(model.parameters()).device
     training = model.training
     model.train(False)
@@ -50,6 +62,22 @@ def generate(
     finally:
         model.train(training)
     return [_text(tokenizer, start, new) for start, new in zip(starts, written, strict=True)]
+
+
+def sentinels_of(tokenizer: Any) -> Sentinels:
+    """The marks by which `tokenizer` (transformers') tells what is to be filled in.
+
+    Raises:
+        ModelError: it has none.
+    """
+    vocabulary = tokenizer.get_vocab()
+    found = Sentinels.of(vocabulary.get)
+    if found is None:
+        raise ModelError(
+            "this model's tokenizer has no marks for text to be filled in",
+            "leave the suffix out, or train with task: {kind: language_model, infill: 0.5}",
+        )
+    return found
 
 
 def generate_from(

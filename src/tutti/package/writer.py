@@ -33,7 +33,14 @@ class Writer:
     new_tokens: int = 64
 
     def go_on(
-        self, prompts: Sequence[str], new_tokens: int, *, temperature: float, top_k: int, seed: int
+        self,
+        prompts: Sequence[str],
+        new_tokens: int,
+        *,
+        temperature: float,
+        top_k: int,
+        seed: int,
+        suffix: str = "",
     ) -> list[str]:
         """What it writes after each of `prompts`; in a talk: to each."""
         if self.encoder is not None and self.encoder.render is not None:
@@ -46,6 +53,7 @@ class Writer:
             temperature=temperature,
             top_k=top_k,
             seed=seed,
+            suffix=suffix,
         )
 
     def predict(self, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from tutti.models import sentinels_of
 from tutti.serve.engine import End, Engine, Grammar, Grammars, Piece, Request, Sampling
 from tutti.serve.engine.paged import PagedEngine
 from tutti.serve.kinds import WRITER, Kind
@@ -62,6 +63,14 @@ class Service:
         """`text` as the model reads it."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def around(self, prefix: list[int], suffix: str) -> list[int]:
+        """What the model is given to write what stands between the two.
+
+        Raises:
+            ModelError: its tokenizer has no marks for that.
+        """
+        return sentinels_of(self.tokenizer).ask(prefix, self.tokens_of(suffix))
 
     def ask(
         self,

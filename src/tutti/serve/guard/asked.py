@@ -11,7 +11,7 @@ from tutti.serve.refusal import Refusal
 #: What holds no text for the model.
 _NAMES = frozenset({"model", "role", "type", "encoding_format"})
 #: What holds what the model reads.
-_PROMPTS = ("messages", "prompt", "input", "text", "texts", "question", "context")
+_PROMPTS = ("messages", "prompt", "suffix", "input", "text", "texts", "question", "context")
 
 
 def let_in(asked: dict[str, Any], way: Way, found: Counter[str]) -> dict[str, Any]:

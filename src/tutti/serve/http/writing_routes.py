@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from tutti.core import ModelError
 from tutti.serve.engine import Grammar, NoGrammar
 from tutti.serve.http.common import require_model, until_gone
 from tutti.serve.http.refusals import Refusal
@@ -23,6 +24,11 @@ def mount_writing(app: FastAPI, service: Service) -> None:
     async def completions(asked: CompletionAsked, request: Request) -> Response:
         require_model(service, asked.model)
         prompts = _prompts(service, asked.prompt)
+        if asked.suffix:
+            try:
+                prompts = [service.around(prompt, asked.suffix) for prompt in prompts]
+            except ModelError as error:
+                raise Refusal(400, error.problem, param="suffix") from error
         if len(prompts) * asked.n > service.most_texts:
             raise Refusal(400, f"at most {service.most_texts} texts for one request", param="n")
         grammars = await _grammars(service, asked.schema_of_answer, len(prompts) * asked.n)
