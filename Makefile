@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval bench-redaction bench-data bench-swaps
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-text bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval bench-redaction bench-data bench-swaps
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -116,6 +116,10 @@ bench-redaction: .venv/examples
 bench-data: .venv/bench .venv/dev
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-data DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.data.run --data $(DATA)
+
+bench-text: .venv/examples
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-text DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.quality.run --data $(DATA)
 
 bench-few: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-few DATA=DIR"; exit 2; }

@@ -1,0 +1,219 @@
+"""What small models learn from a few megabytes of text, against what a compressor and word counts make of it.
+
+    make bench-text DATA=DIR            (or: python -m benchmarks.quality.run --data DIR --help)
+
+DIR holds the texts techdocs_en and chinese_poetry. Three questions:
+
+- `techdocs`, `poems`: bits per byte of a causal model on the whole validation part. The floor is what xz needs for the
+  validation part behind the training part (the size of both together less that of the first), which has seen as much.
+- `dynasties`: an encoder pretrained here on poems (and on the training poems of the task, without their labels), then
+  fine-tuned to tell Tang from Song; accuracy on the dev part, whose authors the training part does not have. Beside it
+  the same encoder that has read nothing before. Floor: naive Bayes on character n-grams.
+
+Nothing is chosen by looking at the figure: it is that of the last step. Runs are kept one by one in --out: what was
+interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, describe_machine, machine_line, median_and_spread, table, write_result
+from benchmarks.kept import Kept
+from tutti import api, load_config
+
+HERE = Path(__file__).resolve().parent
+#: Of a language model: its text, and what is said of the run.
+TEXTS = {
+    "techdocs": (
+        "techdocs_en",
+        ["model={size: 8M, dropout: 0.1}", "data.vocabulary=8192", "data.sequence=256", "train.batch=32"],
+        3000,
+    ),
+    "poems": (
+        "chinese_poetry",
+        ["model=3M", "data.tokenizer=characters", "data.sequence=128", "train.batch=64"],
+        1000,
+    ),
+}
+ENCODER = ["model=3M", "data.tokenizer=characters", "data.sequence=128", "train.batch=64",
+           "task=masked_language_model", "train.learning_rate=0.002"]  # fmt: skip
+ENCODER_STEPS = 1500
+TUNED_EPOCHS = 6
+_ONCE = 1_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the texts")
+    parser.add_argument("--only", nargs="*", choices=[*TEXTS, "dynasties"], default=[*TEXTS, "dynasties"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of fine-tuning")
+    parser.add_argument("--smoke", action="store_true", help="six steps each, for whoever changes this")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "quality", help="for runs")
+    options = parser.parse_args()
+    machine = describe_machine()
+    kept = Kept(options.out / "quality", machine)
+    for name in options.only:
+        if name in TEXTS:
+            show(kept.once(name, partial(language_model, options, name)))
+            report(options.out, kept, machine)
+            continue
+        show(kept.once("encoder", partial(encoder, options)))
+        for seed in options.seeds:
+            for pretrained in (True, False):
+                which = "pretrained" if pretrained else "new"
+                show(kept.once(f"dynasties-{which}-{seed}", partial(tuned, options, seed, pretrained)))
+                report(options.out, kept, machine)
+    print("\n" + report(options.out, kept, machine).read_text())
+
+
+def show(found: dict[str, Any] | None) -> None:
+    if found is not None:
+        print({key: value for key, value in found.items() if key != "machine"}, flush=True)
+
+
+def language_model(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """A causal model of the text `name`, and what xz makes of the same."""
+    folder, words, steps = TEXTS[name]
+    train, valid = (options.data.absolute() / folder / f"{part}.jsonl" for part in ("train", "valid"))
+    run = train_run(options, name, [*words, *sources(train, valid)], steps)
+    measured = api.evaluate(run)
+    return {
+        "kind": "language model", "name": name, "bits_per_byte": measured["bits_per_byte"],
+        "xz_bits_per_byte": xz(train, valid), "targets": measured["targets"], **told(run),
+    }  # fmt: skip
+
+
+def encoder(options: argparse.Namespace) -> dict[str, Any]:
+    """The encoder that has read poems."""
+    poems = options.data.absolute() / "chinese_poetry"
+    both = f"[{poems / 'train.jsonl'}, {poems / 'tang_vs_song' / 'train.jsonl'}]"
+    words = [f"data.source={both}", f"data.validation_source={poems / 'valid.jsonl'}"]
+    run = train_run(options, "encoder", [*ENCODER, *words], ENCODER_STEPS)
+    return {"kind": "encoder", **api.evaluate(run), **told(run)}
+
+
+def tuned(options: argparse.Namespace, seed: int, pretrained: bool) -> dict[str, Any]:
+    """A classifier of poems, from the encoder or from one like it that has read nothing."""
+    task = options.data.absolute() / "chinese_poetry" / "tang_vs_song"
+    export = options.work.absolute() / "runs" / "encoder" / "export"
+    model = str(export) if pretrained else f"{{path: {export}, from_scratch: true}}"
+    words = [
+        f"model={model}",
+        f"data.tokenizer={export}",
+        "task=classify",
+        "data.sequence=128",
+        f"train.seed={seed}",
+    ]
+    name = f"dynasties-{'pretrained' if pretrained else 'new'}-{seed}"
+    words += sources(task / "train.jsonl", task / "dev.jsonl")
+    if not pretrained:
+        words.append("train.learning_rate=0.001")
+    run = train_run(options, name, words, None)
+    return {
+        "kind": "dynasties", "pretrained": pretrained, "seed": seed, **api.evaluate(run), **told(run),
+        "naive_bayes": naive_bayes(task),
+    }  # fmt: skip
+
+
+def sources(train: Path, valid: Path) -> list[str]:
+    return [f"data.source={train}", f"data.validation_source={valid}"]
+
+
+def train_run(options: argparse.Namespace, name: str, words: list[str], steps: int | None) -> Path:
+    """A run of `steps` (None: of some epochs), trained anew."""
+    runs = options.work.absolute() / "runs"
+    shutil.rmtree(runs / name, ignore_errors=True)
+    long = [f"train.steps={steps}"] if steps is not None else [f"train.epochs={TUNED_EPOCHS}"]
+    if options.smoke:
+        long = ["train.steps=6"]
+    once = [f"evaluate.every={_ONCE}"]
+    config = load_config(None, [f"name={name}", f"runs={runs}", *words, *once, *long])
+    api.train(config, console=False)
+    return runs / name
+
+
+def told(run: Path) -> dict[str, Any]:
+    report = json.loads((run / "report.json").read_text())
+    return {key: report[key] for key in ("parameters", "steps", "tokens", "wall_seconds", "world_size")}
+
+
+def texts(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+
+
+def xz(train: Path, valid: Path) -> float:
+    """Bits that a byte of the second costs behind the first."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 27}]
+    before, behind = ("\n".join(texts(path)).encode() for path in (train, valid))
+    sizes = [len(lzma.compress(text, filters=filters)) for text in (before, before + b"\n" + behind)]
+    return 8 * (sizes[1] - sizes[0]) / len(behind)
+
+
+def naive_bayes(task: Path) -> float:
+    """Accuracy on the dev part of naive Bayes on one to three characters."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+
+    train, dev = (
+        [json.loads(line) for line in (task / f"{part}.jsonl").read_text().splitlines()]
+        for part in ("train", "dev")
+    )
+    counts = CountVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2)
+    model = MultinomialNB().fit(
+        counts.fit_transform([one["text"] for one in train]), [one["label"] for one in train]
+    )
+    return float(model.score(counts.transform([one["text"] for one in dev]), [one["label"] for one in dev]))
+
+
+def report(out: Path, kept: Kept, machine: dict[str, Any]) -> Path:
+    """The page and its JSON, of every run that is kept."""
+    found = kept.all()
+    rows = [
+        [one["name"], f"{one['parameters'] / 1e6:.1f}M", f"{one['tokens'] / 1e6:.1f}M",
+         f"{one['wall_seconds'] / 60:.0f} min", f"{one['bits_per_byte']:.3f}", f"{one['xz_bits_per_byte']:.3f}"]
+        for one in found if one["kind"] == "language model"
+    ]  # fmt: skip
+    tuned_rows = []
+    for pretrained in (True, False):
+        some = [one for one in found if one["kind"] == "dynasties" and one["pretrained"] == pretrained]
+        if some:
+            spread = median_and_spread([one["accuracy"] for one in some])
+            mean = sum(one["accuracy"] for one in some) / len(some)
+            what = "that has read poems" if pretrained else "that has read nothing"
+            cells = (
+                f"{mean:.3f}",
+                f"{spread['least']:.3f} to {spread['most']:.3f}",
+                f"{some[0]['naive_bayes']:.3f}",
+            )
+            tuned_rows.append([f"encoder {what}", str(len(some)), *cells])
+    pretraining = "".join(
+        f" The encoder: {one['parameters'] / 1e6:.1f}M parameters, {one['tokens'] / 1e6:.1f}M tokens in "
+        f"{one['wall_seconds'] / 60:.0f} minutes; of hidden characters of unseen poems it guesses "
+        f"{100 * one['accuracy']:.1f} % right."
+        for one in found
+        if one["kind"] == "encoder"
+    )
+    head = ["text", "parameters", "tokens read", "time", "bits per byte", "xz"]
+    page = (
+        f"# What is learned from text\n\n{machine_line(machine)}\n\nBits per byte on the whole validation part; xz: "
+        "what it needs for the same behind the training part.\n\n"
+        + table(head, rows)
+        + "\n\nTang or Song, accuracy on the dev part "
+        f"(authors that training has not), last step.{pretraining}\n\n"
+        + table(["", "seeds", "mean accuracy", "least to most", "naive Bayes"], tuned_rows)
+    )
+    return write_result(out, "quality", {"machine": machine, "found": found}, page)
+
+
+if __name__ == "__main__":
+    main()
