@@ -82,6 +82,7 @@ class Pool:
             elif (illness := worker.illness) is not None:
                 self._say(f"[{worker.name}] is replaced: {illness}")
                 self._mourn(f"worker {worker.name}: {illness}", now)
+                self._give_up(illness, at_once=False)
                 self._end(worker, worker.kill())
             elif worker.ready_since is not None:
                 self._was_ready = True
@@ -124,8 +125,12 @@ class Pool:
         self._end(worker, worker.kill())
         self._say(f"[{worker.name}] has died: {worker.ended}")
         self._mourn(f"worker {worker.name} has died: {worker.ended}", now)
-        if not self._was_ready and (worker.hopeless or self._died >= _TRIES):
-            self.failure = worker.ended
+        self._give_up(worker.ended, at_once=worker.hopeless)
+
+    def _give_up(self, why: str | None, *, at_once: bool) -> None:
+        """Where none was ever ready: after some tries."""
+        if not self._was_ready and (at_once or self._died >= _TRIES):
+            self.failure = why
 
     def _mourn(self, death: str, now: float) -> None:
         self.restarts += 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import psutil
 
 from tutti.serve.gateway.order import Order
 from tutti.serve.gateway.work import HOPELESS, VITALS
@@ -25,9 +26,27 @@ _EVERY_SECONDS = 0.5
 _SILENT_SECONDS = 1.5
 #: And for so long: it is wedged, and replaced. The same for one that says that its engine does nothing.
 _WEDGED_SECONDS, _ILL_SECONDS = 10.0, 2.0
+#: One that is loading its model may take as long as it likes while it computes, or reads; one that does neither for so
+#: long hangs, and is replaced.
+_IDLE_SECONDS, _LOOK_SECONDS = 120.0, 1.0
 #: To go when it was told to; then it is killed.
 _LEAVING_SECONDS = 10.0
 _KEPT_LINES = 30
+
+
+class Progress:
+    """How long somebody has done nothing. `start`: the time when he began."""
+
+    def __init__(self, start: float) -> None:
+        self._since = start
+        self._done = (-1.0, -1)
+
+    def idle(self, now: float, cpu_seconds: float, bytes_read: int) -> float:
+        """Seconds since either of the two, which only grow, last did (processor time by more than a hundredth)."""
+        seconds, size = self._done
+        if cpu_seconds > seconds + 0.01 or bytes_read > size:
+            self._done, self._since = (cpu_seconds, bytes_read), now
+        return now - self._since
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,7 @@ class Worker:
             connector=connector, timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
         )
         self._process: asyncio.subprocess.Process | None = None
+        self._hangs = False
         self._life = asyncio.create_task(self._live())
 
     @property
@@ -82,6 +102,8 @@ class Worker:
     @property
     def illness(self) -> str | None:
         """Why it has to be replaced; None: it has not."""
+        if self._hangs and self.ended is None and not self.leaving:
+            return f"it has neither computed nor read for {_IDLE_SECONDS:.0f} s, and is not ready"
         if not self._serves:
             return None
         now = time.monotonic()
@@ -148,11 +170,12 @@ class Worker:
         assert process.stdin is not None
         process.stdin.write(self._order.line().encode())
         listening = asyncio.create_task(self._listen(process))
-        asking = asyncio.create_task(self._ask())
+        asking, watching = asyncio.create_task(self._ask()), asyncio.create_task(self._watch(process.pid))
         try:
             code = await process.wait()
         finally:
             asking.cancel()
+            watching.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await listening
@@ -181,6 +204,18 @@ class Worker:
                     self._note(await self.vitals())
             await asyncio.sleep(_EVERY_SECONDS if self.ready_since is not None else 0.1)
 
+    async def _watch(self, pid: int) -> None:
+        """Until it is ready: see whether it gets on."""
+        progress = Progress(time.monotonic())
+        with suppress(psutil.Error):  # it has ended: somebody waits for that
+            process = psutil.Process(pid)
+            while self.ready_since is None:
+                times = process.cpu_times()
+                idle = progress.idle(time.monotonic(), times.user + times.system, _bytes_read(process))
+                self._hangs = idle > _IDLE_SECONDS
+                await asyncio.sleep(_LOOK_SECONDS)
+            self._hangs = False
+
     async def vitals(self) -> dict[str, Any]:
         """What it says of itself. Raises aiohttp.ClientError."""
         async with self.session.get(f"http://worker{VITALS}") as answer:
@@ -205,3 +240,11 @@ class Worker:
                 return f"it was ended by {signal.Signals(-code).name}"
         last = self._lines[-1] if self._lines else "it said nothing"
         return f"it ended with exit code {code}: {last}"
+
+
+def _bytes_read(process: psutil.Process) -> int:
+    """From whatever storage, where the system tells."""
+    try:
+        return int(process.io_counters().read_chars)  # type: ignore[attr-defined,unused-ignore]
+    except (AttributeError, psutil.AccessDenied, NotImplementedError):
+        return 0
