@@ -42,6 +42,12 @@ def service() -> Iterator[str]:
     Gauge("tutti_queue_length", "", registry=registry).set(3)
     Gauge("tutti_slots_in_use", "", registry=registry).set(8)
     Gauge("tutti_engine_up", "", registry=registry).set(1)
+    for name, of in {"version_share": (0.9, 0.1), "workers": (2, 1), "workers_wanted": (2, 2)}.items():
+        gauge = Gauge(f"tutti_{name}", "", ["version"], registry=registry)
+        for version, value in zip(("3", "4"), of, strict=True):
+            gauge.labels(version).set(value)
+    Counter("tutti_version_requests", "", ["version", "status"], registry=registry).labels("3", "200").inc(7)
+    Counter("tutti_rollbacks", "", registry=registry).inc(2)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -49,6 +55,7 @@ def service() -> Iterator[str]:
                 requests.labels("/v1/completions", "POST", "200").inc()
                 seconds.labels("/v1/completions").observe(0.3)
                 first.labels("/v1/completions").observe(0.04)
+            requests.labels("/v1/completions", "POST", "500").inc(10)
             hidden.labels("EMAIL_ADDRESS").inc()
             models = json.dumps({"data": [{"id": "demo"}]}).encode()
             self.send_response(200)
@@ -209,4 +216,10 @@ def test_a_service_live(chromium: Any, dashboard: Dashboard, service: str) -> No
     page.wait_for_selector("#requests svg path", state="attached")
     assert page.locator("dt:text-is('Waiting') + dd").inner_text() == "3"
     assert page.locator("text=EMAIL_ADDRESS").count() == 1
+    assert page.locator("#versions tbody tr").all_inner_texts() == [
+        "4\t10.0 %\t1 of 2\t0\t0\t0",
+        "3\t90.0 %\t2 of 2\t0\t7\t0",
+    ]
+    assert page.locator("text=2 rolled back by themselves").count() == 1
+    page.wait_for_selector("section:has(#alerts-title) >> text=20.0 % of")  # 10 of 50 requests fail
     page.close()

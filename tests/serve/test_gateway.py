@@ -32,6 +32,7 @@ from transformers import (
 
 from tutti.cli import run
 from tutti.serve.gateway.fleet import is_chosen
+from tutti.observe.metrics import parse_sample
 from tutti.serve.release import Registry
 
 pytestmark = pytest.mark.distributed
@@ -131,6 +132,8 @@ def test_answers_are_those_of_the_model_and_name_their_version(house: Any, label
     asked = made.http.post("/v1/classify", json=BODIES[0], headers={"x-tutti-version": "7"})
     assert (asked.status_code, asked.json()["error"]["code"]) == (404, "version_not_served")
     assert made.metric("tutti_workers", version="1") == 2
+    seen = parse_sample(made.http.get("/metrics").text, 0.0).versions["1"]  # as the dashboard has it
+    assert (seen["share"], seen["ready"], seen["wanted"], seen["restarts"]) == (1.0, 2.0, 2.0, 0.0)
     assert made.metric("tutti_version_requests_total", version="1", status="200") >= 4
 
 

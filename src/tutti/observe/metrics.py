@@ -10,6 +10,15 @@ from typing import Any
 
 #: Labels by which requests are counted on the page, where a service has them.
 _LABELS = ("route", "status", "model", "version")
+#: Of a version: what it is called here, and its metric.
+_OF_VERSIONS = {
+    "share": "tutti_version_share",
+    "ready": "tutti_workers",
+    "wanted": "tutti_workers_wanted",
+    "in_flight": "tutti_requests_in_flight",
+    "requests": "tutti_version_requests_total",
+    "restarts": "tutti_worker_restarts_total",
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Sample:
     """What a service said at `time`. Counts are since it began; `problem`: why it said nothing, "" if it did.
 
     `seconds`, `first`: of requests whose answer, or its first piece, took at most so many seconds (as text, `+Inf`
-    last).
+    last). `versions`: of a service of releases, each with what its gateway says of it (see `_OF_VERSIONS`).
     """
 
     time: float
@@ -31,6 +40,8 @@ class Sample:
     in_use: float | None = None
     waiting: float | None = None
     up: float | None = None
+    versions: dict[str, dict[str, float]] = field(default_factory=dict)
+    rolled_back: float = 0.0
 
     def as_line(self) -> str:
         """For a file."""
@@ -58,6 +69,10 @@ def parse_sample(text: str, time: float) -> Sample:
     def single(name: str) -> float | None:
         return sum(sample.value for sample in found[name]) if name in found else None
 
+    versions: dict[str, dict[str, float]] = {}
+    for name, metric in _OF_VERSIONS.items():
+        for version, value in by(metric, "version").items():
+            versions.setdefault(version, {})[name] = value
     requests = {label: counts for label in _LABELS if (counts := by("tutti_requests_total", label))}
     return Sample(
         time,
@@ -70,6 +85,8 @@ def parse_sample(text: str, time: float) -> Sample:
         in_use=single("tutti_slots_in_use"),
         waiting=single("tutti_queue_length"),
         up=single("tutti_engine_up"),
+        versions=versions,
+        rolled_back=single("tutti_rollbacks_total") or 0.0,
     )
 
 

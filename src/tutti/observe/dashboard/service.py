@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tutti.core.errors import ConfigError
+from tutti.observe.alerts.service_rules import ServiceRules, judge_service
 from tutti.observe.dashboard.rows import columns_of
 from tutti.observe.metrics import Sample, between, parse_sample
 
@@ -33,6 +34,9 @@ _MOST_BYTES = 4_000_000
 #: All samples of so long, then one a minute.
 _CLOSE_SECONDS, _FAR_SECONDS = 3600.0, 12 * 3600.0
 _FILE_BYTES = 8_000_000
+#: What is an alert on the page, whose own state says whether it answers at all. The service's settings say what
+#: somebody is told of; they are not among its metrics.
+_RULES = ServiceRules(down=False, error_rate=0.05)
 
 
 class ServicePage:
@@ -91,6 +95,8 @@ class ServicePage:
         with self._lock:
             samples, number = list(self._samples), self._number
             parts: dict[str, Any] = {"service": self._now()}
+        found = judge_service([sample for _, sample in samples], _RULES)
+        parts["alerts"] = [{"rule": one.rule, "said": one.said} for one in found]
         first = next((i for i, (of, _) in enumerate(samples) if of > revision), len(samples))
         pairs = zip(samples[max(0, first - 1) :], samples[max(1, first) :], strict=False)
         rows = [between(a, b) for (_, a), (_, b) in pairs]
@@ -131,6 +137,8 @@ class ServicePage:
             "redactions": newest.redactions if newest else {},
             "withheld": newest.withheld if newest else 0.0,
             "tokens": newest.tokens if newest else {},
+            "versions": newest.versions if newest else {},
+            "rolled_back": newest.rolled_back if newest else 0.0,
         }
 
     def _get(self, path: str) -> str:

@@ -151,6 +151,11 @@ function table(caption, head, rows) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${caption}, table` }, plainTable(caption, head, rows));
 }
 
+function showAlerts(place, found) {
+  place.replaceChildren(...(found.length ? [h("section", { class: "card ending failed", "aria-labelledby": "alerts-title" }, h("h2", { id: "alerts-title" }, found.length === 1 ? "Alert" : `${found.length} alerts`), h("ul", {}, ...found.map((one) => h("li", {}, one.said))))] : []));
+  announce("alerts", found.map((one) => one.said).join(" "));
+}
+
 /** Rows of figures, as the stream sends them: all, from one on, or more of them. */
 class Columns {
   constructor() {
@@ -417,7 +422,7 @@ function showRun(name) {
   function show(changed) {
     if (changed.run) showFacts(changed.run);
     if ("ending" in changed) showEnding(changed.ending);
-    if (changed.alerts) showAlerts(changed.alerts);
+    if (changed.alerts) showAlerts(alerts, changed.alerts);
     if (changed.ranks) showRanks(changed.ranks);
     if (changed.samples) {
       samplesPart.hidden = !changed.samples.length;
@@ -474,11 +479,6 @@ function showRun(name) {
     }
     ending.replaceChildren(h("section", { class: `card ending ${end.state}`, "aria-labelledby": "ending-title" }, h("h2", { id: "ending-title" }, end.state === "finished" ? "It finished" : end.state === "failed" ? "It failed" : "It does not go on"),
       end.said ? h("pre", { class: "said", tabindex: 0 }, end.said) : null, end.moves.length ? h("p", { class: "note" }, "What you can do now, in the directory where it was started:") : null, h("ul", { class: "commands" }, ...end.moves.map((move) => command(move.command, move.purpose)))));
-  }
-
-  function showAlerts(found) {
-    alerts.replaceChildren(...(found.length ? [h("section", { class: "card ending failed", "aria-labelledby": "alerts-title" }, h("h2", { id: "alerts-title" }, found.length === 1 ? "Alert" : `${found.length} alerts`), h("ul", {}, ...found.map((one) => h("li", {}, one.said))))] : []));
-    announce("alerts", found.map((one) => one.said).join(" "));
   }
 
   function showRanks(found) {
@@ -540,6 +540,8 @@ function showService(name) {
   const state = h("span", {});
   const line = h("p", { class: "note" });
   const problem = h("div", {});
+  const alerts = h("div", {});
+  const versions = h("div", {});
   const facts = {
     requests: card("Requests/s"), p50: card("p50"), p99: card("p99"), first: card("First piece, p50"), failed: card("Failed"), waiting: card("Waiting"),
     written: card("Tokens written/s"), redactions: card("Redactions"), withheld: card("Withheld"), last: card("Last heard"),
@@ -555,8 +557,8 @@ function showService(name) {
   const by = h("div", { class: "charts" });
 
   function layOut() {
-    placed(name, h("div", { class: "title" }, h("h1", {}, name), state), line, problem, h("dl", { class: "facts", "aria-label": "The last minute" }, ...Object.values(facts).map((one) => one.element)),
-      h("div", { class: "charts" }, ...Object.values(charts).map((one) => one.element)), by);
+    placed(name, h("div", { class: "title" }, h("h1", {}, name), state), line, problem, alerts, h("dl", { class: "facts", "aria-label": "The last minute" }, ...Object.values(facts).map((one) => one.element)),
+      versions, h("div", { class: "charts" }, ...Object.values(charts).map((one) => one.element)), by);
     laidOut = true;
   }
 
@@ -594,6 +596,10 @@ function showService(name) {
     fill(facts.withheld, service.withheld ? words.whole(service.withheld) : null, "answers, since it began");
     facts.last.element.hidden = !service.last_reached;
     showAge(facts.last.value, service.last_reached);
+    const served = Object.entries(service.versions).sort(([a], [b]) => Number(b) - Number(a));
+    const back = service.rolled_back ? `${words.whole(service.rolled_back)} rolled back by themselves since it began.` : "";
+    versions.replaceChildren(...(served.length ? [section("versions", "Versions", table("Versions that are served", ["version", "of the requests", "workers", "in flight", "answered", "restarts"], served.map(([version, one]) => [
+      version, words.percent(one.share ?? 0), `${words.whole(one.ready ?? 0)} of ${words.whole(one.wanted ?? 0)}`, words.whole(one.in_flight ?? 0), words.whole(one.requests ?? 0), words.whole(one.restarts ?? 0)])), back ? h("p", { class: "note" }, back) : null)] : []));
     const tables = [...Object.entries(service.requests).map(([label, counts]) => [`requests by ${label}`, label, counts]), ["redactions by kind", "kind", service.redactions]].filter(([, , counts]) => Object.keys(counts).length);
     by.replaceChildren(...tables.map(([title, label, counts], i) => section(`by-${i}`, `${title[0].toUpperCase()}${title.slice(1)}`, table(title, [label, "since it began"], Object.entries(counts).sort((a, b) => b[1] - a[1]).map(([key, n]) => [key, words.whole(n)])))));
     announce("state", `The service is ${STATES[service.state]}.`);
@@ -608,6 +614,7 @@ function showService(name) {
     if (!laidOut) layOut();
     if (changed.rows) rows.take(changed.rows);
     if (changed.service) show(changed.service);
+    if (changed.alerts) showAlerts(alerts, changed.alerts);
     if (changed.rows) draw();
   });
 }
