@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from tutti.cli import run
-from tutti.serve.gateway.fleet import is_chosen
 from tutti.observe.metrics import parse_sample
+from tutti.serve.gateway.fleet import is_chosen
 from tutti.serve.release import Registry
 
 pytestmark = pytest.mark.distributed
