@@ -22,6 +22,7 @@ from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
 from tutti.data import TensorSource
 from tutti.data.tensors import Pairs
+from tutti.observe import check_trackers
 from tutti.observe.alerts import receivers_of
 from tutti.parallel import anything_else, check_layout, pick_device
 from tutti.parallel.thrift import check_offload
@@ -79,6 +80,7 @@ def fit(
     run = RunDirectory.of(config.runs, config.name)
     run.require() if resume else run.refuse_existing()
     receivers_of(config.alerts.model_dump())
+    check_trackers(config.trackers)
     facts = Facts(
         parameters=sum(p.numel() for p in model.parameters()),
         tokens_per_sample=1,
@@ -102,10 +104,10 @@ def fit(
         run.create()
     try:
         write_function_job(run.path, model, loss, train_data, validation_data)
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         if not resume:
             shutil.rmtree(run.path, ignore_errors=True)
-        raise unwritable(run.path, error) from error
+        raise unwritable(run.path, error) if isinstance(error, OSError) else error from error
     report = Supervision(run, resolved, None, resume=resume, console=console).execute()
     return FitResult(load_trained(copy.deepcopy(model), run), report)
 

@@ -21,6 +21,7 @@ from tutti.data.labelled import PreparedExamples, prepare_examples
 from tutti.data.tokenizing import Use
 from tutti.hardware import usable_cores
 from tutti.models.tuning import has_adapters, has_prompt, is_plain, tune
+from tutti.observe import check_trackers
 from tutti.observe.alerts import receivers_of
 from tutti.package.filler import require_masks
 from tutti.parallel import Limits, check_layout, limits_of, limits_with_head, pick_device, sharded_only
@@ -79,6 +80,7 @@ def with_tokenizer(config: Config) -> Config:
 def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
     """`config` as run `run` goes by it. Raises a TuttiError where it may not start, or go on so."""
     receivers_of(config.alerts.model_dump())  # whose addresses may stand in the environment
+    check_trackers(config.trackers)
     if not resume:
         run.refuse_existing()
         return config

@@ -6,13 +6,11 @@ import io
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import pytest
 from rich.console import Console
 from synthetic import START, Recorder, lively_run
 
-from tutti.observe import TensorBoardTracker, follow, summarise_errors
+from tutti.observe import follow, summarise_errors
 from tutti.observe.tail import Tail
 
 
@@ -136,49 +134,3 @@ def test_the_writers_word_counts_more_than_the_wording(tmp_path: Path) -> None:
 def test_only_echoes_are_better_than_nothing(tmp_path: Path) -> None:
     Recorder(tmp_path).at(1.0, "error", 0, step=2, type="RuntimeError", message="Connection reset by peer")
     assert "Connection reset" in (summarise_errors(tmp_path, START) or "")
-
-
-def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
-    run = lively_run(tmp_path / "demo")
-    warnings: list[str] = []
-    TensorBoardTracker(run, warnings.append, since=START).start().stop(timeout_seconds=60)
-    assert warnings == []
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    curves = accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
-    curves.Reload()
-    steps = [point.step for point in curves.Scalars("loss/train")]
-    assert steps == list(range(1, 1001))  # those done again after the restart stand there once
-    assert len(curves.Scalars("loss/validation")) == 10
-
-
-class Writer:
-    """A tracker of somebody else."""
-
-    def __init__(self, fail: bool = False, hang: threading.Event | None = None) -> None:
-        self.fail, self.hang = fail, hang
-
-    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
-        if self.fail:
-            raise ConnectionError("the tracker's server is down")
-        if self.hang is not None:
-            self.hang.wait(60)
-
-    def flush(self) -> None:
-        pass
-
-    close = flush
-
-
-@pytest.mark.parametrize("fault", ["fail", "hang"])
-def test_a_tracker_that_fails_or_hangs_costs_one_warning(tmp_path: Path, fault: str) -> None:
-    run = lively_run(tmp_path / "demo")
-    warnings: list[str] = []
-    release = threading.Event()
-    writer = Writer(fail=fault == "fail", hang=release if fault == "hang" else None)
-    tracker = TensorBoardTracker(run, warnings.append, since=START, writer=lambda directory, step: writer)
-    tracker.start()
-    start = time.monotonic()
-    tracker.stop(timeout_seconds=1.0)
-    assert time.monotonic() - start < 3
-    assert len(warnings) == 1
-    release.set()

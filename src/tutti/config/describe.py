@@ -117,7 +117,10 @@ def annotation_words(annotation: Any, metadata: list[Any] | None = None) -> str:
     if origin is Literal:
         return alternatives(_options(annotation, metadata))
     if origin is list:
-        return "a list of texts" if item_type(annotation) is str else "a list"
+        item = item_type(annotation)
+        if options := choices(item):
+            return f"a list of {alternatives(f'`{option}`' for option in options)}"
+        return "a list of texts" if item is str else "a list"
     if origin is tuple:
         return f"a list of {len(get_args(annotation))}, each {annotation_words(item_type(annotation))}"
     if annotation is str:

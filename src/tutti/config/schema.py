@@ -7,9 +7,9 @@ Each section stands in a module beside this one; the reference page in `docs/` i
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tutti.config.agreement import CooperateConfig, SyncConfig, sync_section
 from tutti.config.alerts import AlertsConfig
@@ -30,6 +30,8 @@ from tutti.config.task import (
     tune_section,
 )
 from tutti.config.training import CheckpointConfig, EvaluateConfig, TrainConfig, WatchConfig
+
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Config(Section):
@@ -115,6 +117,18 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     watch: WatchConfig = Field(default_factory=WatchConfig)
     alerts: AlertsConfig = Field(default_factory=AlertsConfig)
+    trackers: list[TrackerName] = Field(
+        default=["tensorboard"],
+        description="Where else the run can be looked at. MLflow and Weights & Biases are told where by their own "
+        "variables of the environment, such as `MLFLOW_TRACKING_URI` and `WANDB_API_KEY`.",
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: list[str]) -> list[str]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("trackers names one twice")
+        return trackers
 
     @model_validator(mode="after")
     def _go_together(self) -> Config:

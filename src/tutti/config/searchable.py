@@ -13,7 +13,7 @@ _LUCK = "a lucky seed says nothing of the next run"
 _ONE_MODEL = "a search is of one model that is trained by itself"
 #: Keys, and sections with all that is in them, that are no settings to search among, and why.
 _FIXED = {
-    **dict.fromkeys(("name", "runs", "search"), "it does not change what a run learns"),
+    **dict.fromkeys(("name", "runs", "search", "trackers"), "it does not change what a run learns"),
     **dict.fromkeys(("data", "task", "evaluate", "remember.source"), _MEASURES),
     **dict.fromkeys(("replicas", "each", "layout", "memory", "checkpoint", "watch", "alerts"), _SPEED),
     **dict.fromkeys(("train.micro_batch", "train.compile"), _SPEED),

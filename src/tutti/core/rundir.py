@@ -57,6 +57,11 @@ class RunDirectory:
         return self.path / "export"
 
     @property
+    def tracked(self) -> Path:
+        """What trackers know the run by."""
+        return self.path / "tracked"
+
+    @property
     def groups(self) -> Path:
         """Where several groups cooperate: the run of each."""
         return self.path / "groups"

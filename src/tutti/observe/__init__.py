@@ -8,14 +8,15 @@ from tutti.observe.groups import print_groups_ending, write_groups_report
 from tutti.observe.report import summarise, write_report
 from tutti.observe.result import Commands
 from tutti.observe.runs import compare_runs, list_runs, show_run
-from tutti.observe.tensorboard import TensorBoardTracker
+from tutti.observe.trackers import Trackers, check_trackers
 from tutti.observe.watch import Stall, Watchdog
 
 __all__ = [
     "Commands",
     "Stall",
-    "TensorBoardTracker",
+    "Trackers",
     "Watchdog",
+    "check_trackers",
     "compare_runs",
     "draw_curve",
     "follow",

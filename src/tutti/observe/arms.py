@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy import stats
-
 #: Settings that say which random numbers are drawn, and nothing else.
 _SEEDS = ("train.seed", "model.seed")
 #: Of all tests, so many find a difference where there is none.
@@ -87,6 +85,8 @@ def _difference(
     spreads = (_spread(other), _spread(own))
     interval, p = None, None
     if all(spread is not None for spread in spreads) and any(spreads):
+        from scipy import stats  # here, because most readers of runs compare none, and it takes a second
+
         test = stats.ttest_ind(own, other, equal_var=False)
         bounds = test.confidence_interval(0.95)
         p = float(test.pvalue)

@@ -7,16 +7,15 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from tutti.observe.arms import Arm
 from tutti.observe.curve import scale_losses, smoothed, style
 from tutti.observe.history import History
 from tutti.observe.tail import number
+
+if TYPE_CHECKING:  # as in `curve`
+    from matplotlib.axes import Axes
 
 #: Okabe and Ito's colours, which people who see few colours tell apart; and lines that nobody needs colours for.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -34,6 +33,9 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 
 def draw_comparison(arms: Sequence[Arm], histories: Sequence[History]) -> bytes:
     """Losses over steps as PNG: of each arm the smoothed training loss of every run, and the validations, marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # The Figure class itself, not pyplot: no global state, no display, safe in any thread.
     figure = Figure(figsize=(10, 5.5), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from typing import TYPE_CHECKING
 
 from tutti.observe.history import History
 from tutti.observe.tail import number
+
+if TYPE_CHECKING:  # it takes a second, and most readers of runs draw nothing
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TRAIN, _VALIDATION, _RESTART, _INK, _GRID = "#3b6fb6", "#d1622b", "#9a9a9a", "#333333", "#e6e6e6"
 
@@ -22,6 +22,20 @@ def draw_curve(history: History, path: Path, title: str, train_loss: float | Non
 
     `train_loss` is the figure of the report; the legend says it.
     """
+    figure = curve_of(history, title, train_loss)
+    if figure is None:
+        return False
+    beside = path.with_name(f".{path.name}.tmp")
+    figure.savefig(beside, format="png")
+    beside.replace(path)
+    return True
+
+
+def curve_of(history: History, title: str, train_loss: float | None = None) -> Figure | None:
+    """The same as a figure; None when there is nothing to draw yet."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     raw = [(s.step, s.loss) for s in history.steps if math.isfinite(s.loss)]
     points = [
         (int(e.get("step") or 0), loss)
@@ -29,7 +43,7 @@ def draw_curve(history: History, path: Path, title: str, train_loss: float | Non
         if (loss := number(e.get("loss"))) is not None and math.isfinite(loss)
     ]
     if not raw and not points:
-        return False
+        return None
     # The Figure class itself, not pyplot: no global state, no display, safe in any thread.
     figure = Figure(figsize=(9, 5), dpi=100, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -58,10 +72,7 @@ def draw_curve(history: History, path: Path, title: str, train_loss: float | Non
     scale_losses(axes, *_limits([x for _, x in raw], [x for _, x in points]))
     axes.set_xlim(left=0)
     style(figure, title)
-    beside = path.with_name(f".{path.name}.tmp")
-    figure.savefig(beside, format="png")
-    beside.replace(path)
-    return True
+    return figure
 
 
 def smoothed(values: list[float]) -> list[float]:
@@ -96,6 +107,8 @@ def scale_losses(axes: Axes, bottom: float, top: float) -> None:
     if bottom <= 0 or top / bottom < 2.5:
         return
     axes.set_yscale("log")
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
     ticks = [round(m * 10.0**d, 6) for d in decades for m in (1, 1.5, 2, 3, 5, 7)]
     axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if bottom <= tick <= top]))

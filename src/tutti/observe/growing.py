@@ -8,7 +8,7 @@ from pathlib import Path
 from tutti.observe.history import History, Step, merge_step, one_after_the_other, slim, sort_events
 from tutti.observe.progress import Progress
 from tutti.observe.starts import made_together
-from tutti.observe.tail import Event, Tail, number, when
+from tutti.observe.tail import Event, Tail, number, of_a_tracker, when
 
 #: After these, steps that were made may not count any more.
 _UPSETTING = frozenset({"launched", "run_started", "restart", "resumed", "healed", "serving", "undone"})
@@ -73,8 +73,9 @@ class GrowingHistory:
 
     def _add(self, event: Event) -> None:
         history, kind = self.history, event["kind"]
-        history.first_time = history.first_time or when(event)
-        history.last_time = max(history.last_time, when(event))
+        if not of_a_tracker(event):
+            history.first_time = history.first_time or when(event)
+            history.last_time = max(history.last_time, when(event))
         if kind in _UPSETTING or "push" in event:
             self._stale = True
         elif kind == "step":

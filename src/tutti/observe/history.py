@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tutti.core import read_events
 from tutti.observe.starts import made_together, restarted_alone
-from tutti.observe.tail import Event, number, when
+from tutti.observe.tail import Event, number, of_a_tracker, when
 
 #: What a step is made of, beside loading and meeting.
 _PARTS = ("forward", "backward", "exchange", "optimizer")
@@ -109,7 +109,8 @@ def sort_events(events: Iterable[Event]) -> History:
     validations: list[Event] = []
     times: list[float] = []
     for event in events:
-        times.append(when(event))
+        if not of_a_tracker(event):
+            times.append(when(event))
         kind = event["kind"]
         if kind == "step":
             steps.append(event)

@@ -7,7 +7,7 @@ from collections import deque
 from tutti.observe import words
 from tutti.observe.happened import sentence
 from tutti.observe.starts import made_together, restarted_alone
-from tutti.observe.tail import Event, number, when
+from tutti.observe.tail import Event, number, of_a_tracker, when
 
 #: Events that are worth a line above the bar. Errors are not: they are summarised once, at the end.
 _SHOWN = (
@@ -97,7 +97,8 @@ class Progress:
             if when(event) - self._save_told < _SAVE_SECONDS:
                 return []
             self._save_told = when(event)
-        shown = sentence(event) if kind in _SHOWN else None
+        # A tracker's trouble is said where the run was started, when the bar may be gone.
+        shown = sentence(event) if kind in _SHOWN and not of_a_tracker(event) else None
         if shown is None or (kind in _SAID_ONCE and shown in self._said):
             return []
         self._said.add(shown)

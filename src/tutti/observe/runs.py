@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tutti.core import RunDirectory, RunError
 from tutti.observe.arms import arms_of, differences
 from tutti.observe.compared import draw_comparison, write_files
 from tutti.observe.history import read_history
-from tutti.observe.page import read_config
+from tutti.observe.page import flat, read_config
 from tutti.observe.report import summarise
 
 _LISTED = (
@@ -26,7 +26,7 @@ _COMPARED = (
 )
 
 #: Settings that differ between any two runs and say nothing about them.
-_NAMES = ("name", "runs")
+_NAMES = ("name", "runs", "trackers")
 
 
 def list_runs(directory: Path) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def compare_runs(
     for file in (png, html):
         if file is not None and not file.absolute().parent.is_dir():
             raise RunError(f"there is no directory {file.parent} for {file.name}", "make it, or name another")
-    configs = [{key: value for key, value in _flat(read_config(run)) if key not in _NAMES} for run in runs]
+    configs = [{key: value for key, value in flat(read_config(run)) if key not in _NAMES} for run in runs]
     figures = [_figures(run) for run in runs]
     keys = {key: None for config in configs for key in config}  # a set that keeps order
     differing = {key: [config.get(key) for config in configs] for key in keys}
@@ -113,11 +113,3 @@ def _figures(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         pass
     return summarise(run)
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

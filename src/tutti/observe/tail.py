@@ -67,6 +67,11 @@ def when(event: Event) -> float:
     return number(event.get("time")) or 0.0
 
 
+def of_a_tracker(event: Event) -> bool:
+    """Whether it is about a tracker, which may have ended after the run: nothing of the run happened then."""
+    return event["kind"] == "warning" and "tracker" in event
+
+
 def number(value: Any) -> float | None:
     """A field as a float; `nan` and `inf` come as text in events and stay what they are. None: no number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):

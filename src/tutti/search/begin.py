@@ -27,7 +27,10 @@ from tutti.starting import Say, start_run, text_has_changed
 from tutti.supervise import in_started_world
 
 #: What may be another when a search goes on: it changes no trial's result.
-_MAY_CHANGE = ("runs", "search", "replicas", "each", "layout", "memory", "checkpoint", "watch", "alerts")
+_MAY_CHANGE = (
+    *("runs", "search", "replicas", "each", "layout", "memory", "checkpoint", "watch"),
+    *("alerts", "trackers"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,28 @@
-"""What goes on beside the workers: their events are shown, and who hangs is named."""
+"""What goes on beside the workers: their events are shown and tracked, and who hangs is named."""
 
 from __future__ import annotations
 
 import io
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 
+from tutti import __version__
 from tutti.config import AlertsConfig, Config
 from tutti.core.events import EventWriter
+from tutti.core.provenance import source_commit
 from tutti.core.rundir import RunDirectory
-from tutti.observe import TensorBoardTracker, Watchdog, follow
+from tutti.launch.local import LAUNCHER_RANK
+from tutti.observe import Trackers, Watchdog, follow
 from tutti.observe.alerts import RunRules, Sender, Watch, WatchedRun, receivers_of
 
 
 class Show:
-    """Console, TensorBoard and alerts while a run goes on; all of them only read its events.
+    """Console and alerts while a run goes on; both only read its events.
 
     `label`: what every line begins with, where several runs share the terminal. `alerts`: of the run's configuration;
     None: somebody else sees to them.
@@ -33,16 +37,17 @@ class Show:
         alerts: AlertsConfig | None = None,
     ) -> None:
         self._stop = threading.Event()
-        self._tracker = TensorBoardTracker(
-            run.path, lambda message: print(message, file=sys.stderr), since=since
-        )
         self._thread = threading.Thread(
             target=follow,
             args=(run.path, self._stop),
             kwargs={
                 "interactive": sys.stdout.isatty() and not label,
                 "since": since,
-                "console": Console(file=_Labelled(label), highlight=False, soft_wrap=True) if label else None,
+                "console": Console(
+                    file=_Labelled(label), highlight=False, soft_wrap=True, force_jupyter=False
+                )
+                if label
+                else None,
             },
             daemon=True,
             name="console",
@@ -51,7 +56,6 @@ class Show:
         self._watch = None if alerts is None or not alerts.has_receivers else _alerts(run, alerts)
 
     def __enter__(self) -> Show:
-        self._tracker.start()
         if self._watch is not None:
             self._watch.start()
         if self._console:
@@ -66,10 +70,37 @@ class Show:
         self._stop.set()
         if self._console:
             self._thread.join(timeout=10)
-        self._tracker.stop()
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
+
+
+@contextmanager
+def tracked(run: RunDirectory, names: Sequence[str], since: float, label: str = "") -> Iterator[Trackers]:
+    """Inside, the trackers `names` are told of the run; they have seen its report when it is written inside as well.
+
+    What goes wrong with one is a `warning` among the run's events, and a line on the standard error.
+    """
+
+    def warn(tracker: str, message: str) -> None:
+        message = f"{tracker}: {message}"
+        print(f"{label}warning: {message}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the disk is full, or the run failed so early that nothing is left of it
+            if run.events.is_dir():
+                events = EventWriter(run.events, LAUNCHER_RANK)
+                events.write("warning", tracker=tracker, message=message)
+                events.close()
+
+    trackers = Trackers(run.path, names, warn, since)
+    try:
+        yield trackers
+    finally:
+        trackers.end()
+
+
+def say_launched(events: EventWriter, resume: bool) -> None:
+    """The first event of a command: wall time counts from here."""
+    events.write("launched", resume=resume, version=__version__, commit=source_commit())
 
 
 def _alerts(run: RunDirectory, alerts: AlertsConfig) -> Watch:

@@ -23,6 +23,7 @@ from tutti.launch.local import LAUNCHER_RANK
 from tutti.launch.server import start_server
 from tutti.launch.signals import stop_requests
 from tutti.observe import write_groups_report
+from tutti.supervise.beside import say_launched
 from tutti.supervise.local import Supervision
 from tutti.sync.board import Board
 from tutti.sync.channel import new_secret
@@ -81,7 +82,7 @@ class GroupsSupervision:
                     run.run.create()
             write_text_atomically(self.run.config, dump_config(self.config))
             events = EventWriter(self.run.events, LAUNCHER_RANK)
-            events.write("launched", resume=self.resume)
+            say_launched(events, self.resume)
         except OSError as error:
             if not self.resume:
                 shutil.rmtree(self.run.path, ignore_errors=True)

@@ -27,7 +27,7 @@ from tutti.launch.local import LAUNCHER_RANK, LocalLaunch, Outcome
 from tutti.launch.meeting import Meeting, meeting_here
 from tutti.observe import summarise_errors, write_report
 from tutti.resolve import Resolved
-from tutti.supervise.beside import Show, stall_check
+from tutti.supervise.beside import Show, say_launched, stall_check, tracked
 from tutti.supervise.door import Door
 from tutti.supervise.measured import candidate, decide, measuring
 from tutti.supervise.reception import Reception
@@ -82,13 +82,15 @@ class Supervision:
             TuttiError: the run failed, in the words of its first error.
         """
         with held(self.run.path, "training there"):
-            return self._execute()
+            began = time.time()
+            former = self.run.config.read_text(encoding="utf-8") if self.resume else None
+            events = self._begin()
+            with tracked(self.run, self.resolved.config.trackers, began, self.label):
+                return self._execute(events, began, former)
 
-    def _execute(self) -> dict[str, Any]:
+    def _execute(self, events: EventWriter, began: float, former: str | None) -> dict[str, Any]:
+        """`former`: the configuration of a run that is resumed, as it was."""
         run = self.run
-        began = time.time()
-        former = run.config.read_text(encoding="utf-8") if self.resume else None
-        events = self._begin()
         with Show(run, self.console, began, self.label, self.resolved.config.alerts):
             try:
                 outcome = self._launch(events, began)
@@ -119,7 +121,7 @@ class Supervision:
             write_text_atomically(run.config, dump_config(self.resolved.config))
             clear_signs(run.live)
             events = EventWriter(run.events, LAUNCHER_RANK)
-            events.write("launched", resume=self.resume)
+            say_launched(events, self.resume)
         except OSError as error:
             if not self.resume:
                 shutil.rmtree(run.path, ignore_errors=True)

@@ -28,7 +28,7 @@ from tutti.launch.local import LAUNCHER_RANK
 from tutti.observe import summarise_errors, write_report
 from tutti.parallel import started_store
 from tutti.resolve import Resolved
-from tutti.supervise.beside import Show, stall_check
+from tutti.supervise.beside import Show, say_launched, stall_check, tracked
 from tutti.train.rank import Assignment
 from tutti.train.worker import main as worker_main
 
@@ -87,18 +87,20 @@ def run_in_started_world(
     if rank != 0:
         worker_main(assignment)
         return {}
-    with (
-        held(run.path, "training there"),
-        Show(run, console, began, alerts=resolved.config.alerts) as show,
-        _watching(run, resolved.config),
-    ):
+    with tracked(run, resolved.config.trackers, began) as trackers:
+        with (
+            held(run.path, "training there"),
+            Show(run, console, began, alerts=resolved.config.alerts) as show,
+            _watching(run, resolved.config),
+        ):
 
-        def say_what_happened() -> None:
-            show.stop()
-            print(f"error: {summarise_errors(run.path, began)}", file=sys.stderr)
+            def say_what_happened() -> None:
+                show.stop()
+                trackers.end()
+                print(f"error: {summarise_errors(run.path, began)}", file=sys.stderr)
 
-        worker_main(assignment, before_exit=say_what_happened)
-    return write_report(run.path)
+            worker_main(assignment, before_exit=say_what_happened)
+        return write_report(run.path)
 
 
 @contextlib.contextmanager
@@ -146,7 +148,7 @@ def _nothing(_: object) -> None:
 def _note_launch(run: RunDirectory, resume: bool) -> None:
     """Wall time counts from here; what was written before is of an earlier command."""
     events = EventWriter(run.events, LAUNCHER_RANK)
-    events.write("launched", resume=resume)
+    say_launched(events, resume)
     events.close()
 
 

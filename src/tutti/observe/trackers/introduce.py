@@ -1,0 +1,47 @@
+"""What a run's own files say of it, for trackers; and what a tracker has to know again when the run is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tutti.core import RunDirectory, read_events, write_json_atomically
+from tutti.observe.page import read_config
+from tutti.observe.trackers.tracker import TrackedRun
+
+#: Directories of runs that belong to another one.
+_PARTS = ("groups", "trials", "recovered")
+
+
+def introduce(run: Path) -> TrackedRun:
+    """The run at `run`."""
+    run = run.absolute()
+    title, home = run.name, run.parent
+    if home.name in _PARTS:
+        title, home = f"{home.parent.name}/{title}", home.parent.parent
+    launched = list(read_events(run, "launched"))
+    facts = launched[-1] if launched else {}
+    tags = {"run": title, "tutti": str(facts.get("version", "")), "commit": str(facts.get("commit") or "")}
+    # Addresses that alerts go to may be secrets.
+    settings = {key: value for key, value in read_config(run).items() if key != "alerts"}
+    return TrackedRun(run, title, home, settings, {key: value for key, value in tags.items() if value})
+
+
+class Memory:
+    """What `tracker` remembers of the run at `run`: `tracked/TRACKER.json` there."""
+
+    def __init__(self, run: Path, tracker: str) -> None:
+        self._path = RunDirectory(run).tracked / f"{tracker}.json"
+
+    def read(self) -> dict[str, str]:
+        """Nothing where there is nothing, or nothing that can be read."""
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write(self, **content: str) -> None:
+        """Raises OSError where that is impossible."""
+        self._path.parent.mkdir(exist_ok=True)
+        write_json_atomically(self._path, content)
