@@ -1,4 +1,4 @@
-"""The run on the screen: one live bar for all workers together, or plain lines where there is no terminal."""
+"""The run on the screen: one live bar for all workers together, a picture in a notebook, or else plain lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tutti.observe import words
+from tutti.observe.notebook import NotebookScreen, in_notebook
 from tutti.observe.progress import Progress
 from tutti.observe.tail import Tail, when
 
@@ -47,8 +48,12 @@ def follow(
     Events older than `since` (Unix seconds; default: now) belong to an earlier command and are only counted.
     """
     since = time.time() if since is None else since
-    console = console or Console(highlight=False, soft_wrap=not interactive)
-    screen = _Bar(console) if interactive else _Lines(console)
+    screen: NotebookScreen | _Lines
+    if console is None and in_notebook():
+        screen = NotebookScreen(run, since)
+    else:
+        console = console or Console(highlight=False, soft_wrap=not interactive)
+        screen = _Bar(console) if interactive else _Lines(console)
     tail, progress = Tail(run), Progress()
     with screen:
         while True:

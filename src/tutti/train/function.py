@@ -5,7 +5,7 @@ cloudpickle carries what a notebook or script defines in `__main__`, which plain
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import cloudpickle
 from safetensors.torch import save_model
 from torch import nn
 
+from tutti.core.errors import ConfigError
 from tutti.core.files import fsync_directory
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import SampleSource
@@ -45,17 +46,43 @@ class FunctionJob(Job):
 def write_function_job(
     run: Path, model: nn.Module, loss: Any, train_data: SampleSource, validation_data: SampleSource | None
 ) -> None:
-    """Put the job where workers find it: the run directory."""
-    with (run / _FILE).open("wb") as file:
-        cloudpickle.dump(
-            (  # type: ignore[no-untyped-call]
-                model,
-                loss,
-                train_data,
-                validation_data,
-            ),
-            file,
-        )
+    """Put the job where workers find it: the run directory.
+
+    Raises:
+        ConfigError: something of it cannot be carried to another process.
+        OSError: the directory cannot be written.
+    """
+    parts = {
+        "the model": model,
+        "the loss": loss,
+        "the data": train_data,
+        "the validation data": validation_data,
+    }
+    beside = run / f".{_FILE}.tmp"
+    try:
+        with beside.open("wb") as file:
+            cloudpickle.dump(tuple(parts.values()), file)  # type: ignore[no-untyped-call]
+        beside.replace(run / _FILE)
+    except OSError:
+        raise
+    except Exception as error:  # pickling runs the code of whatever it meets
+        name, reason = _stuck(parts) or ("the job", error)
+        raise ConfigError(
+            f"{name} cannot be carried to the workers: {reason}",
+            "keep open files, locks, connections and generators out of it; make them where they are used",
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _stuck(parts: Mapping[str, Any]) -> tuple[str, Exception] | None:
+    """The first of `parts` that cannot be pickled, and why."""
+    for name, part in parts.items():
+        try:
+            cloudpickle.dumps(part)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            return name, error
+    return None
 
 
 def function_job(run: Path) -> FunctionJob:
