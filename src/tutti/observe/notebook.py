@@ -18,10 +18,16 @@ from tutti.observe.tail import when
 
 #: Seconds between two pictures; on a slow machine so many times what one takes, which leaves the cores to the run.
 _DRAW_SECONDS, _DRAW_SHARE = 2.0, 20.0
+#: Seconds between two updates of the rest: each carries the picture over the notebook's connection.
+_SHOW_SECONDS = 1.0
 _DOTS_PER_INCH = 80
 
-_LINES = "margin:0;max-height:16em;overflow:auto;white-space:pre-wrap"
-_BAR = "width:28em;vertical-align:middle"
+_TEXT = "font-family:monospace;white-space:pre-wrap;flex:none"
+#: Scrolled to its end, where the news is.
+_NEWS = "display:flex;flex-direction:column-reverse;max-height:16em;overflow:auto"
+_BAR = "width:24em;vertical-align:middle"
+#: What a line begins with that says why something is as it is: many, and read once.
+_CHOSEN = "chosen: "
 
 
 def in_notebook() -> bool:
@@ -40,7 +46,7 @@ class NotebookScreen:
         self._lines: list[str] = []
         self._progress = Progress()
         self._picture = b""
-        self._draw_at = 0.0
+        self._draw_at = self._show_at = 0.0
         self._shown = ""
         self._handle: Any = None
 
@@ -66,7 +72,9 @@ class NotebookScreen:
         if time.monotonic() >= self._draw_at:
             self._growing.refresh()
             self._draw()
-        self._publish()
+        if time.monotonic() >= self._show_at:
+            self._publish()
+            self._show_at = time.monotonic() + _SHOW_SECONDS
 
     def _draw(self) -> None:
         began = time.monotonic()
@@ -94,7 +102,11 @@ class NotebookScreen:
 
     def _page(self) -> str:
         progress = self._progress
-        parts = [f'<pre style="{_LINES}">{html.escape(chr(10).join(self._lines))}</pre>']
+        chosen = [line.removeprefix(_CHOSEN) for line in self._lines if line.startswith(_CHOSEN)]
+        news = [line for line in self._lines if not line.startswith(_CHOSEN)]
+        parts = []
+        if chosen:
+            parts.append(f"<details><summary>what was chosen, and why</summary>{_text(chosen)}</details>")
         if progress.steps:
             parts.append(
                 f'<div><progress style="{_BAR}" max="{progress.steps}" value="{progress.step}"></progress> '
@@ -103,4 +115,9 @@ class NotebookScreen:
         if self._picture:
             data = base64.b64encode(self._picture).decode()
             parts.append(f'<img alt="Loss over steps" src="data:image/png;base64,{data}">')
+        parts.append(f'<div style="{_NEWS}">{_text(news)}</div>')
         return "".join(parts)
+
+
+def _text(lines: list[str]) -> str:
+    return f'<div style="{_TEXT}">{html.escape(chr(10).join(lines))}</div>'
