@@ -50,8 +50,11 @@ def test_trackers_get_what_the_events_say_and_change_nothing(
     assert_same(tracked, plain)
     assert not list(read_events(run, "warning")) and not (tmp_path / "plain" / "tensorboard").exists()
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    run_id = json.loads((run / "tracked" / "mlflow.json").read_text())["run_id"]
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client, run_id = (
+        MlflowClient(tracking_uri=uri),
+        json.loads((run / "tracked" / "mlflow.json").read_text())[uri],
+    )
     points = client.get_metric_history(run_id, "loss/train")
     assert {point.step: point.value for point in points} == pytest.approx(losses(run))
     assert client.get_run(run_id).data.metrics["report/train_loss"] == tracked.report["train_loss"]

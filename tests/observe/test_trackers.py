@@ -150,7 +150,7 @@ def test_a_long_run_is_whole_in_tensorboard(tmp_path: Path) -> None:
 def test_mlflow_has_it_and_goes_on_with_it(tmp_path: Path) -> None:
     run, uri = small_run(tmp_path / "small"), f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert track(run, "mlflow") == [], (run / "logs" / "mlflow.log").read_text()
-    run_id = json.loads((run / "tracked" / "mlflow.json").read_text())["run_id"]
+    run_id = json.loads((run / "tracked" / "mlflow.json").read_text())[uri]
     curve = mlflow_curve(uri, run_id, "loss/train")
     assert dict(curve) == pytest.approx(curve_in_events(run)) and len(curve) == 12
     assert mlflow_curve(uri, run_id, "validation/f1 macro") == [(10, 0.5)]

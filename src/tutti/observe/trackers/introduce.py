@@ -41,7 +41,7 @@ class Memory:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def write(self, **content: str) -> None:
+    def write(self, content: dict[str, str]) -> None:
         """Raises OSError where that is impossible."""
         self._path.parent.mkdir(exist_ok=True)
         write_json_atomically(self._path, content)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -68,17 +69,17 @@ class MLflowTracker:
 
     def _go_on(self, client: Any, uri: str) -> str | None:
         """The id of the run that this one has there already."""
-        known = self._memory.read()
-        if known.get("uri") != uri or not known.get("run_id"):
+        known = self._memory.read().get(_place(uri))
+        if known is None:
             return None
         try:
-            client.get_run(known["run_id"])
+            client.get_run(known)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None  # somebody deleted it
-        client.update_run(known["run_id"], status="RUNNING")
-        return known["run_id"]
+        client.update_run(known, status="RUNNING")
+        return known
 
     def _create(self, client: Any, uri: str, local: bool) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", COLLECTION)
@@ -90,7 +91,7 @@ class MLflowTracker:
         if commit:
             tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
         run_id = str(client.create_run(experiment, tags=tags, run_name=self._run.title).info.run_id)
-        self._memory.write(uri=uri, experiment_id=experiment, run_id=run_id)
+        self._memory.write(self._memory.read() | {_place(uri): run_id})
         return run_id
 
     def _say_settings(self, client: Any) -> None:
@@ -104,6 +105,12 @@ class MLflowTracker:
         tags = [RunTag(f"tutti.resumed.{name}", value) for name, value in changed.items()]
         if tags:
             client.log_batch(self._id, tags=tags)
+
+
+def _place(uri: str) -> str:
+    """`uri` without the name and the password that may stand in it."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
 
 
 def _text(value: Any) -> str:

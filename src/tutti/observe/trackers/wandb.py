@@ -28,7 +28,7 @@ class WandbTracker:
             return  # what is done again stands there twice, the later one later
         known = self._memory.read()
         run_id = known.get("run_id") or secrets.token_hex(8)
-        self._memory.write(run_id=run_id)
+        self._memory.write({"run_id": run_id})
         said = "WANDB_MODE" in os.environ
         self._there = wandb.init(
             id=run_id,
