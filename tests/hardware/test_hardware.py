@@ -12,6 +12,7 @@ import torch
 from tutti.hardware import fastest_precision, matmul, measure_matmul, probe, probe_cores, probe_memory
 from tutti.hardware.cgroup import cpu_quota, memory_limit
 from tutti.hardware.cores import Cores
+from tutti.hardware.counters import memory_stall, processor_delay, read_counters
 from tutti.hardware.disk import Disk, probe_disk
 from tutti.hardware.doctor import find_missing
 from tutti.hardware.matmul import choose_precision
@@ -153,3 +154,27 @@ def test_the_whole_machine_is_plain_json(tmp_path: Path) -> None:
     assert plain["matmul_flops"]["cpu"]["fp32"] > 0
     assert plain["versions"]["torch"] == torch.__version__
     assert machine.to_dict() == plain
+
+
+def test_waiting_for_memory_and_for_a_processor_as_linux_tells(tmp_path: Path) -> None:
+    assert memory_stall(tmp_path) is None and processor_delay(tmp_path) is None
+    write(
+        tmp_path / "proc/pressure/memory",
+        "some avg10=0.87 avg60=0.21 avg300=0.04 total=170509\nfull avg10=0.12 avg60=0.02 avg300=0.00 total=23773\n",
+    )
+    write(tmp_path / "proc/self/schedstat", "939324 9113464 3\n")
+    assert memory_stall(tmp_path) == pytest.approx(0.170509)
+    assert processor_delay(tmp_path) == pytest.approx(0.009113464)
+
+
+def test_counters_grow_with_what_a_process_does() -> None:
+    before = read_counters()
+    while read_counters().user_seconds + read_counters().system_seconds < (
+        before.user_seconds + before.system_seconds + 0.05
+    ):
+        sum(range(10_000))
+    touched = bytearray(1 << 24)
+    touched[::4096] = b"x" * (len(touched) // 4096)
+    after = read_counters()
+    assert after.minor_faults > before.minor_faults
+    assert after.major_faults >= before.major_faults

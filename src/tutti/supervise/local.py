@@ -34,6 +34,7 @@ from tutti.supervise.reception import Reception
 from tutti.sync.channel import new_secret
 from tutti.sync.server import ServerAddress
 from tutti.train.cooperate import Neighbours
+from tutti.train.profiler import Profiling
 from tutti.train.rank import Assignment
 from tutti.train.replicas import Elastic
 from tutti.train.server import ServerAssignment
@@ -47,7 +48,8 @@ class Supervision:
 
     `trouble`: how the run is disturbed on purpose. `reception`: how replicas on other machines join. `neighbours`: the
     groups that this run is one of; `ranks_before`: workers of other runs on this machine, which come first where
-    devices are given out; `label`: what the lines that it prints begin with.
+    devices are given out; `label`: what the lines that it prints begin with. `profiling`: the steps that the run is
+    for; between replicas links and codecs are measured before them, whatever `sync` says.
     """
 
     run: RunDirectory
@@ -60,6 +62,7 @@ class Supervision:
     label: str = ""
     reception: Reception | None = None
     ranks_before: int = 0
+    profiling: Profiling | None = None
     _secret: bytes = field(default_factory=new_secret, init=False)
     #: Policy `server`: where it will listen.
     _server: ServerAddress | None = None
@@ -131,8 +134,9 @@ class Supervision:
     def _launch(self, events: EventWriter, began: float) -> Outcome:
         """Measure first, where that decides how replicas agree; then train."""
         with self._open_door(events) as door:
-            if self.resolved.config.sync.undecided:
-                if self.console:
+            undecided = self.resolved.config.sync.undecided
+            if undecided or self.measures_links:
+                if self.console and undecided:
                     print("sync: auto: measuring steps, links and codecs before the run", flush=True)
                 elastic = candidate(self.resolved).membership == "elastic"
                 meeting = self._meeting(door, measure=True) if elastic else None
@@ -140,7 +144,9 @@ class Supervision:
                     self.run, self.resolved, self._assignment, meeting=meeting, here=self._here
                 )
                 outcome = self._see_through(measure, events)
-                if outcome.stopped or not decide(self.run, self.resolved, began, elsewhere=door is not None):
+                if outcome.stopped:
+                    return replace(outcome, succeeded=False)
+                if undecided and not decide(self.run, self.resolved, began, elsewhere=door is not None):
                     return replace(outcome, succeeded=False)
                 clear_signs(self.run.live)
             launch = self._training(door)
@@ -171,6 +177,12 @@ class Supervision:
         self._launched = launch
         look = stall_check(self.run, self.resolved.config, events, launch.kill)
         return launch.execute(_at_most_every(1.0, look))
+
+    @property
+    def measures_links(self) -> bool:
+        """Whether links and codecs are measured for the profile that this run is for."""
+        config = self.resolved.config
+        return self.profiling is not None and config.replicas != 1 and config.sync.policy != "server"
 
     @property
     def _here(self) -> Sequence[int] | None:
@@ -209,6 +221,7 @@ class Supervision:
             choices=tuple(self.resolved.choices),
             neighbours=self.neighbours,
             ranks_before=self.ranks_before,
+            profiling=self.profiling,
         )
 
     def _server_assignment(self, address: ServerAddress) -> ServerAssignment:
@@ -229,7 +242,8 @@ class Supervision:
             )
         if cause is None:  # only the dead one knew why; its peers lost their connection
             most = self.resolved.config.watch.max_restarts
-            return LaunchError(f"{reason}, and watch.max_restarts = {most} is used up", self._go_on())
+            spent = f", and watch.max_restarts = {most} is used up" if most else ""
+            return LaunchError(reason + spent, self._go_on())
         if not cause.get("user"):
             return LaunchError(summarise_errors(self.run.path, began) or reason, self._go_on())
         self._leave_nothing()

@@ -30,7 +30,7 @@ def candidate(resolved: Resolved) -> SyncConfig:
     """How replicas agree in this run, or the least lossy way that it may choose, with nothing left open."""
     if not resolved.config.sync.undecided:
         return resolved.config.sync
-    first, *_ = _settled(resolved)
+    first, *_ = settled_rungs(resolved)
     return first.sync
 
 
@@ -70,7 +70,7 @@ def decide(run: RunDirectory, resolved: Resolved, since: float, *, elsewhere: bo
         time.sleep(0.2)
     if measured is None:
         return False
-    settled = _settled(resolved)
+    settled = settled_rungs(resolved)
     choice = choose(settled, measured)
     said = settled[choice.rung]
     resolved.config = config.model_copy(update={"sync": choice.rung.sync})
@@ -79,7 +79,7 @@ def decide(run: RunDirectory, resolved: Resolved, since: float, *, elsewhere: bo
     return True
 
 
-def _settled(resolved: Resolved) -> dict[Rung, list[str]]:
+def settled_rungs(resolved: Resolved) -> dict[Rung, list[str]]:
     """The ladder with nothing left open, so that costs are of what would run; and what was chosen for each rung."""
     config = resolved.config
     assert isinstance(config.replicas, int) and isinstance(config.train.steps, int)

@@ -72,6 +72,14 @@ def rungs(sync: SyncConfig, precision: str, steps: int) -> list[Rung]:
     return sorted(found, key=lambda rung: rung.price)
 
 
+def left_open(sync: SyncConfig) -> SyncConfig:
+    """`sync: auto` among the same members: all ways to agree that could stand instead of `sync`."""
+    return SyncConfig(
+        policy="auto", codec="auto", every="auto", membership=sync.membership, min_replicas=sync.min_replicas,
+        shares=sync.shares, topology=sync.topology, bucket_mb=sync.bucket_mb,
+    )  # fmt: skip
+
+
 def _all(sync: SyncConfig, steps: int) -> Iterator[Rung]:
     for policy in ("allreduce", "diloco") if sync.policy == "auto" else (sync.policy,):
         for every in _rounds(policy, sync, steps):

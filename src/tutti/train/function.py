@@ -22,7 +22,8 @@ from tutti.tasks import FunctionObjective
 from tutti.train.checkpoints import load_weights, newest_valid
 from tutti.train.job import Job
 
-_FILE = "fit.pickle"
+#: In the run directory.
+JOB_FILE = "fit.pickle"
 
 
 @dataclass(kw_only=True)
@@ -58,11 +59,11 @@ def write_function_job(
         "the data": train_data,
         "the validation data": validation_data,
     }
-    beside = run / f".{_FILE}.tmp"
+    beside = run / f".{JOB_FILE}.tmp"
     try:
         with beside.open("wb") as file:
             cloudpickle.dump(tuple(parts.values()), file)  # type: ignore[no-untyped-call]
-        beside.replace(run / _FILE)
+        beside.replace(run / JOB_FILE)
     except OSError:
         raise
     except Exception as error:  # pickling runs the code of whatever it meets
@@ -89,7 +90,7 @@ def function_job(run: Path) -> FunctionJob:
     """The job that `write_function_job` left in `run`. The file is code: open only runs that you trust."""
 
     def read() -> tuple[nn.Module, Any, SampleSource, SampleSource | None]:
-        with (run / _FILE).open("rb") as file:
+        with (run / JOB_FILE).open("rb") as file:
             content: tuple[nn.Module, Any, SampleSource, SampleSource | None] = cloudpickle.load(file)
         return content
 

@@ -28,6 +28,7 @@ from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, larges
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
 from tutti.train.optimizer import Optimizers
+from tutti.train.profiler import StepProfiler
 from tutti.train.schedule import learning_rate_factor
 from tutti.train.settings import Settings
 from tutti.train.state import RunState, StateKeeper
@@ -63,6 +64,7 @@ class Loop:
     stop_requested: Callable[[], bool]
     cooperation: Cooperation | None = None
     average: WeightAverage | None = None
+    profiler: StepProfiler | None = None
 
     def run(self) -> str:
         """Train from `state.step` to `settings.steps`."""
@@ -74,6 +76,8 @@ class Loop:
         self._note_meeting(first)
         stopping = first is not None and first.stop
         while self.state.step < self.settings.steps:
+            if self.profiler is not None:
+                self._due_validation |= self.profiler.before_step()
             stopping = stopping or self._step(self.state.step + 1)
             if stopping and self.state.step < self.settings.steps:
                 if self.keeper.saved_step != self.state.step:
@@ -334,6 +338,9 @@ class Loop:
             "bytes_sent": self.policy.sent_bytes(),
             "alone_seconds": (times["wait_data_seconds"] or 0.0) + gradient.spent.alone,
         }
+        known = {name: seconds for name, seconds in times.items() if seconds is not None}
+        if self.profiler is not None:
+            fields |= known
         if self.world.part == 0 and (self.policy.drifts or self.leads):
             fields |= {
                 "loss": gradient.loss,
@@ -341,7 +348,7 @@ class Loop:
                 "tokens": gradient.totals.tokens,
                 "learning_rate": factor * self.settings.learning_rate,
                 "gradient_norm": gradient.norm,
-                **{name: seconds for name, seconds in times.items() if seconds is not None},
+                **known,
             } | self.policy.figures()
         if gradient.made is not None:
             fields["push"] = gradient.made.push

@@ -1,5 +1,6 @@
 """What `sync: auto` goes by, measured by workers before the run: a few steps of the model, the links between replicas,
-and the codecs. Every rank says what it found in an event `sync_measured`; the launcher chooses.
+and the codecs. Every rank says what it found in an event `sync_measured`; the launcher chooses. Before a run that is
+profiled the same is measured, for what else might be chosen.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from tutti.core import read_events
 from tutti.core.rundir import RunDirectory
 from tutti.parallel import leave_world
 from tutti.sync.cost import CodecCost, Filled, Link, Measured
-from tutti.sync.ladder import rungs
+from tutti.sync.ladder import left_open, rungs
 from tutti.sync.probe import measure_codecs, measure_links, measure_meeting, meet_all
 from tutti.train.pace import Pacing
 from tutti.train.rank import Assignment, Rank, be_a_rank
@@ -47,7 +48,9 @@ def _measure(rank: Rank) -> None:
     rank.live.set(phase="rehearsal: steps")
     pace = pacing.measure()
     rank.live.set(phase="rehearsal: links")
-    candidates = [rung.sync for rung in rungs(sync, rank.config.train.precision, settings.steps)]
+    wanted = [sync] if rank.assignment.profiling is None else [sync, left_open(sync)]
+    precision = rank.config.train.precision
+    candidates = [rung.sync for one in wanted for rung in rungs(one, precision, settings.steps)]
     shapes = [shape for bucket in pace.buckets for shape in bucket.shapes]
     measured = Measured(
         replica=world.replica,

@@ -16,6 +16,7 @@ from tutti.core.live import LiveSign
 from tutti.core.rundir import RunDirectory
 from tutti.train.cooperate import Neighbours
 from tutti.train.process import StopRequest, die_with, redirect_output, report_error
+from tutti.train.profiler import Profiling
 from tutti.train.replicas import Elastic
 
 
@@ -39,6 +40,8 @@ class Assignment:
     neighbours: Neighbours | None = None
     #: Workers of other runs on this machine that come first where devices are given out.
     ranks_before: int = 0
+    #: Steps that are looked at; the run is for nothing else.
+    profiling: Profiling | None = None
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from tutti.train.feed import Feed
 from tutti.train.job import Job
 from tutti.train.loop import Loop
 from tutti.train.precision import DTYPES, LossScale
+from tutti.train.profiler import StepProfiler, shortened
 from tutti.train.rank import Assignment, Rank, be_a_rank
 from tutti.train.rehearsal import Rehearsal
 from tutti.train.remembering import Hold
 from tutti.train.replicas import make_policy, start_together
 from tutti.train.served import make_server_policy
-from tutti.train.settings import Settings
+from tutti.train.settings import Settings, settings_of
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator
 from tutti.train.trainee import build
@@ -50,6 +51,9 @@ def _train(rank: Rank) -> None:
     trainee = build(rank)
     config, world, settings = trainee.config, trainee.world, trainee.settings
     job, split, optimizers = trainee.job, trainee.split, trainee.optimizers
+    if assignment.profiling is not None:
+        config = shortened(config, assignment.profiling)
+        settings = settings_of(config, world.device)
     state = RunState()
 
     keeper: StateKeeper  # the transport hands newcomers what the keeper gives
@@ -146,6 +150,9 @@ def _train(rank: Rank) -> None:
     if cooperation is not None and assignment.neighbours is not None and attempt == 0:
         with live.phase("waiting for the other groups"):
             cooperation.meet(assignment.neighbours.groups)
+    profiler = None
+    if assignment.profiling is not None:
+        profiler = StepProfiler(assignment.profiling, world.device, events, run.path / "traces")
     loop = Loop(
         job=job,
         world=world,
@@ -162,6 +169,7 @@ def _train(rank: Rank) -> None:
         stop_requested=lambda: stop.asked and not guest,  # who leaves does not stop the others
         cooperation=cooperation,
         average=trainee.average,
+        profiler=profiler,
     )
     stop.training = True
     try:
@@ -171,6 +179,9 @@ def _train(rank: Rank) -> None:
         raise
     if cooperation is not None:
         cooperation.close(state.step)
+    if profiler is not None:
+        profiler.close()
+        outcome = "profiled" if outcome == "finished" else outcome  # there is nothing to hand on
     finish(loop, run, outcome)
 
 
