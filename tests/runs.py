@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import tutti
 from tutti.core import read_events
@@ -30,6 +31,22 @@ class SlowNet(nn.Module):
         if self.training:
             time.sleep(self.seconds)
         return self.layers(x).squeeze(-1)
+
+
+class SlowItems(Dataset[Any]):
+    """Pairs that take `seconds` each to make."""
+
+    def __init__(self, seconds: float, width: int, samples: int = 2048) -> None:
+        self.inputs = torch.randn(samples, width, generator=torch.Generator().manual_seed(0))
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if self.seconds:
+            time.sleep(self.seconds)
+        return self.inputs[number], self.inputs[number, :8]
 
 
 def regression(samples: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from tutti.labelling import label
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.dashboard.show import dashboard
 from tutti.observe.resilience import write_resilience_report
+from tutti.profiling import profile
 from tutti.search import tune as find_settings
 from tutti.serve import EngineChoice, Weights
 from tutti.serve import Settings as ServeSettings
@@ -67,6 +68,7 @@ __all__ = [
     "list_runs",
     "predict",
     "prepare",
+    "profile",
     "promote",
     "releases",
     "rollback",

@@ -85,6 +85,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     figures = resilience_figures(tmp_path / "nothing") | {"run": "a", "state": "finished"}
     answers = {
         "prepare": prepared,
+        "profile": SimpleNamespace(report={"bottleneck": "data"}),
         "train": {"state": "finished", "steps": 3, "train_loss": float("nan")},
         "join": {"run": "a", "state": "finished", "replicas": [1], "step": 3},
         "chaos": figures,

@@ -16,6 +16,7 @@ VERBS = [
     ["schema"],
     ["doctor"],
     ["prepare"],
+    ["profile"],
     ["train"],
     ["join"],
     ["chaos"],
@@ -113,6 +114,17 @@ def test_calls_and_answers(
     assert answer.code == 0
     assert isinstance(answer.json, dict)
     assert "noise" in answer.err
+
+
+def test_profile(command: Command, api: SimpleNamespace, config: str) -> None:
+    answer = command("profile", "r", "train.batch=8", "--steps", "4", "--to", "there", "--json")
+    assert (answer.code, answer.json) == (0, {"bottleneck": "data"})
+    wanted = {"overrides": ["train.batch=8"], "steps": 4, "to": Path("there"), "console": False}
+    assert api.calls == [("profile", (Path("runs/r"),), wanted)]
+    assert command("profile", config, "train.batch=8", "--json").code == 0
+    _, (given,), named = api.calls[1]
+    assert (given.name, given.train.batch, named["overrides"]) == ("a", 8, ())
+    assert command("profile", "typo.yaml", "--json").code == 2, "a file that is not there is no run"
 
 
 def test_validate(command: Command, config: str, tmp_path: Path) -> None:

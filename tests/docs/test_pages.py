@@ -65,6 +65,25 @@ def test_every_field_of_the_chaos_report_is_explained(tmp_path: Path) -> None:
     assert set(resilience_figures(tmp_path)) <= explained
 
 
+def test_every_field_of_a_profile_is_explained() -> None:
+    from tutti.observe.profile import KINDS, judge, profile_json, read_profile
+
+    counted = {"counters": {"user_seconds": 1.0, "delayed_seconds": 0.0, "major_faults": 0}}
+    figures = read_profile(
+        [
+            {"kind": "profile", "rank": 0, "phase": "measuring", **counted},
+            {"kind": "step", "rank": 0, "step": 1, "seconds": 1.0, "alone_seconds": 1.0, "cursor": [[0, 1]]},
+            {"kind": "profile", "rank": 0, "phase": "tracing", **counted},
+        ]
+    )
+    assert figures is not None
+    found = profile_json("r", figures, judge(figures))
+    page = (DOCS / "reference" / "profile.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"`(\w+)`", page))
+    assert set(found) | set(found["verdict"]) | set(found["parts"]) | set(found["ranks"][0]) <= explained
+    assert set(KINDS) <= explained
+
+
 def test_every_kind_of_event_is_explained() -> None:
     page = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
@@ -89,6 +108,7 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "schema",
         "doctor",
         "prepare",
+        "profile",
         "train",
         "join",
         "evaluate",
