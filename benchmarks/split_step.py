@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,7 @@ from tutti.train.step import Accumulator
 
 
 class SplitStep:
-    """AdamW on the model of `architecture`, on as many replicas as the ranks allow. Made by all ranks at once."""
+    """A step of the model of `architecture`, on as many replicas as the ranks allow. Made by all ranks at once."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class SplitStep:
         bucket_bytes: int = 8_000_000,
         sync: SyncConfig | None = None,
         learning_rate: float = 1e-3,
+        optimizer: Literal["adamw", "adafactor", "muon"] = "adamw",
         server: ServerAddress | None = None,
     ) -> None:
         """`samples`: of a step, over all ranks; `micro_batch`: of them, those that a rank computes at once. `server`:
@@ -70,12 +72,12 @@ class SplitStep:
             sequence=sequence,
         )
         config = Config(
-            train=TrainConfig(batch=samples),
+            train=TrainConfig(batch=samples, optimizer=optimizer),
             replicas=self.world.replicas,
             layout=layout,
             sync=(sync or SyncConfig()).model_copy(update={"bucket_mb": bucket_bytes / 1e6}),
         )
-        self._optimizers = build_optimizers(self.split.objective.model, TrainConfig(), learning_rate)
+        self._optimizers = build_optimizers(self.split.objective.model, config.train, learning_rate)
         if server is None:
             self.policy: Policy = make_policy(
                 config, self.world, RunState(), None, 0, give=lambda: None, take=lambda _: None, say=print

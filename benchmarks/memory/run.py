@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig, Qwen3Config
@@ -48,6 +48,7 @@ class Case:
     replicas: int = 1
     family: str = "llama"
     precision: str = "fp32"
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
 
     @property
     def ranks(self) -> int:
@@ -58,8 +59,11 @@ class Case:
     def name(self) -> str:
         """As in a configuration."""
         words = [f"{key} {value}" for key, value in self.layout.items()] or ["one rank"]
+        usual = ("llama", "fp32", "adamw")
         more = [f" × {self.replicas} replicas"] if self.replicas > 1 else []
-        more += [f", {other}" for other in (self.family, self.precision) if other not in ("llama", "fp32")]
+        more += [
+            f", {other}" for other in (self.family, self.precision, self.optimizer) if other not in usual
+        ]
         return ", ".join(words) + "".join(more)
 
     @property
@@ -110,6 +114,10 @@ CASES = [
     Case({"shard": 2}, family="gemma2"),
     Case({}, family="qwen3", micro_batch=8),
     Case({"pipeline": 2}, family="qwen3", micro_batch=2, micro_batches=4),
+    Case({}, micro_batch=8, optimizer="adafactor"),
+    Case({}, "full", "all", micro_batch=8, optimizer="adafactor"),
+    Case({"shard": 2}, optimizer="adafactor"),
+    Case({"tensor": 2}, micro_batch=8, optimizer="adafactor"),
 ]
 #: Ways to save memory on one rank whose time is measured.
 WAYS = [(r, o) for o in ("none", "activations", "optimizer", "all") for r in ("none", "selective", "full")]
@@ -201,6 +209,7 @@ def _make(case: Case, directory: Path) -> tuple[Any, Any]:
         offload=case.offload,
         files=None if case.offload == "none" else MappedFiles(directory),
         dtype=case.dtype,
+        optimizer=case.optimizer,
     )
     ids = torch.randint(VOCABULARY, (case.micro_batch, SEQUENCE), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(SEQUENCE).repeat(case.micro_batch, 1)
@@ -218,7 +227,7 @@ def foretold(case: Case) -> dict[str, Any]:
     twin, whole = blueprint.twin(), blueprint.lay_out()
     samples = case.micro_batch * case.micro_batches
     model = MemoryModel(
-        whole, twin, find_manner(twin), layout, SEQUENCE, "adamw", case.replicas, samples, case.dtype
+        whole, twin, find_manner(twin), layout, SEQUENCE, case.optimizer, case.replicas, samples, case.dtype
     )
     need = model.need(Thrift(case.recompute, case.offload, case.micro_batch))
     return {
@@ -280,7 +289,7 @@ def page_of(machine: dict[str, Any], data: dict[str, Any]) -> str:
         machine_line(machine) + ".",
         "",
         f"Llama where nothing else is said; 6 layers, width 256, vocabulary {VOCABULARY} (tied), sequence {SEQUENCE}, "
-        "AdamW. The largest of the ranks' peaks of tensor bytes in a step; files that stand in for memory do not "
+        "AdamW too. The largest of the ranks' peaks of tensor bytes in a step; files that stand in for memory do not "
         "count. Textbook: the formulas of `benchmarks/memory/textbook.py`.",
         "",
         table(

@@ -91,7 +91,7 @@ def fit(
             "memory.budget cannot be kept for a module of your own: its activations are unknown",
             "set memory__recompute or memory__offload instead",
         )
-    check_offload(config.memory.offload, pick_device(), config.layout)
+    check_offload(config.memory.offload, pick_device(), config.layout, config.train.optimizer)
     resolved = resolve(config, facts)
     check_sync(
         resolved.config.sync,

@@ -15,7 +15,7 @@ from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
 from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.sync.ladder import rungs
-from tutti.train.optimizer import auto_learning_rate
+from tutti.train.optimizer import auto_learning_rate, relative_rate
 from tutti.train.recipe import ORDINARY_BATCH, choose_batch, choose_steps, tuning_rate
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
@@ -95,6 +95,8 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     micro = choose("train.micro_batch", train.micro_batch, micro, reason)
     if facts.pretrained:
         rate, reason = tuning_rate(facts.parameters, config.tune.method)
+        if train.optimizer == "adafactor":
+            rate, reason = relative_rate(rate), f"{reason}; relative to the weights, for adafactor"
     else:
         rate, reason = auto_learning_rate(facts.parameters, batch * facts.tokens_per_sample, train.optimizer)
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)

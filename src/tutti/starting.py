@@ -302,7 +302,7 @@ def _resolve_with_head(
             "memory.budget is kept for causal language models only, so far",
             "set memory.recompute, memory.offload or train.micro_batch instead",
         )
-    check_offload(config.memory.offload, pick_device(), config.layout)
+    check_offload(config.memory.offload, pick_device(), config.layout, config.train.optimizer)
     resolved = resolve(config, facts)
     resolved.choices[:0] = choices
     _check_agreement(resolved.config, facts.processes)
@@ -371,7 +371,7 @@ def _spare_memory(
 ) -> None:
     """Within `memory.budget`: what is computed again, kept elsewhere, and how many samples at once."""
     memory, train, device = config.memory, resolved.config.train, pick_device()
-    check_offload(memory.offload, device, config.layout)
+    check_offload(memory.offload, device, config.layout, train.optimizer)
     if memory.budget is None:
         return
     assert isinstance(train.micro_batch, int) and isinstance(resolved.config.replicas, int)
@@ -393,7 +393,7 @@ def _spare_memory(
         memory.offload,
         train.micro_batch,
         smaller=smaller,
-        offloads=possible_offloads(device, config.layout),
+        offloads=possible_offloads(device, config.layout, train.optimizer),
     )
     thrift, why = choose_thrift(need, bytes_of(memory.budget), allowed)
     resolved.choices.append(

@@ -101,7 +101,7 @@ model: {size: 5m, dropout: 2}
         "c.yaml:9:10: train.steps: should be a whole number above 0 or `auto`; got the number 1000.0; did",
         "c.yaml:10:3: train.batch is 2: fewer samples than the 8 workers",
         "c.yaml:11:3: train.batch: given twice, first in line 10",
-        "c.yaml:12:14: train.optimizer: should be `adamw` or `muon`; got text 'adamv'; did you mean 'adamw'?",
+        "c.yaml:12:14: train.optimizer: should be `adamw`, `adafactor` or `muon`; got text 'adamv'; did you mean",
         "c.yaml:13:12: train.compile: should be `true` or `false`; got text 'yes'; did you mean 'true'?",
         "c.yaml:14:16: train.micro_batch: should be a whole number above 0 or `auto`; got text '4'; remove",
         "c.yaml:15:9: train.clip: this number is not finite",

@@ -71,7 +71,7 @@ def test_what_it_may_say(said: str, expected: Range | Choice) -> None:
         ("search: {train.batch: }", "got nothing"),
         ("search: {train.batch: [4, -1]}", "1:27: search.train.batch[1]: train.batch should be a whole number above 0"),
         ("search: {train.optimizer: [adamv, muon]}", "text 'adamv'; did you mean 'adamw'?"),
-        ("search: {train.optimizer: 1..2}", "takes no range of numbers; list what to try: `adamw` or `muon`"),
+        ("search: {train.optimizer: 1..2}", "no range of numbers; list what to try: `adamw`, `adafactor` or `muon`"),
         ("search: {train.steps: 1.5..3}", "takes whole numbers; got 1.5 to 3"),
         ("search: {train.learning_rate: 1e-3..1e-5}", "from the smaller to the larger number"),
         ("search: {train.learning_rate: 1e-3..x}", "'x' is no number"),

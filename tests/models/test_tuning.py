@@ -259,6 +259,7 @@ def test_a_prompt_is_refused_where_the_last_place_is_read(tmp_path: Path) -> Non
         (("tune=adalora", "sync=auto"), "only with sync.policy: allreduce"),
         (("tune=adalora", "layout=2"), "every worker needs the whole"),
         (("tune=adalora", "train.optimizer=muon"), "single numbers"),
+        (("tune=lora", "train.optimizer=adafactor"), "begins at nothing"),
         (("tune=prompt", "task=tag"), "no places of the text"),
         (("tune=lora", "task=chat", "layout.tensor=2"), "layout.shard alone"),
         (("tune=last", "task=language_model", "memory=2GB"), "memory.budget"),

@@ -20,11 +20,15 @@ from tutti.hardware.tracked import TensorBytes
 from tutti.models.blueprint import Blueprint
 from tutti.parallel import Arithmetic, apply_language_layout, arrange
 from tutti.parallel.memory import MemoryModel, Thrift
-from tutti.parallel.thrift import check_offload, choose_thrift, ways
+from tutti.parallel.thrift import check_offload, choose_thrift, possible_offloads, ways
 from tutti.tasks import find_manner
 
 #: Of the benchmark's cases, those that are tried every day.
-EVERY_DAY = [Case({}, micro_batch=8), Case({"tensor": 2}, micro_batch=8)]
+EVERY_DAY = [
+    Case({}, micro_batch=8),
+    Case({"tensor": 2}, micro_batch=8),
+    Case({"shard": 2}, optimizer="adafactor"),
+]
 
 
 def model_of(samples: int) -> MemoryModel:
@@ -110,6 +114,13 @@ def test_what_would_have_no_effect_on_an_accelerator_is_refused(offload: str) ->
         check_offload(offload, device, LayoutConfig(tensor=2))
     check_offload(offload, device, LayoutConfig(shard=2))
     check_offload(offload, torch.device("cpu"), LayoutConfig())
+
+
+def test_what_adafactor_keeps_is_worth_no_file() -> None:
+    with pytest.raises(ConfigError, match="nothing to keep elsewhere"):
+        check_offload("optimizer", torch.device("cpu"), LayoutConfig(), "adafactor")
+    check_offload("all", torch.device("cpu"), LayoutConfig(), "adafactor")
+    assert "optimizer" not in possible_offloads(torch.device("cpu"), LayoutConfig(), "adafactor")
 
 
 @pytest.mark.slow

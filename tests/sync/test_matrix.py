@@ -163,8 +163,9 @@ def test_what_cannot_be_is_refused_with_its_reason(
     assert "docs/reference/sync.md" in refused.value.hint
 
 
-def test_a_server_of_pieces_has_no_whole_matrices() -> None:
+@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
+def test_a_server_of_pieces_has_no_whole_matrices(optimizer: str) -> None:
     served = SyncConfig(policy="server")
-    assert inadmissible(served, "fp32", optimizer="muon") is None
+    assert inadmissible(served, "fp32", optimizer=optimizer) is None
     with pytest.raises(ConfigError, match="whole matrices"):
-        check_sync(served, "fp32", optimizer="muon", parts=2)
+        check_sync(served, "fp32", optimizer=optimizer, parts=2)

@@ -81,7 +81,7 @@ def test_what_is_not_finite_changes_nothing() -> None:
     assert not centre.pieces[0].flat.any()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_the_server_steps_as_the_optimizer_does_and_goes_on_from_its_state(optimizer: str) -> None:
     """Against the same optimizer in one process, built from the model itself."""
     from tutti.train.optimizer import build_optimizers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -118,17 +118,18 @@ def test_words_left_out_and_moved() -> None:
     )
 
 
-def test_learning_rates_fall_with_depth(model: Any) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_learning_rates_fall_with_depth(model: Any, optimizer: Literal["adamw", "adafactor"]) -> None:
     scales = depth_scales(model, 0.5)
     by_name = {name: scales[id(p)] for name, p in model.named_parameters()}
     assert by_name["bert.embeddings.word_embeddings.weight"] == 0.125
     assert by_name["bert.encoder.layer.0.output.dense.weight"] == 0.25
     assert by_name["bert.encoder.layer.1.output.dense.bias"] == 0.5
     assert by_name["bert.pooler.dense.weight"] == by_name["classifier.weight"] == 1.0
-    optimizers = build_optimizers(model, TrainConfig(layer_decay=0.5), 1e-2)
+    optimizers = build_optimizers(model, TrainConfig(layer_decay=0.5, optimizer=optimizer), 1e-2)
     optimizers.set_learning_rate(0.1)
-    (adamw,) = optimizers.optimizers
-    rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
+    (only,) = optimizers.optimizers
+    rates = {id(p): group["lr"] for group in only.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(1e-3 * by_name[name]), name
     assert depth_scales(model, 1.0) == {} and depth_scales(nn.Linear(2, 2), 0.5) == {}

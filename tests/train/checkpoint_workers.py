@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from tutti.train.adafactor import Adafactor
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid
 
 
@@ -159,9 +160,11 @@ def network(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 7, bias=False), nn.Tanh(), nn.Linear(7, 1))
 
 
-def optimizers_of(model: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: nn.Module, kind: str) -> list[torch.optim.Optimizer]:
     parameters = list(model.parameters())
-    if not muon:
+    if kind == "adafactor":
+        return [Adafactor(parameters, lr=0.02)]
+    if kind == "adamw":
         return [torch.optim.AdamW(parameters, lr=0.01, fused=True)]
     matrices = [p for p in parameters if p.ndim == 2 and len(p) > 1]  # torch's Muon cannot shard a single row
     rest = [p for p in parameters if not (p.ndim == 2 and len(p) > 1)]
@@ -190,9 +193,7 @@ def whole(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def replica_of_two(
-    rank: int, store: str, directory: str, muon: bool, first: int, last: int, out: str
-) -> None:
+def replica_of_two(rank: int, store: str, directory: str, kind: str, first: int, last: int, out: str) -> None:
     """Resume from `directory` if there is something, train steps [first, last), save, write it all."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -201,7 +202,7 @@ def replica_of_two(
         if isinstance(layer, nn.Linear):
             fully_shard(layer)
     fully_shard(model)
-    optimizers = optimizers_of(model, muon)
+    optimizers = optimizers_of(model, kind)
     group = dist.group.WORLD
     checkpointer = Checkpointer(Path(directory), keep=3, rank=rank, group=group)
     found = newest_valid(Path(directory))

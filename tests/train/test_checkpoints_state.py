@@ -19,7 +19,8 @@ MAKERS: dict[str, Callable[[nn.Module], list[Optimizer]]] = {
     "adamw": lambda model: [AdamW(model.parameters(), lr=0.01, weight_decay=0.5)],
     "fused": lambda model: [AdamW(model.parameters(), lr=0.01, fused=True)],
     "tensor rate": lambda model: [AdamW(model.parameters(), lr=torch.tensor(0.01))],
-    "muon": lambda model: optimizers_of(model, muon=True),
+    "adafactor": lambda model: optimizers_of(model, "adafactor"),
+    "muon": lambda model: optimizers_of(model, "muon"),
     "sgd": lambda model: [SGD(model.parameters(), lr=0.01)],
     "momentum": lambda model: [SGD(model.parameters(), lr=0.01, momentum=0.9)],
 }

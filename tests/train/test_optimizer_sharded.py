@@ -59,7 +59,7 @@ def sharded(rank: int, optimizer: str) -> dict[str, Tensor]:
     return {name: value.full_tensor().detach().clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
 def test_two_shards_equal_one_process(optimizer: str) -> None:
     alone = make_model()
     train(alone, optimizer)

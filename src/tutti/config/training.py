@@ -33,12 +33,15 @@ class TrainConfig(Section):
         default="auto",
         description="Samples that a worker computes at once; changes memory and speed, never the result.",
     )
-    optimizer: Literal["adamw", "muon"] = Field(
+    optimizer: Literal["adamw", "adafactor", "muon"] = Field(
         default="adamw",
-        description="`muon` orthogonalises the update of matrices; everything else takes AdamW.",
+        description="`muon` orthogonalises the update of matrices; everything else takes AdamW. `adafactor` keeps next "
+        "to no state: a number for each row and column.",
     )
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field(
-        default="auto", description="Peak learning rate; `auto` goes by model size and the tokens of a step."
+        default="auto",
+        description="Peak learning rate, of `adafactor` relative to the size of the weights; `auto` goes by model size "
+        "and the tokens of a step.",
     )
     schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
         default="cosine", description="`wsd`: warm-up, stable, then linear decay over the last fifth."
@@ -58,7 +61,7 @@ class TrainConfig(Section):
         "its first layers changes least. `1`: all learn alike.",
     )
     betas: tuple[Fraction, Fraction] = Field(
-        default=(0.9, 0.95), strict=False, description="AdamW's moments."
+        default=(0.9, 0.95), strict=False, description="AdamW's moments; the first is Muon's momentum."
     )
     clip: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="Largest norm of the whole gradient."
@@ -79,8 +82,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
-        if self.layer_decay != 1 and self.optimizer != "adamw":
-            raise ValueError(f"layer_decay is for optimizer adamw, not for {self.optimizer}")
+        if self.layer_decay != 1 and self.optimizer == "muon":
+            raise ValueError("layer_decay is for optimizer adamw and adafactor, not for muon")
+        if self.optimizer == "adafactor" and self.betas != TrainConfig.model_fields["betas"].default:
+            raise ValueError("betas are for optimizer adamw and muon; adafactor has no momentum")
         if self.epochs is not None and self.steps != "auto":
             raise ValueError("steps and epochs both say how long the run is; give one of them")
         return self

@@ -25,6 +25,11 @@ def check_tune(config: Config) -> None:
             f"tune.method: {method} keeps what a model knows, and a new one knows nothing; give a trained one as "
             "model.path"
         )
+    if method in ("lora", "adalora") and config.train.optimizer == "adafactor":
+        raise ValueError(
+            f"tune.method: {method} begins at nothing, and steps of train.optimizer: adafactor are relative to what is "
+            "there; what is learned is small, so that adamw takes next to no memory"
+        )
     if not config.task.asks:
         _check_writer(config)
     if method == "prompt" and kind in FROM_TEXT:

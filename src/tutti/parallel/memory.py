@@ -5,18 +5,18 @@
 
 Parameters, gradients and optimizer follow the ZeRO formulas (Rajbhandari et al., arXiv 1910.02054), here with fp32
 masters and no low-precision copies but those that FSDP gathers: 4 + 4 + 8 bytes each for AdamW, every term divided
-by what shares it out. What a block keeps and needs is weighed on shapes (`weigh`). How good it all is:
-benchmarks/memory.
+by what shares it out. Adafactor keeps a number for each row and column, and steps through a copy of one gradient. What
+a block keeps and needs is weighed on shapes (`weigh`). How good it all is: benchmarks/memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutti.config.layout import LayoutConfig
 from tutti.models import find_blocks
@@ -61,12 +61,14 @@ class Need:
 
 @dataclass(frozen=True)
 class _Part:
-    """Of one rank: how many blocks, and bytes of parameters: all, the largest block, and outside the blocks."""
+    """Of one rank: how many blocks; bytes of parameters: all, the largest block, and outside the blocks; and of the
+    optimizer's `state`."""
 
     blocks: int
     parameters: float
     block: float
     outside: float
+    state: float
     first: bool
     last: bool
 
@@ -129,6 +131,8 @@ class MemoryModel:
         # The last block of the last backward pass; of gpipe's first one, the other micro-batches still wait.
         rest = (in_flight - 1) * (part.blocks * waiting + around)
         yield need("end of backward", rest + around, again)
+        if self.optimizer == "adafactor":
+            yield need("step", 0.0, self._largest() / layout.data)
 
     def _held(self, thrift: Thrift, part: _Part, micro_batches: int) -> dict[str, float]:
         """What there is at every moment, once a step has been made."""
@@ -144,9 +148,7 @@ class MemoryModel:
         return {
             "parameters": 0.0 if in_files else shared,
             "gradients": gradients,
-            "optimizer": 0.0
-            if in_files or thrift.offload == "optimizer"
-            else shared * _MOMENTS[self.optimizer],
+            "optimizer": 0.0 if self._state_elsewhere(thrift) else part.state,
         }
 
     def _gathered(self, part: _Part) -> dict[str, float]:
@@ -154,7 +156,7 @@ class MemoryModel:
         gradients of a block as well, and the buffer from which they are shared out."""
         layout = self.layout
         if layout.data == 1:
-            return dict.fromkeys(("forward", "loss", "backward", "end of backward"), 0.0)
+            return dict.fromkeys(("forward", "loss", "backward", "end of backward", "step"), 0.0)
         # Copies have the type of arithmetic; gradients are summed in fp32.
         scale = 1.0 if self.dtype is None else self.dtype.itemsize / _FP32
         kept = part.parameters if layout.zero < 3 else part.outside
@@ -164,6 +166,7 @@ class MemoryModel:
             "loss": scale * kept,
             "backward": scale * (kept + passing) + 2 * part.block,
             "end of backward": scale * (kept + passing) + 2 * max(part.block, part.outside),
+            "step": 0.0,
         }
 
     def _part(self, rank: int) -> _Part:
@@ -172,7 +175,6 @@ class MemoryModel:
         blocks = find_blocks(self.model)
         sizes = [_size(block) for block in blocks]
         head, table = head_of(self.model), self.model.get_input_embeddings()
-        head_size = _size(head) if head is not None else 0
         starts = first_blocks(self.model, layout)
         ends = [*starts[1:], len(blocks)]
         own = [
@@ -180,13 +182,20 @@ class MemoryModel:
             for stage in range(rank, len(starts), layout.pipeline)
             for number in range(starts[stage], ends[stage])
         ]
-        outside = sum(parameter.numel() for parameter in self.model.parameters()) - sum(sizes)
         first, last = rank == 0, rank == layout.pipeline - 1
+        inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+        others = [parameter for parameter in self.model.parameters() if id(parameter) not in inside]
         if layout.pipeline > 1:
-            outside = (_size(table) if first else 0) + (head_size if last else 0)
+            others = list(table.parameters()) if first else []
+            others += head.parameters() if last and head is not None else []
+        outside = sum(parameter.numel() for parameter in others)
         scale = _FP32 / layout.tensor  # norms stay whole, but are next to nothing
         parameters = sum(sizes[number] for number in own) + outside
-        return _Part(len(own), scale * parameters, scale * max(sizes), scale * outside, first, last)
+        state = scale * parameters / layout.data * _MOMENTS.get(self.optimizer, 0)
+        if self.optimizer == "adafactor":
+            held = [parameter for number in own for parameter in blocks[number].parameters()]
+            state = _FP32 * _factored([*held, *others], layout.data)
+        return _Part(len(own), scale * parameters, scale * max(sizes), scale * outside, state, first, last)
 
     @property
     def _pieces(self) -> int:
@@ -197,6 +206,11 @@ class MemoryModel:
     def _in_files(thrift: Thrift) -> bool:
         """Whether what waits for backward is kept elsewhere; what `selective` keeps is not."""
         return thrift.offload in ("activations", "all") and thrift.recompute != "selective"
+
+    def _state_elsewhere(self, thrift: Thrift) -> bool:
+        """Whether the optimizer's state is; of Adafactor nothing is worth a file."""
+        there = thrift.offload in ("optimizer", "all")
+        return there and (self.optimizer != "adafactor" or self.device.type != "cpu")
 
     def _waiting(self, thrift: Thrift, block: BlockBytes) -> float:
         """Bytes of a block that wait for backward."""
@@ -262,6 +276,19 @@ class MemoryModel:
                 self.twin, self.manner, micro_batch, self.sequence, self.dtype, cast=sharded
             )
         return self._blocks[micro_batch]
+
+
+def _factored(parameters: Iterable[Tensor], data: int) -> float:
+    """Numbers that Adafactor keeps of `parameters` on one of `data` ranks, which share out rows. What tensor
+    parallelism divides besides is next to nothing."""
+    kept = 0.0
+    for parameter in parameters:
+        numbers = parameter.numel()
+        if parameter.ndim < 2:
+            kept += numbers / data
+        else:
+            kept += numbers / parameter.shape[-1] / data + numbers / parameter.shape[-2]
+    return kept
 
 
 def _size(module: nn.Module) -> int:

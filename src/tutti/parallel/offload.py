@@ -27,6 +27,8 @@ from tutti.sync.policy import local_part, placed_like
 _M_MMAP_THRESHOLD = -3
 #: Smaller tensors stay where they are: a file costs a page and a system call.
 _WORTH_A_FILE_BYTES = 1 << 16
+#: What each kind of optimizer keeps in the shape of its parameter; others keep nothing that is worth a file.
+_WHOLE = {"AdamW": ("exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 
 
 class MappedFiles:
@@ -84,16 +86,13 @@ def keep_gradients(parameters: Iterable[nn.Parameter], files: MappedFiles) -> No
 def keep_optimizer_state(optimizers: Sequence[torch.optim.Optimizer], files: MappedFiles) -> None:
     """Let every state that has the shape of its parameter lie in files."""
     for optimizer in optimizers:
-        names = (
-            ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
-        )
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                state = optimizer.state[parameter]
-                if isinstance(optimizer, torch.optim.AdamW):
-                    state["step"] = torch.tensor(0.0)
-                for name in names:
-                    state[name] = placed_like(files.empty_like(local_part(parameter)), parameter)
+        names = _WHOLE.get(type(optimizer).__name__, ())
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if names):
+            state = optimizer.state[parameter]
+            if isinstance(optimizer, torch.optim.AdamW):
+                state["step"] = torch.tensor(0.0)
+            for name in names:
+                state[name] = placed_like(files.empty_like(local_part(parameter)), parameter)
 
 
 def keep_activations(blocks: Sequence[nn.Module], device: torch.device, files: MappedFiles | None) -> None:

@@ -48,14 +48,21 @@ def choose_thrift(model: MemoryModel, budget_bytes: int, allowed: list[Thrift]) 
     )
 
 
-def possible_offloads(device: torch.device, layout: LayoutConfig) -> list[str]:
-    """What `device` can keep elsewhere: an accelerator's state goes to the host by way of FSDP alone."""
+def possible_offloads(device: torch.device, layout: LayoutConfig, optimizer: str = "adamw") -> list[str]:
+    """What `device` can keep elsewhere: an accelerator's state goes to the host by way of FSDP alone; Adafactor's is
+    nothing to speak of."""
     sharded = device.type == "cpu" or layout.data > 1
-    return [name for name in _OFFLOAD_COST if sharded or name in ("none", "activations")]
+    possible = [name for name in _OFFLOAD_COST if sharded or name in ("none", "activations")]
+    return [name for name in possible if name != "optimizer" or optimizer != "adafactor"]
 
 
-def check_offload(offload: str, device: torch.device, layout: LayoutConfig) -> None:
+def check_offload(offload: str, device: torch.device, layout: LayoutConfig, optimizer: str = "adamw") -> None:
     """Raise ConfigError where `offload` would have no effect."""
+    if offload == "optimizer" and optimizer == "adafactor":
+        raise ConfigError(
+            "memory.offload: optimizer has nothing to keep elsewhere: adafactor has a number for each row and column",
+            "set memory.offload to all, which takes parameters and gradients as well, or to none",
+        )
     if offload != "auto" and offload not in possible_offloads(device, layout):
         raise ConfigError(
             f"memory.offload: {offload} needs a sharded model on {device.type}",

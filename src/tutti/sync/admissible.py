@@ -52,8 +52,11 @@ def _not_served(sync: SyncConfig, precision: str, optimizer: str, parts: int) ->
             "policy server with train.precision: fp16: gradients carry a loss scale that each replica changes by "
             "itself, and the server adds them up"
         )
-    if optimizer == "muon" and parts > 1:
-        return f"policy server steps each of the {parts} parts of layout alone, and optimizer muon needs whole matrices"
+    if optimizer in ("muon", "adafactor") and parts > 1:
+        return (
+            f"policy server steps each of the {parts} parts of layout alone, and optimizer {optimizer} needs whole "
+            "matrices"
+        )
     return None
 
 

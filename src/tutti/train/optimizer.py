@@ -1,7 +1,7 @@
 """Which optimizer takes which parameter, and the learning rate when the user leaves it to us.
 
-AdamW takes everything, or, with `muon`, what Muon is not made for: embeddings, the head, norms, biases and
-kernels of convolutions. Weight decay falls on matrices, embeddings and kernels, never on norms and biases.
+AdamW or Adafactor takes everything; with `muon`, AdamW takes what Muon is not made for: embeddings, the head, norms,
+biases and kernels of convolutions. Weight decay falls on matrices, embeddings and kernels, never on norms and biases.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from torch.distributed.tensor import DTensor
 
 from tutti.config.training import TrainConfig
 from tutti.models import find_blocks
+from tutti.train.adafactor import Adafactor
 from tutti.train.muon import Muon
 
 #: Calibrated by sweeps (docs/explanation/recipes.md) at 1M parameters and 4096 tokens a step.
 _BASE = {"adamw": 4e-3, "muon": 1.5e-2}
 _MOST = {"adamw": 1e-2, "muon": 3e-2}
 _LEAST = 1e-5
+#: Steps of Adafactor are relative to the weights: what AdamW's rate is multiplied by (docs/explanation/recipes.md).
+_RELATIVE = 10
 
 
 class Optimizers:
@@ -51,7 +54,7 @@ class Optimizers:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that one kind of optimizer (`adamw`, `muon`) treats alike, at `scale` times the learning rate."""
+    """Parameters that one kind of optimizer (`adamw`, `adafactor`, `muon`) treats alike, at `scale` times the rate."""
 
     kind: str
     weight_decay: float
@@ -80,8 +83,9 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[Group]:
             mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
             scale = scales.get(id(parameter), 1.0)
             alike.setdefault((parameter.ndim >= 2, mesh, scale), []).append(parameter)
+    rest = "adafactor" if train.optimizer == "adafactor" else "adamw"
     for (is_matrix, _, scale), group in alike.items():
-        groups.append(Group("adamw", train.weight_decay if is_matrix else 0.0, group, scale))
+        groups.append(Group(rest, train.weight_decay if is_matrix else 0.0, group, scale))
     return groups
 
 
@@ -104,7 +108,7 @@ def depth_scales(model: nn.Module, decay: float) -> dict[int, float]:
 def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: float) -> Optimizers:
     """The optimizers of `groups`, at their peak `learning_rate`."""
     optimizers: list[torch.optim.Optimizer] = []
-    elementwise = []
+    others: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         if group.kind == "muon":
             optimizers.append(
@@ -116,15 +120,16 @@ def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: 
                 )
             )
         else:
-            elementwise.append(
+            others.setdefault(group.kind, []).append(
                 {
                     "params": group.parameters,
                     "weight_decay": group.weight_decay,
                     "lr": learning_rate * group.scale,
                 }
             )
-    if elementwise:
-        optimizers.append(_adamw(elementwise, train, learning_rate))
+    for kind, some in others.items():
+        make = Adafactor(some, learning_rate) if kind == "adafactor" else _adamw(some, train, learning_rate)
+        optimizers.append(make)
     return Optimizers(optimizers)
 
 
@@ -163,8 +168,15 @@ def _adamw(groups: list[dict[str, Any]], train: TrainConfig, learning_rate: floa
 def auto_learning_rate(parameters: int, tokens_per_step: int, optimizer: str) -> tuple[float, str]:
     """Peak learning rate for a model of so many `parameters` and steps of `tokens_per_step`, and the reason.
 
-    rate = base · (parameters / 1M)^−0.4 · √(tokens_per_step / 4096), within bounds.
+    rate = base · (parameters / 1M)^−0.4 · √(tokens_per_step / 4096), within bounds (Adafactor: `relative_rate`).
     """
-    rate = _BASE[optimizer] * (parameters / 1e6) ** -0.4 * math.sqrt(tokens_per_step / 4096)
-    rate = float(f"{min(max(rate, _LEAST), _MOST[optimizer]):.2g}")
-    return rate, f"{parameters / 1e6:.2g}M parameters and {tokens_per_step} tokens a step, {optimizer}"
+    kind = "adamw" if optimizer == "adafactor" else optimizer
+    rate = _BASE[kind] * (parameters / 1e6) ** -0.4 * math.sqrt(tokens_per_step / 4096)
+    rate = float(f"{min(max(rate, _LEAST), _MOST[kind]):.2g}")
+    reason = f"{parameters / 1e6:.2g}M parameters and {tokens_per_step} tokens a step, {optimizer}"
+    return relative_rate(rate) if optimizer == "adafactor" else rate, reason
+
+
+def relative_rate(rate: float) -> float:
+    """What `rate` of AdamW is for Adafactor, whose steps are relative to the weights."""
+    return float(f"{_RELATIVE * rate:.2g}")

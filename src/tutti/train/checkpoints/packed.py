@@ -46,7 +46,10 @@ class Packed:
         return change(name, value) if self._is_cut(name, value) else value
 
     def _is_cut(self, name: str, value: Any) -> bool:
-        return name in self.weights and isinstance(value, DTensor) and value.ndim > self.weights[name][0]
+        if name not in self.weights or not isinstance(value, DTensor):
+            return False
+        dimension = self.weights[name][0]  # along which an optimizer may keep one number instead
+        return value.ndim > dimension and value.shape[dimension] > 1
 
     def _gather(self, name: str, piece: DTensor) -> Tensor:
         return unpack_pieces(piece.full_tensor(), *self.weights[name], self.ways)
