@@ -16,6 +16,7 @@ from typing import Any
 
 from tutti.core import RunDirectory
 from tutti.observe.history import History
+from tutti.observe.noise import noise_figures
 from tutti.observe.tail import Event, number, when
 
 #: A run whose last sign of life is older than this is not running any more, whatever its files say.
@@ -50,6 +51,7 @@ def compute_figures(run: Path, history: History) -> dict[str, Any]:
         if history.of("test")
         else None,
         "best_validation_loss": min(bests, default=None),
+        "gradient_noise": noise_figures(steps),
         "tokens_per_second": tokens / seconds if seconds > 0 else None,
         "mfu": mfu,
         "mfu_basis": mfu_basis,

@@ -40,6 +40,8 @@ class Step:
     peak_flops: float | None
     learning_rate: float | None = None
     gradient_norm: float | None = None
+    #: Of each replica that looked: norm and samples of a part of the gradient, and of the whole.
+    looks: tuple[tuple[float, float, float, float], ...] = ()
     #: Of the gradient; None: not known (a pipeline goes both ways at once; runs of older versions).
     forward_seconds: float | None = None
     backward_seconds: float | None = None
@@ -306,8 +308,17 @@ def merge_step(step: int, events: list[Event], history: History) -> Step:
         peak_flops=peaks[-1] if peaks else None,
         learning_rate=of_all("learning_rate", max),
         gradient_norm=of_all("gradient_norm", _largest),
+        looks=tuple(look for event in events if (look := _look(event)) is not None),
         **{f"{part}_seconds": of_all(f"{part}_seconds", max) for part in _PARTS},
     )
+
+
+def _look(event: Event) -> tuple[float, float, float, float] | None:
+    found = [number(event.get(k)) for k in ("first_norm", "first_samples", "gradient_norm", "batch_samples")]
+    part, small, whole, large = found
+    if part is None or small is None or whole is None or large is None:
+        return None
+    return (part, small, whole, large) if math.isfinite(part + whole) and 0 < small < large else None
 
 
 def _largest(values: list[float]) -> float:

@@ -35,6 +35,7 @@ def write_page(run: Path, history: History, figures: dict[str, Any], *, curve: b
         _section("Result", _result(figures)),
         _section("Samples", _samples(history.of("sample_text"))),
         _section("Validation", _validations(history.validations)),
+        _section("Gradient noise", _noise(figures["gradient_noise"])),
         _section("What was chosen, and why", _choices(figures["choices"])),
         _section("What happened", _happened(history)),
         _section("Where the time went", _time(figures)),
@@ -144,6 +145,17 @@ def _validations(events: list[Event]) -> str:
         row += [words.figure(number(metrics.get(name))) for name in names]
         rows.append([*row, words.seconds(number(event.get("seconds")))])
     return markdown_table(head, rows, "r" * len(head))
+
+
+def _noise(noise: dict[str, Any] | None) -> str:
+    if noise is None:
+        return ""
+    rows = [
+        (f"{step:,}", "not to be told" if scale is None else f"{scale:,.0f}")
+        for step, scale in noise["course"]
+    ]
+    said = f"Samples from which on a larger batch teaches little more, measured {noise['measured']} times:"
+    return f"{said}\n\n{markdown_table(('step', 'noise scale'), rows, 'rr')}"
 
 
 def _choices(choices: Sequence[object]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tutti.core import RunDirectory
 from tutti.observe import words
+from tutti.observe.noise import noise_sentence
 
 
 def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -42,6 +43,7 @@ def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Validation", _if(get("validation_metrics"), words.metrics)),
         ("Best", _if(get("best"), lambda v: f"{words.metrics(v['metrics'])} ({exported}step {v['step']:,})")),
         ("Final test", _if(get("test"), lambda v: words.metrics(v["metrics"]))),
+        ("Gradient noise", _if(get("gradient_noise"), noise_sentence)),
         ("Speed", _if(get("tokens_per_second"), lambda v: f"{words.rate(v)} tokens/s")),
         ("MFU", _if(get("mfu"), lambda v: f"{words.percent(v)} ({get('mfu_basis')})")),
         (

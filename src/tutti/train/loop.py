@@ -21,7 +21,8 @@ from tutti.core.live import LiveSign
 from tutti.core.types import SampleSource
 from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
 from tutti.parallel import Split, World
-from tutti.sync import Meeting, Policy, share
+from tutti.sync import Meeting, Policy, Range, share
+from tutti.sync.ledger import count
 from tutti.train.average import WeightAverage
 from tutti.train.cooperate import Cooperation
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
@@ -33,6 +34,9 @@ from tutti.train.schedule import learning_rate_factor
 from tutti.train.settings import Settings
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator, Gradient
+
+#: Every so many steps the gradient of a part of the samples is looked at by itself, which tells how noisy it is.
+_LOOK_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,8 @@ class Loop:
         """The gradient of step number `step`, what it was computed of, and how long that took to load."""
         began = time.perf_counter()
         self.live.set(step=step - 1, phase="data")
-        portion = self._load(step)
+        apart = self._looks(step)
+        portion = self._load(step, apart)
         loaded = time.perf_counter()
         self.live.set(phase="compute")
         if self.cooperation is not None:
@@ -157,7 +162,7 @@ class Loop:
         samples = sum(len(numbers) for _, numbers in portion.ids)
         tokens = samples * self.job.tokens_per_sample if self.world.speaks else 0
         stop = self.stop_requested() or self._enough
-        gradient = self.accumulator.run(portion.micro_batches, tokens, key, stop)
+        gradient = self.accumulator.run(portion.micro_batches, tokens, key, stop, apart=apart)
         return gradient, portion, loaded - began
 
     def _catch_up(self, step: int) -> None:
@@ -187,16 +192,28 @@ class Loop:
     def _gradients(self) -> list[Tensor | None]:
         return [None if p.grad is None else p.grad.clone() for p in self._parameters()]
 
-    def _load(self, step: int) -> Portion:
-        ranges = self.policy.samples(step)
+    def _looks(self, step: int) -> bool:
+        """Whether the first micro-batch of `step` is to be looked at by itself."""
+        speaks = self.policy.drifts or self.policy.leads
+        return step % _LOOK_EVERY == 0 and speaks and self.accumulator.tells_apart
+
+    def _load(self, step: int, apart: bool) -> Portion:
+        """This rank's samples of `step`; `apart`: in two micro-batches at least, where that can be."""
+        ranges, micro_batch = self.policy.samples(step), self.settings.micro_batch
+        self._samples = count(ranges) if self.policy.drifts else self.settings.batch
         shares = self.world.layout.shard  # the other ranks of the layout compute the same samples together
         mine = share(ranges, self.world.at("shard"), shares)
         self._cursor = [list(piece) for piece in mine]
-        # Ranks of one replica run equally many micro-batches: as many as the one with the most.
-        slots = max(
-            self.feed.count(share(ranges, part, shares), self.settings.micro_batch) for part in range(shares)
-        )
-        return self.feed.load(mine, self.settings.micro_batch, slots)
+        slots = self._slots(ranges, micro_batch)
+        if apart and slots == 1 and not self.settings.compiled:  # other shapes would be compiled anew
+            micro_batch = max(1, -(-count(ranges) // (2 * shares)))
+            slots = self._slots(ranges, micro_batch)
+        return self.feed.load(mine, micro_batch, slots)
+
+    def _slots(self, ranges: list[Range], micro_batch: int) -> int:
+        """Ranks of one replica run equally many micro-batches: as many as the one with the most."""
+        shares = self.world.layout.shard
+        return max(self.feed.count(share(ranges, part, shares), micro_batch) for part in range(shares))
 
     def _check(self, step: int, gradient: Gradient, portion: Portion) -> None:
         exploded = self._guard.exploded(gradient.loss)
@@ -350,6 +367,12 @@ class Loop:
                 "gradient_norm": gradient.norm,
                 **known,
             } | self.policy.figures()
+            if gradient.first is not None and gradient.totals.targets:
+                fields |= {
+                    "first_norm": gradient.first.norm,
+                    "first_samples": self._samples * gradient.first.targets / gradient.totals.targets,
+                    "batch_samples": self._samples,
+                }
         if gradient.made is not None:
             fields["push"] = gradient.made.push
         self.events.write("step", **fields)

@@ -28,6 +28,7 @@ class Settings:
     final_learning_rate: float
     clip: float | None
     precision: str
+    compiled: bool
     validate_every: int
     validation_samples: int
     checkpoint_every: int
@@ -50,6 +51,7 @@ def settings_of(config: Config, device: torch.device) -> Settings:
         final_learning_rate=train.final_learning_rate,
         clip=train.clip,
         precision=train.precision,
+        compiled=train.compile,
         validate_every=_resolved(config.evaluate.every),
         validation_samples=_resolved(config.evaluate.samples),
         checkpoint_every=_resolved(config.checkpoint.every),

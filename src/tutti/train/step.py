@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tutti.core.types import Batch, module_device
 from tutti.parallel import Split
-from tutti.sync import Policy, Totals
+from tutti.sync import Policy, StaticTransport, Totals
 from tutti.sync.policy import StepMade, local_part
 from tutti.train.clock import Clock, Mark
 from tutti.train.precision import LossScale
@@ -37,10 +37,18 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The gradient of this replica's first micro-batch alone: its norm, and how many targets it was divided by."""
+
+    norm: float
+    targets: int
+
+
+@dataclass(frozen=True)
 class Gradient:
     """A finished gradient: mean `loss` over the `totals`' targets, and its norm before clipping.
 
-    made: the policy has made the step already.
+    made: the policy has made the step already. first: where it was asked for.
     """
 
     loss: float
@@ -49,6 +57,7 @@ class Gradient:
     usable: bool
     made: StepMade | None = None
     spent: Spent = Spent()
+    first: Part | None = None
 
 
 class Accumulator:
@@ -77,10 +86,19 @@ class Accumulator:
         self._scale = loss_scale
         self._seed = seed
         self._hold = hold
+        self._first: Part | None = None
         self._clock = Clock(module_device(objective))
         self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or any(
             _has_dropout(module) for module in objective.modules()
         )
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the gradient of a micro-batch is ever there by itself and whole; else `run` leaves `first` None."""
+        layout = self._split.world.layout
+        whole = self._split.pipeline is None and layout.tensor == 1
+        at_once = layout.zero > 1 or layout.data == 1
+        return whole and at_once and self._hold is None and not self._policy.owns_step
 
     def try_out(self, batch: Batch) -> None:
         """Forward and backward of `batch`, of which nothing remains."""
@@ -101,15 +119,20 @@ class Accumulator:
         """Loss and targets of `batches`, to be added up over all ranks."""
         return self._split.measure(batches, self._context)
 
-    def run(self, micro_batches: Sequence[Batch], tokens: int, key: int, stop: bool) -> Gradient:
+    def run(
+        self, micro_batches: Sequence[Batch], tokens: int, key: int, stop: bool, *, apart: bool = False
+    ) -> Gradient:
         """Leave the exact, clipped gradient of the step in the parameters.
 
         `tokens`: what this rank computes; `key`: first position of this rank in the global order, from which
-        random numbers (dropout) follow; `stop`: this rank was asked to stop.
+        random numbers (dropout) follow; `stop`: this rank was asked to stop; `apart`: look at the first micro-batch
+        by itself (all ranks of a replica alike).
         """
         began = time.perf_counter()
+        self._first = None
         self._policy.zero_gradients(self._objective)
-        loss, targets, ways = self._accumulate(micro_batches, self._nominal / self._scale.value, key)
+        divisor = self._nominal / self._scale.value
+        loss, targets, ways = self._accumulate(micro_batches, divisor, key, apart and self.tells_apart)
         accumulated = time.perf_counter()
         if not self._split.world.counts:
             loss, targets, tokens = 0.0, 0, 0
@@ -123,7 +146,7 @@ class Accumulator:
         return self._finish(totals, spent)
 
     def _accumulate(
-        self, micro_batches: Sequence[Batch], divisor: float, key: int
+        self, micro_batches: Sequence[Batch], divisor: float, key: int, apart: bool
     ) -> tuple[float, int, tuple[float | None, float | None]]:
         """Forward and backward; returns the loss, how many targets it sums up, and the seconds of both ways."""
         if not micro_batches:  # a replica that only listens
@@ -151,10 +174,27 @@ class Accumulator:
                 marks.append((began, turned, self._clock.mark()))
             losses.append(total.detach().double())
             targets += int(counted)
+            if apart and number == 0 and not last:
+                self._first = self._part(targets)
         loss = float(torch.stack(losses).sum())  # one wait for the device a step
         forward = sum(self._clock.seconds(began, turned) for began, turned, _ in marks)
         backward = sum(self._clock.seconds(turned, ended) for _, turned, ended in marks)
         return loss - self._objective.added(), targets, (forward, backward)
+
+    def _part(self, targets: int) -> Part:
+        """Of what is in the gradients, the sum over this rank's `targets` and those of its replica's other ranks."""
+        world = self._split.world
+        counted = torch.tensor(
+            float(targets if world.counts else 0), dtype=torch.float64, device=world.device
+        )
+        StaticTransport(world.inside).all_reduce(counted)
+        return Part(self._split.gradient_norm() * self._factor(int(counted)), int(counted))
+
+    def _factor(self, targets: int) -> float:
+        """What makes gradients as they come out of backward the mean over `targets`."""
+        # FSDP averages over its ranks; the contract is a sum.
+        over = self._split.world.layout.data
+        return self._nominal * over / (max(targets, 1) * self._scale.value)
 
     def _with_penalty(self, total: Tensor, counted: Tensor) -> Tensor:
         """Every target carries the penalty once, so that divided by all of them it is there once, whoever has which."""
@@ -166,9 +206,7 @@ class Accumulator:
             torch.manual_seed(hash((self._seed, key, number)) & 0x7FFFFFFF)
 
     def _finish(self, totals: Totals, spent: Spent) -> Gradient:
-        # FSDP averages over its ranks; the contract is a sum.
-        over = self._split.world.layout.data
-        factor = self._nominal * over / (max(totals.targets, 1) * self._scale.value)
+        factor = self._factor(totals.targets)
         if self._hold is not None:
             self._hold.add_gradients(1 / factor)
         gradients = [local_part(p.grad) for p in self._objective.parameters() if p.grad is not None]
@@ -179,7 +217,8 @@ class Accumulator:
                 factor *= self._clip / (norm + 1e-6)
             if factor != 1.0 and gradients:
                 torch._foreach_mul_(gradients, factor)
-        return Gradient(totals.loss / max(totals.targets, 1), norm, totals, usable, spent=spent)
+        mean = totals.loss / max(totals.targets, 1)
+        return Gradient(mean, norm, totals, usable, spent=spent, first=self._first)
 
 
 def _has_dropout(module: nn.Module) -> bool:
