@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tutti.config import Config, load_config
     from tutti.core.errors import TuttiError
     from tutti.fitting import FitResult, fit
+    from tutti.search.rate import find_rate
 
 _WHERE = {
     "Config": "tutti.config",
@@ -64,6 +65,7 @@ _WHERE = {
     "evaluate": "tutti.api",
     "explain": "tutti.api",
     "export": "tutti.api",
+    "find_rate": "tutti.search.rate",
     "fit": "tutti.fitting",
     "generate": "tutti.api",
     "join": "tutti.api",
@@ -99,6 +101,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "find_rate",
     "fit",
     "generate",
     "join",

@@ -119,6 +119,7 @@ def test_generated_pages_show_every_key_and_verb() -> None:
         "chaos",
         "compress",
         "tune",
+        "find-rate",
         "serve",
         "dashboard",
         "deploy",

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tutti.config import TrainConfig
 from tutti.train.schedule import learning_rate_factor
 
 SCHEDULES = ["cosine", "linear", "wsd", "constant"]
@@ -52,6 +53,15 @@ def test_any_run_rises_to_at_most_the_peak_then_falls_to_the_final_share(
     if warmup < steps and schedule != "constant" and not (schedule == "wsd" and round(0.2 * steps) == 0):
         assert factors[-1] == pytest.approx(final)
     assert learning_rate_factor(steps + 5, steps, min(warmup, steps), schedule, final) <= 1
+
+
+def test_a_rising_one_grows_by_the_same_factor_at_every_step() -> None:
+    factors = [learning_rate_factor(step, 9, 4, "rising", 1e-4) for step in range(1, 10)]
+    assert factors == pytest.approx([10 ** (-4 + n / 2) for n in range(9)])
+    assert learning_rate_factor(20, 9, 0, "rising", 1e-4) == 1
+    assert learning_rate_factor(1, 1, 0, "rising", 1e-4) == 1e-4
+    with pytest.raises(ValueError, match="cannot be 0"):
+        TrainConfig(schedule="rising", final_learning_rate=0.0)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -43,14 +43,17 @@ class TrainConfig(Section):
         description="Peak learning rate, of `adafactor` relative to the size of the weights; `auto` goes by model size "
         "and the tokens of a step.",
     )
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = Field(
-        default="cosine", description="`wsd`: warm-up, stable, then linear decay over the last fifth."
+    schedule: Literal["cosine", "linear", "wsd", "constant", "rising"] = Field(
+        default="cosine",
+        description="`wsd`: warm-up, stable, then linear decay over the last fifth. `rising`: from "
+        "`final_learning_rate` times the peak exponentially up to it, which is how `tutti find-rate` looks for one.",
     )
     warmup: NonNegative | Auto = Field(
         default="auto", description="Steps of linear warm-up; `auto`: 5 %, at most 1000."
     )
     final_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.1, description="Learning rate at the end, as a share of the peak."
+        default=0.1,
+        description="Learning rate at the end (of a rising one: at the beginning), as a share of the peak.",
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.1, description="On matrices and embeddings; never on norms and biases."
@@ -81,11 +84,15 @@ class TrainConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
+    def _go_together(self) -> TrainConfig:
         if self.layer_decay != 1 and self.optimizer == "muon":
             raise ValueError("layer_decay is for optimizer adamw and adafactor, not for muon")
         if self.optimizer == "adafactor" and self.betas != TrainConfig.model_fields["betas"].default:
             raise ValueError("betas are for optimizer adamw and muon; adafactor has no momentum")
+        if self.schedule == "rising" and self.final_learning_rate == 0:
+            raise ValueError(
+                "schedule rising begins with final_learning_rate times the peak, which cannot be 0 then"
+            )
         if self.epochs is not None and self.steps != "auto":
             raise ValueError("steps and epochs both say how long the run is; give one of them")
         return self

@@ -21,6 +21,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str, fina
         linear    1 − (1 − final) p
         wsd       1, then linear to `final` over the last fifth of the run
         constant  1
+        rising    final^(1 − p), with p from 0 at the first step, and no warm-up (L. Smith 2015, arXiv 1506.01186)
 
     Steps beyond the last one stay at the last one's value.
 
@@ -29,8 +30,10 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str, fina
     """
     if step < 1:
         raise ValueError(f"steps are counted from 1, not {step}")
-    if schedule not in ("cosine", "linear", "wsd", "constant"):
+    if schedule not in ("cosine", "linear", "wsd", "constant", "rising"):
         raise ValueError(f"there is no schedule '{schedule}'")
+    if schedule == "rising":
+        return float(final ** max(0.0, 1 - (step - 1) / max(steps - 1, 1)))
     if step < warmup:
         return step / warmup
     if schedule == "constant":
