@@ -36,6 +36,7 @@ def losses(run: Path) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in read_events(run, "step") if "loss" in event}
 
 
+@pytest.mark.slow
 def test_trackers_get_what_the_events_say_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
