@@ -1,0 +1,79 @@
+"""Whether a run may start, or go on, as its configuration says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutti.config import Config, load_config
+from tutti.core.errors import CheckpointError
+from tutti.core.hold import held
+from tutti.core.rundir import RunDirectory
+from tutti.observe import check_trackers
+from tutti.observe.alerts import receivers_of
+from tutti.train.checkpoints.retention import entries
+
+
+def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
+    """`config` as run `run` goes by it. Raises a TuttiError where it may not start, or go on so."""
+    receivers_of(config.alerts.model_dump())  # whose addresses may stand in the environment
+    check_trackers(config.trackers)
+    if not resume:
+        run.refuse_existing()
+        return config
+    run.require()
+    with held(run.path, "training there"):
+        pass  # said now, not when everything is prepared
+    former = load_config(run.config)
+    merged = continued(config, former)
+    for section, key in _FIXED:
+        new, old = (getattr(getattr(whole, section), key) for whole in (merged, former))
+        if new != old:
+            raise CheckpointError(
+                f"run '{run.name}' was started with {section}.{key} = {old}, not {new}",
+                "leave that as it was, or start a new run with name=OTHER",
+            )
+    return merged
+
+
+#: What a run is: with another value, what was learnt so far is of no use, or samples would be lost or seen twice.
+_FIXED = (
+    *(("model", "size"), ("model", "path"), ("model", "config"), ("data", "sequence")),
+    *(("train", "batch"), ("train", "optimizer"), ("train", "seed")),
+    ("train", "average"),
+)
+
+
+def continued(config: Config, former: Config) -> Config:
+    """`config` for a resume: what it leaves to us stays as it was, but for what follows from the machines."""
+    chosen = former.model_dump()
+    wanted = config.model_dump()
+
+    def keep(new: Any, old: Any) -> Any:
+        if isinstance(new, dict) and isinstance(old, dict):
+            return {key: keep(value, old.get(key)) for key, value in new.items()}
+        return old if new == "auto" else new
+
+    merged = keep(wanted, chosen)
+    merged["replicas"] = wanted["replicas"]
+    merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
+    merged["memory"] = wanted["memory"]
+    if wanted["train"]["steps"] == "auto":  # what `epochs` came to stays as it was
+        merged["train"]["epochs"] = None
+    return Config.model_validate(merged)
+
+
+def refuse_other_data(run: RunDirectory, fingerprint: str) -> None:
+    """Raise CheckpointError where the newest checkpoint of `run` is of other data than `fingerprint` names."""
+    saved = (entry.manifest for entry in entries(run.checkpoints) if entry.manifest is not None)
+    newest = next(saved, None)
+    if newest is not None and newest.meta["identity"]["data"] != fingerprint:
+        raise text_has_changed(run.path)
+
+
+def text_has_changed(run: Path) -> CheckpointError:
+    """The refusal of a text that is not the one `run` was trained on."""
+    return CheckpointError(
+        f"the text of {run} has changed since it was trained",
+        "restore the text, or train anew under another name",
+    )
