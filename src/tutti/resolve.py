@@ -10,9 +10,11 @@ import torch
 
 from tutti.config import Config
 from tutti.config.agreement import SyncConfig
+from tutti.config.training import BatchWarmup
 from tutti.core.errors import ConfigError
 from tutti.hardware import fastest_precision, usable_cores
 from tutti.parallel import pick_device
+from tutti.sync.batches import BatchSizes
 from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate, relative_rate
@@ -77,6 +79,8 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         batch, why = workers, "a sample for each worker"
     if train.batch != "auto" or batch != ORDINARY_BATCH:
         batch = choose("train.batch", train.batch, batch, why)
+    if train.batch_warmup is not None:
+        choices.append(_batch_warmup(train.batch_warmup, batch, workers))
     device = pick_device()
     threads = max(1, usable_cores() // facts.groups // max(1, facts.processes or replicas * parts))
     if train.precision == "auto":
@@ -101,7 +105,8 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         rate, reason = auto_learning_rate(facts.parameters, batch * facts.tokens_per_sample, train.optimizer)
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)
     if train.steps == "auto":
-        steps, reason = choose_steps(train.epochs, facts.samples, batch, labelled=facts.labelled)
+        sizes = BatchSizes.of(train, batch)
+        steps, reason = choose_steps(train.epochs, facts.samples, sizes, labelled=facts.labelled)
         steps = choose("train.steps", "auto", steps, reason)
     else:
         steps = train.steps
@@ -151,6 +156,21 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         ),
     }
     return Resolved(config.model_copy(update=updates), threads, choices)
+
+
+def _batch_warmup(warmup: BatchWarmup, batch: int, workers: int) -> str:
+    """What it does, in words.
+
+    Raises:
+        ConfigError: it does not go with the batch, or the workers.
+    """
+    if not workers <= warmup.start < batch:
+        raise ConfigError(
+            f"train.batch_warmup.start is {warmup.start}, with {workers} workers that share a step's samples out and "
+            f"train.batch = {batch}",
+            f"choose one from {workers} to {batch - 1}" if workers < batch else "set a larger train.batch",
+        )
+    return f"train.batch_warmup: {warmup.start} samples in the first step, {batch} from step {warmup.steps + 1:,} on"
 
 
 def _sync(

@@ -19,6 +19,7 @@ def check_combinations(config: Config) -> None:
     check_remember(config)
     _check_agreement(config)
     _check_replicas(config)
+    _check_batch_warmup(config)
 
 
 def _check_learning(config: Config) -> None:
@@ -117,5 +118,30 @@ def _check_replicas(config: Config) -> None:
     if batch != "auto" and batch < replicas * config.layout.shard:
         raise ValueError(
             f"train.batch is {batch}: fewer samples than the "
+            f"{replicas * config.layout.shard} workers that share them out"
+        )
+
+
+def _check_batch_warmup(config: Config) -> None:
+    """Every replica has to know how many samples a step takes, whoever comes and goes."""
+    warmup, batch, replicas = config.train.batch_warmup, config.train.batch, config.replicas
+    if warmup is None:
+        return
+    if batch != "auto" and warmup.start >= batch:
+        raise ValueError(
+            f"train.batch_warmup.start is {warmup.start}, and has to be less than train.batch, {batch}"
+        )
+    if config.sync.policy != "allreduce":
+        raise ValueError(
+            "train.batch_warmup needs sync.policy: allreduce, whose replicas make the same steps, not "
+            f"{config.sync.policy}"
+        )
+    if config.groups != 1:
+        raise ValueError(
+            "train.batch_warmup and groups, which take the same samples in turn, exclude each other"
+        )
+    if replicas != "auto" and warmup.start < replicas * config.layout.shard:
+        raise ValueError(
+            f"train.batch_warmup.start is {warmup.start}: fewer samples than the "
             f"{replicas * config.layout.shard} workers that share them out"
         )

@@ -9,6 +9,13 @@ from pydantic import Field, model_validator
 from tutti.config.fields import Auto, Fraction, NonNegative, Positive, Section
 
 
+class BatchWarmup(Section):
+    """Fewer samples a step at first."""
+
+    start: Positive = Field(description="Samples of the first step.")
+    steps: Positive = Field(description="Steps over which the batch grows to `train.batch`.")
+
+
 class TrainConfig(Section):
     """The optimizer, its schedule and the arithmetic."""
 
@@ -28,6 +35,11 @@ class TrainConfig(Section):
         default="auto",
         description="Samples of one step over all workers together; `auto`: 32, and of groups (`task.together`) as "
         "many as make 64 texts.",
+    )
+    batch_warmup: BatchWarmup | None = Field(
+        default=None,
+        description="The batch grows: `{start: 8, steps: 500}` begins with 8 samples and takes one more now and then, "
+        "until `batch` from step 501 on; `null`: it is as large from the first step. With `sync: allreduce`.",
     )
     micro_batch: Positive | Auto = Field(
         default="auto",

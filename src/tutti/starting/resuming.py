@@ -40,7 +40,7 @@ def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
 _FIXED = (
     *(("model", "size"), ("model", "path"), ("model", "config"), ("data", "sequence")),
     *(("train", "batch"), ("train", "optimizer"), ("train", "seed")),
-    ("train", "average"),
+    *(("train", "average"), ("train", "batch_warmup")),
 )
 
 

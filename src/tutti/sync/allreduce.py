@@ -67,7 +67,7 @@ class AllReduce(Policy):
 
     def samples(self, step: int) -> list[Range]:
         if self._step_ranges[0] != step:
-            self._step_ranges = (step, self.ledger.take(self.batch))
+            self._step_ranges = (step, self.ledger.take(self.batches.at(step)))
         return share(self._step_ranges[1], self.transport.rank, self.transport.size)
 
     @contextmanager

@@ -145,8 +145,12 @@ class ElasticAllReduce(AllReduce):
         return (
             self._computes
             and guessed == self._current
-            and self._counts == self._shares.counts(self.batch, self._current)
+            and self._counts == self._shares.counts(self._samples_of_step, self._current)
         )
+
+    @property
+    def _samples_of_step(self) -> int:
+        return self.batches.at(self._step_ranges[0])
 
     def samples(self, step: int) -> list[Range]:
         self._began = time.perf_counter()
@@ -154,13 +158,13 @@ class ElasticAllReduce(AllReduce):
             return []
         if self._step_ranges[0] != step:
             self._ledger_before = self.ledger.state()
-            self._step_ranges = (step, self.ledger.take(self.batch))
+            self._step_ranges = (step, self.ledger.take(self.batches.at(step)))
         if self._guess:
             members = self._guess
-            self._counts = self._shares.after_loss(self.batch, members)
+            self._counts = self._shares.after_loss(self._samples_of_step, members)
         elif self._computes:
             members = self._current
-            self._counts = self._shares.counts(self.batch, members)
+            self._counts = self._shares.counts(self._samples_of_step, members)
         else:
             return []
         place = members.index(self.place.replica)
@@ -215,8 +219,8 @@ class ElasticAllReduce(AllReduce):
         if missing:
             return None
         self._joining.receive()
-        for _ in self._joining.missed:
-            self.ledger.take(self.batch)
+        for behind in range(len(self._joining.missed)):
+            self.ledger.take(self.batches.at(self._joining.copied + 1 + behind))
         self._joining.missed = []
         self._caught_up = True
         return self._joining.copied

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tutti.sync.batches import BatchSizes
 from tutti.sync.ledger import Ledger, Range
 from tutti.sync.transport import Transport
 
@@ -122,7 +123,7 @@ def named_trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 class Policy(ABC):
-    """Base of all policies. `batch` is the global number of samples of a step."""
+    """Base of all policies. `batch` is the global number of samples of a step; `batches`: of each, where they grow."""
 
     #: Replicas differ between meetings: evaluation and checkpoints wait for one.
     drifts = False
@@ -139,7 +140,12 @@ class Policy(ABC):
         self.transport = transport
         self.place = place
         self.ledger = ledger
-        self.batch = batch
+        self.batches = BatchSizes(batch)
+
+    @property
+    def batch(self) -> int:
+        """Samples of a step, when the batch has grown."""
+        return self.batches.batch
 
     def attach(self, objective: nn.Module) -> nn.Module:
         """Take charge of `objective`'s gradients; the result is what the loop calls instead of it."""

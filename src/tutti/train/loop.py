@@ -200,7 +200,7 @@ class Loop:
     def _load(self, step: int, apart: bool) -> Portion:
         """This rank's samples of `step`; `apart`: in two micro-batches at least, where that can be."""
         ranges, micro_batch = self.policy.samples(step), self.settings.micro_batch
-        self._samples = count(ranges) if self.policy.drifts else self.settings.batch
+        self._samples = count(ranges) if self.policy.drifts else self.settings.batches.at(step)
         shares = self.world.layout.shard  # the other ranks of the layout compute the same samples together
         mine = share(ranges, self.world.at("shard"), shares)
         self._cursor = [list(piece) for piece in mine]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from tutti.sync.batches import BatchSizes
+
 _LANGUAGE_STEPS = 1000
 #: Samples of a step; where groups of texts are samples, so many texts.
 ORDINARY_BATCH, _TEXTS = 32, 64
@@ -25,14 +27,16 @@ def choose_batch(together: int) -> tuple[int, str]:
     return batch, f"groups of {together}: {batch * together} texts a step"
 
 
-def choose_steps(epochs: float | None, samples: int, batch: int, *, labelled: bool) -> tuple[int, str]:
-    """Steps of a run over `samples` with `batch` a step, and the reason."""
+def choose_steps(
+    epochs: float | None, samples: int, batches: BatchSizes, *, labelled: bool
+) -> tuple[int, str]:
+    """Steps of a run over `samples` with `batches` a step, and the reason."""
     if epochs is not None:
-        return max(1, round(epochs * samples / batch)), f"{epochs:g} epochs of {samples:,} samples"
+        return batches.steps_for(epochs * samples), f"{epochs:g} epochs of {samples:,} samples"
     if not labelled:
         return _LANGUAGE_STEPS, "what a first run takes; say how many, or train.epochs"
     epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_SEEN / samples)))
-    steps = max(1, round(epochs * samples / batch))
+    steps = batches.steps_for(epochs * samples)
     if steps < _LEAST_STEPS:
         return (
             _LEAST_STEPS,

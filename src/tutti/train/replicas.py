@@ -29,6 +29,7 @@ from tutti.sync import (
     SynchronousStart,
     Transport,
 )
+from tutti.sync.batches import BatchSizes
 from tutti.sync.server import ServerAddress
 from tutti.train.state import RunState
 
@@ -83,12 +84,15 @@ def make_policy(
     summing = Summing.of(sync, transport)
     handover = None if elastic is None else (give, take)
     bucket_bytes = round(sync.bucket_mb * 1e6)
+    batches = BatchSizes.of(config.train, int(config.train.batch))
 
     def together(summing: Summing) -> AllReduce:
         if handover is None:
             kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
-            return kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)
-        return ElasticAllReduce(
+            fixed = kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)
+            fixed.batches = batches
+            return fixed
+        elastic = ElasticAllReduce(
             *shared,
             bucket_bytes=bucket_bytes,
             inside=inside,
@@ -96,6 +100,8 @@ def make_policy(
             summing=summing,
             measured_shares=sync.shares == "measured",
         )
+        elastic.batches = batches
+        return elastic
 
     if sync.policy == "allreduce":
         return together(summing)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from tutti.config.schema import Config
+from tutti.sync.batches import BatchSizes
 from tutti.train.precision import compute_context
 
 Number = TypeVar("Number", int, float)
@@ -21,6 +22,7 @@ class Settings:
     steps: int
     patience: int | None
     batch: int
+    batches: BatchSizes
     micro_batch: int
     learning_rate: float
     warmup: int
@@ -44,6 +46,7 @@ def settings_of(config: Config, device: torch.device) -> Settings:
         steps=_resolved(train.steps),
         patience=train.patience,
         batch=_resolved(train.batch),
+        batches=BatchSizes.of(train, _resolved(train.batch)),
         micro_batch=_resolved(train.micro_batch),
         learning_rate=_resolved(train.learning_rate),
         warmup=_resolved(train.warmup),

@@ -96,6 +96,8 @@ def _train(rank: Rank) -> None:
     )
     rotation = rotation_of(config, assignment.neighbours)
     identity = {"data": job.train_data.fingerprint, "seed": settings.seed, "batch": settings.batch}
+    if settings.batches.steps:
+        identity["batch_warmup"] = f"{settings.batches.start} {settings.batches.steps}"
     keeper = StateKeeper(
         split=split,
         optimizers=optimizers.optimizers,
@@ -115,7 +117,8 @@ def _train(rank: Rank) -> None:
         say=lambda message: events.write("warning", message=message),
         together=world.inside if world.elastic else world.everyone,
     )
-    feed = Feed(job.train_data, settings.seed, world.device, rotation, batch=settings.batch)
+    evened = None if settings.batches.steps else settings.batch  # while it grows no order is of whole steps
+    feed = Feed(job.train_data, settings.seed, world.device, rotation, batch=evened)
 
     live.set(phase="resuming")
     resumed = keeper.resume(state) if (assignment.resume or attempt > 0) and not guest else None
