@@ -69,7 +69,7 @@ def config(tmp_path: Path) -> str:
             ["generate", "r", "def", "class", "--new-tokens", "5", "--temperature", "0", "--seed", "3"],
             "generate",
             [Path("runs/r"), ["def", "class"]],
-            {"new_tokens": 5, "temperature": 0.0, "top_k": 50, "seed": 3},
+            {"new_tokens": 5, "temperature": 0.0, "top_k": 50, "seed": 3, "suffix": ""},
             "class [bold]A",
         ),
         (

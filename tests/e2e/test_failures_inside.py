@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 class TurnsBad(nn.Module):
-    """From its `bad_at`-th training pass on, the second layer gives NaN."""
+    """From its `bad_at`-th training pass on, on the rank that first comes to it, the second layer gives NaN."""
 
     def __init__(self, bad_at: int) -> None:
         super().__init__()
@@ -53,17 +53,17 @@ def raises_on_rank_1(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def test_nan_names_step_and_layer_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TuttiError) as caught:
-        # One pass is the rehearsal's.
+        # One pass is the rehearsal's, and the rank that leads makes two in steps 10 and 20: its own, 28, is the first.
         tutti.fit(TurnsBad(31), nn.MSELoss(), regression(64), name="nan", runs=str(tmp_path), **SETTINGS)
     message = str(caught.value)
-    assert "step 30" in message and "second" in message and "--resume" in message
+    assert "step 28" in message and "second" in message and "--resume" in message
     assert "last" not in message.split("→")[0]  # the first bad layer, not what came after it
     captured = capfd.readouterr()
     assert "Traceback" not in captured.out + captured.err
     run = tmp_path / "nan"
     assert len(events_of(run, "restart")) == 0  # it would only happen again
     good = newest_valid(run / "checkpoints")  # what was saved before is whole
-    assert good is not None and 5 <= int(good.name.removeprefix("step-")) < 30
+    assert good is not None and 5 <= int(good.name.removeprefix("step-")) < 28
 
 
 def test_an_exception_on_one_rank_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

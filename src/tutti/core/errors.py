@@ -59,3 +59,6 @@ class LaunchError(TuttiError):
 
 class TrainingError(TuttiError):
     """Training produced numbers that cannot be used (NaN, infinity, explosion)."""
+
+    #: Whether they arose on the rank that says so; else it may only have summed those of another one.
+    here = True

@@ -47,18 +47,19 @@ def largest_gradient(objective: nn.Module) -> str:
 
 def first_bad_layer(
     objective: nn.Module, batches: Sequence[Batch], context: AbstractContextManager[None]
-) -> str:
-    """Where non-finite numbers first appear: in a parameter, else in an output of the forward pass, else a gradient."""
+) -> tuple[str, bool]:
+    """Where non-finite numbers first appear: in a parameter, else in an output of the forward pass, else a gradient;
+    and whether that is certainly of this rank: gradients are sums over all."""
     for name, parameter in objective.named_parameters():
         if not torch.isfinite(local_part(parameter.detach())).all():
-            return f"parameter {_bare(name)} is not finite"
+            return f"parameter {_bare(name)} is not finite", True
     found = _first_bad_output(objective, batches, context)
     if found is not None:
-        return f"output of layer {_bare(found)} is not finite"
+        return f"output of layer {_bare(found)} is not finite", True
     for name, parameter in objective.named_parameters():
         if parameter.grad is not None and not torch.isfinite(local_part(parameter.grad)).all():
-            return f"gradient of {_bare(name)} is not finite"
-    return "no single layer: the sum over ranks is not finite"
+            return f"gradient of {_bare(name)} is not finite", False
+    return "no single layer: the sum over ranks is not finite", False
 
 
 def _first_bad_output(
@@ -87,13 +88,15 @@ def _first_bad_output(
     return (bad[0] or "the loss") if bad else None
 
 
-def bad_numbers(step: int, loss: float, norm: float, where: str) -> TrainingError:
-    """The error of a step whose numbers cannot be used."""
-    return TrainingError(
+def bad_numbers(step: int, loss: float, norm: float, where: str, *, here: bool = True) -> TrainingError:
+    """The error of a step whose numbers cannot be used. `here`: see `TrainingError`."""
+    error = TrainingError(
         f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {where}",
         "lower train.learning_rate or lengthen train.warmup, then go on from the last checkpoint with --resume; "
         "with precision fp16, try bf16 or fp32",
     )
+    error.here = here
+    return error
 
 
 def _bare(name: str) -> str:

@@ -227,11 +227,12 @@ class Loop:
         if exploded:
             worst = largest_gradient(self.split.objective)
             where = f"the loss has been twice its first values for some steps; the largest gradient is that of {worst}"
+            here = True
         else:
-            where = self._bad_layer(portion)
-        raise bad_numbers(step, gradient.loss, gradient.norm, where)
+            where, here = self._bad_layer(portion)
+        raise bad_numbers(step, gradient.loss, gradient.norm, where, here=here)
 
-    def _bad_layer(self, portion: Portion) -> str:
+    def _bad_layer(self, portion: Portion) -> tuple[str, bool]:
         batches = portion.micro_batches if self.split.pipeline is None else []  # stages cannot run one by one
         return first_bad_layer(self.split.objective, batches, self.settings.context)
 

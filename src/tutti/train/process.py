@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tutti.core.errors import TuttiError
+from tutti.core.errors import TrainingError, TuttiError
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
 from tutti.sync import PeerLost, StateLost
@@ -72,9 +72,11 @@ _PEER_WORDS = (
 
 
 def is_peer_error(error: BaseException) -> bool:
-    """Whether `error` only says that somebody else is gone."""
+    """Whether `error` may only say what happened to somebody else: that he is gone, or has bad numbers."""
     if isinstance(error, PeerLost | StateLost | dist.DistError):
         return True
+    if isinstance(error, TrainingError):
+        return not error.here
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PEER_WORDS)
 
 
