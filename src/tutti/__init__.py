@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         compare_runs,
         compress,
         dashboard,
-        deploy,
         doctor,
         evaluate,
         explain,
@@ -35,10 +34,6 @@ if TYPE_CHECKING:
         predict,
         prepare,
         profile,
-        promote,
-        releases,
-        rollback,
-        serve,
         show_run,
         train,
         try_alerts,
@@ -49,6 +44,7 @@ if TYPE_CHECKING:
     from tutti.core.errors import TuttiError
     from tutti.fitting import FitResult, fit
     from tutti.search.rate import find_rate
+    from tutti.serving import deploy, promote, releases, rollback, serve
 
 _WHERE = {
     "Config": "tutti.config",
@@ -60,7 +56,7 @@ _WHERE = {
     "compare_runs": "tutti.api",
     "compress": "tutti.api",
     "dashboard": "tutti.observe.dashboard.show",
-    "deploy": "tutti.api",
+    "deploy": "tutti.serving",
     "doctor": "tutti.api",
     "evaluate": "tutti.api",
     "explain": "tutti.api",
@@ -75,10 +71,10 @@ _WHERE = {
     "predict": "tutti.api",
     "prepare": "tutti.api",
     "profile": "tutti.api",
-    "promote": "tutti.api",
-    "releases": "tutti.api",
-    "rollback": "tutti.api",
-    "serve": "tutti.api",
+    "promote": "tutti.serving",
+    "releases": "tutti.serving",
+    "rollback": "tutti.serving",
+    "serve": "tutti.serving",
     "show_run": "tutti.api",
     "train": "tutti.api",
     "try_alerts": "tutti.alerting",

@@ -16,6 +16,7 @@ from tutti.core.errors import ConfigError, LaunchError, RunError
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import write_json_atomically, write_text_atomically
 from tutti.core.rundir import RunDirectory, unwritable
+from tutti.core.say import Say, printer
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples
 from tutti.hardware import usable_cores
@@ -23,7 +24,7 @@ from tutti.launch.local import LAUNCHER_RANK
 from tutti.observe.profile import Figures, Verdict, judge, profile_json, profile_page, read_profile
 from tutti.parallel import anything_else, check_layout
 from tutti.resolve import Facts, Resolved, resolve
-from tutti.starting import Say, printer, start_run
+from tutti.starting import start_run
 from tutti.supervise import Supervision, in_started_world
 from tutti.supervise.measured import settled_rungs
 from tutti.sync import check_sync

@@ -16,6 +16,7 @@ from served_tasks import write_task
 from tutti.cli import run
 from tutti.core.errors import ConfigError, ModelError, RunError, TuttiError
 from tutti.serve.release import Registry, listing
+from tutti.serve.release.content import require_unchanged
 from tutti.serve.release.deploying import deploy
 from tutti.serve.release.standing import Deed, state_after
 
@@ -99,26 +100,26 @@ def test_a_model_that_changed_or_went_is_found_out(tmp_path: Path, model: Path) 
     own = tmp_path / "own"
     shutil.copytree(model, own)
     version = deploy(own, tmp_path / "releases", None, "", lambda _: None)
-    version.require_unchanged()
+    require_unchanged(version)
     weights = own / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ModelError, match=r"version 1 has changed: .*model\.safetensors"):
-        version.require_unchanged()
+        require_unchanged(version)
     content[-1] ^= 1
     weights.write_bytes(content)
-    version.require_unchanged()
+    require_unchanged(version)
     (own / "added.json").write_text("{}")
     with pytest.raises(ModelError, match="is new there"):
-        version.require_unchanged()
+        require_unchanged(version)
     (own / "added.json").unlink()
     (own / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json is gone"):
-        version.require_unchanged()
+        require_unchanged(version)
     shutil.rmtree(own)
     with pytest.raises(ModelError, match="version 1 is gone"):
-        version.require_unchanged()
+        require_unchanged(version)
 
 
 def test_what_cannot_be_served_does_not_count(tmp_path: Path, model: Path, releases: Registry) -> None:

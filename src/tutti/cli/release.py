@@ -52,13 +52,13 @@ def deploy(
             "--canary PERCENT and --canary-header are two ways", "the header is heard with a percentage, too"
         )
     with only_the_answer(json_output):
-        from tutti import api
+        from tutti import serving
 
         if model is None:
-            done = api.promote(to, note=note)
+            done = serving.promote(to, note=note)
         else:
             share = 0.0 if canary_header else canary
-            done = api.deploy(find_run(model), to, canary=share, note=note, console=not json_output)
+            done = serving.deploy(find_run(model), to, canary=share, note=note, console=not json_output)
     if json_output:
         print_json(done)
         return
@@ -85,9 +85,9 @@ def rollback(
 ) -> None:
     """Take the canary away; or, where there is none, serve the former version again."""
     with only_the_answer(json_output):
-        from tutti import api
+        from tutti import serving
 
-        done = api.rollback(directory, version, note=note)
+        done = serving.rollback(directory, version, note=note)
     if json_output:
         print_json(done)
         return
@@ -98,9 +98,9 @@ def rollback(
 def releases(directory: Releases, json_output: Json = False) -> None:
     """List the versions of a service: which serves, which were rolled back and why."""
     with only_the_answer(json_output):
-        from tutti import api
+        from tutti import serving
 
-        found = api.releases(directory)
+        found = serving.releases(directory)
     if json_output:
         print_json(found)
         return

@@ -94,9 +94,9 @@ def serve(
 ) -> None:
     """Answer programs over HTTP: chat and completions of a model that writes, labels, entities, vectors, answers or
     items of one that does not."""
-    from tutti import api
+    from tutti import serving
 
-    api.serve(
+    serving.serve(
         model if is_url(model) else find_run(model),
         host=host,
         port=port,

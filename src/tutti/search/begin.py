@@ -16,6 +16,7 @@ from tutti.config import (
 )
 from tutti.core.errors import CheckpointError, ConfigError, DataError, LaunchError
 from tutti.core.files import write_text_atomically
+from tutti.core.say import Say
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples
 from tutti.hardware import usable_cores
@@ -23,7 +24,7 @@ from tutti.search.directory import SearchDirectory
 from tutti.search.goal import Goal
 from tutti.search.propose import first_settings, propose
 from tutti.search.study import Study, load_optuna
-from tutti.starting import Say, start_run, text_has_changed
+from tutti.starting import start_run, text_has_changed
 from tutti.supervise import in_started_world
 
 #: What may be another when a search goes on: it changes no trial's result.

@@ -12,9 +12,10 @@ from tutti.config import Config, SyncConfig, count_groups, with_settings
 from tutti.config.alerts import AlertsConfig
 from tutti.core.errors import ConfigError, RunError, TrainingError, TuttiError
 from tutti.core.rundir import RunDirectory
+from tutti.core.say import printer
 from tutti.observe.history import read_history
 from tutti.observe.rates import draw_rates, judge_rates
-from tutti.starting import printer, start_run
+from tutti.starting import start_run
 from tutti.supervise import Supervision, in_started_world
 
 STEPS, _LEAST_STEPS = 200, 40

@@ -6,12 +6,12 @@ from typing import Any
 
 from tutti.config import Config, search_space
 from tutti.core.hold import held
+from tutti.core.say import Say
 from tutti.search.begin import agreed, begin, check
 from tutti.search.directory import SearchDirectory
 from tutti.search.outcome import Outcome
 from tutti.search.session import Session
 from tutti.search.study import Study
-from tutti.starting import Say
 
 TRIALS = 20
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tutti.config import Config, Plain
 from tutti.core.errors import RunError, TrainingError, TuttiError
+from tutti.core.say import Say
 from tutti.launch.agent import hidden_main
 from tutti.launch.server import start_server
 from tutti.launch.signals import stop_requests
@@ -15,7 +16,6 @@ from tutti.observe import words
 from tutti.search.outcome import Outcome, as_words
 from tutti.search.run import TENTHS, TrialRun, clear
 from tutti.search.study import Study, Trial
-from tutti.starting import Say
 
 _LOOK_SECONDS = 0.1
 #: A trial that goes on says so after so long.

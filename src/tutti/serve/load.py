@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +19,9 @@ from tutti.models.tuning import merged
 from tutti.package import Asker, Package, is_package, open_package, open_writer
 from tutti.serve.hugging_face import open_hugging_face, task_in
 from tutti.serve.service import Render
+from tutti.serve.settings import Weights
 from tutti.train.labelled import LabelledJob
 from tutti.trained import asker_of, load_causal, load_trained, require_causal, task_of
-
-#: How weights are computed with; `auto`: as whole numbers of 8 bits on a CPU.
-Weights = Literal["auto", "as-they-are", "int8", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 import torch
 
@@ -21,8 +19,9 @@ from tutti.serve.engine import AskerBackend, EncoderEngine, Engine, SlotModel, U
 from tutti.serve.engine.onnx import in_onnx, tokens_per_second
 from tutti.serve.engine.paged import PagedEngine
 from tutti.serve.kinds import ANSWERER, EMBEDDER, WRITER
-from tutti.serve.load import Found, FoundAsker, Weights, cached_as, load_any, set_weights
+from tutti.serve.load import Found, FoundAsker, cached_as, load_any, set_weights
 from tutti.serve.service import Service
+from tutti.serve.settings import Settings
 from tutti.serve.trial import longer_trial
 
 #: Tokens of a slot, where the model could see more: what is set aside for all slots is taken from the machine.
@@ -31,27 +30,6 @@ _CONTEXT = 4096
 _BUDGET_TOKENS = 256
 #: Requests that may wait, and texts where each takes milliseconds.
 _QUEUE, _QUEUE_OF_TEXTS = 64, 1024
-
-
-#: What computes a model that does not write; `auto`: what is faster here.
-EngineChoice = Literal["auto", "native", "onnx"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """`name`: None: the model's own. `slots`, `context`: of a model that writes. `queue_length`: None: what suits the
-    kind. `documents`: a folder from which questions are answered; `embedder`: a model by which it is searched, too.
-    `most_texts`: that one request may ask a writer for (None: as many as there are slots)."""
-
-    name: str | None = None
-    slots: int = 8
-    context: int | None = None
-    queue_length: int | None = None
-    weights: Weights = "auto"
-    engine: EngineChoice = "auto"
-    documents: Path | None = None
-    embedder: Path | None = None
-    most_texts: int | None = None
 
 
 def make_service(

@@ -46,3 +46,18 @@ class Refusal(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(), status_code=self.status, headers=headers)
+
+
+def overloaded(seconds: int = 1) -> Refusal:
+    """Too many wait; there may be room in so many `seconds`."""
+    return Refusal(429, "too many requests wait already", code="overloaded", retry_seconds=seconds)
+
+
+def stopped() -> Refusal:
+    """There is no engine any more."""
+    return Refusal(503, "the engine has stopped", code="engine_stopped", retry_seconds=5)
+
+
+def late() -> Refusal:
+    """Nobody waits for ever."""
+    return Refusal(504, "it took too long", code="timeout")

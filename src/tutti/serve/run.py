@@ -1,4 +1,4 @@
-"""`tutti serve`: a model, its engine and its door, from the start to the last answer."""
+"""`tutti serve`: which of three it is to be: one process, a gateway with workers, a guard of what is elsewhere."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tutti.config import ServiceConfig
 from tutti.core.errors import ConfigError
-from tutti.serve.load import load_any
-from tutti.serve.make import Settings, make_answering, make_service
 from tutti.serve.release import is_registry
+from tutti.serve.settings import Settings
 from tutti.web.door import Door
 
 
@@ -29,15 +28,8 @@ def serve(
         TuttiError: there is no such model, it cannot be served, or the door cannot be opened.
     """
     try:
-        from tutti.serve.alerts import check_receivers, told_of
         from tutti.serve.gateway.run import serve_elsewhere, serve_gateway
         from tutti.serve.gateway.scale import Bounds
-        from tutti.serve.guard.layers import Guard
-        from tutti.serve.guard.logs import redact_logs
-        from tutti.serve.http import make_app
-        from tutti.serve.page import with_page
-        from tutti.serve.welcome import Welcome
-        from tutti.web.server import run_server
     except ImportError as error:
         raise ConfigError(
             f"`tutti serve` needs the package {error.name}", "install it: pip install 'tutti[serve]'"
@@ -53,24 +45,6 @@ def serve(
     if processes is not None or is_registry(place):
         serve_gateway(place, door, settings, rules, Bounds.read(processes or "1"), say)
         return
-    with door.open() as listener:  # before minutes are spent on a model
-        welcome = Welcome.at(door, listener, rules)
-        guard = Guard(welcome.key, rules)
-        check_receivers(rules.alerts)
-        service = make_service(load_any(place), settings, say)
-        try:
-            answering = make_answering(service, settings, say)
-            app = make_app(service, guard, answering)
-            for line in welcome.lines(service.name, *(service if answering is None else answering).trial):
-                say(line)
-            with told_of(service.name, guard, rules.alerts, say):
-                run_server(
-                    with_page(app) if door.page else app,
-                    listener,
-                    door.certificate,
-                    door.private_key,
-                    rules.limits.read_seconds,
-                    with_logs=redact_logs,
-                )
-        finally:
-            service.close()
+    from tutti.serve.alone import serve_model  # and torch with it, which a gateway does without
+
+    serve_model(Path(place), door, settings, rules, say)

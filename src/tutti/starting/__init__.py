@@ -3,7 +3,6 @@ before a worker starts."""
 
 from tutti.starting.preparing import prepare
 from tutti.starting.resuming import check_run, text_has_changed
-from tutti.starting.say import Say, printer
 from tutti.starting.start import start_run
 
-__all__ = ["Say", "check_run", "prepare", "printer", "start_run", "text_has_changed"]
+__all__ = ["check_run", "prepare", "start_run", "text_has_changed"]

@@ -11,6 +11,7 @@ from tutti import models
 from tutti.config import Config
 from tutti.core.errors import ConfigError
 from tutti.core.rundir import RunDirectory
+from tutti.core.say import Say
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples
 from tutti.models.tuning import has_adapters
@@ -21,7 +22,6 @@ from tutti.resolve import Facts, Resolved, resolve
 from tutti.starting.checks import check_agreement, check_cut, check_tuning
 from tutti.starting.preparing import prepare_labelled, prepare_text
 from tutti.starting.resuming import refuse_other_data
-from tutti.starting.say import Say
 from tutti.tasks import ByContrast, make_text_task
 from tutti.tasks.contrast import say_head
 from tutti.train.contrast import samples_to_judge

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tutti import data, models
 from tutti.config import Config
+from tutti.core.say import Say, silent
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples, prepare_examples
 from tutti.data.tokenizing import Use
 from tutti.hardware import usable_cores
-from tutti.starting.say import Say, silent
 from tutti.tasks import make_text_task
 from tutti.train.labelled import reader_of
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tutti import models
 from tutti.config import Config
 from tutti.core.rundir import RunDirectory
+from tutti.core.say import Say
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples
 from tutti.parallel import check_layout, limits_of
@@ -13,7 +14,6 @@ from tutti.starting.checks import check_agreement, check_tuning, spare_memory
 from tutti.starting.headed import start_labelled, start_masked
 from tutti.starting.preparing import prepare_labelled, prepare_text, with_tokenizer
 from tutti.starting.resuming import refuse_other_data
-from tutti.starting.say import Say
 from tutti.tasks import find_manner
 from tutti.train.labelled import has_head
 from tutti.train.language import source_of

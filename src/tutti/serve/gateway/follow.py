@@ -30,7 +30,7 @@ from tutti.serve.gateway.source import Source
 from tutti.serve.gateway.tally import Tally
 from tutti.serve.gateway.verdict import verdict
 from tutti.serve.gateway.worker import Worker
-from tutti.serve.make import Settings
+from tutti.serve.settings import Settings
 
 _LOG = logging.getLogger("uvicorn.error")
 _EVERY_SECONDS = 0.1

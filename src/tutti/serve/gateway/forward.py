@@ -21,8 +21,7 @@ from tutti.serve.gateway.relay import inward, send_stream, send_whole, start_of,
 from tutti.serve.gateway.worker import Worker
 from tutti.serve.guard.exchange import exchange_of
 from tutti.serve.guard.scopes import OPEN, route_of
-from tutti.serve.http.refusals import stopped
-from tutti.serve.refusal import Refusal
+from tutti.serve.refusal import Refusal, stopped
 
 #: Workers that are asked, at most: a request that kills who computes it must not kill all.
 _TRIES = 3

@@ -1,4 +1,4 @@
-"""What a worker is told: the first line of its standard input."""
+"""What a gateway and its worker know of each other; what a worker is told is the first line of its standard input."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutti.serve.make import Settings
 from tutti.serve.release import Version
+from tutti.serve.settings import Settings
+
+#: Where the gateway asks how it is; no client comes there.
+VITALS = "/vitals"
+#: A worker's exit code where the user has to mend something: to start again would be of no use.
+HOPELESS = 2
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ import json
 from collections.abc import Coroutine
 
 import aiohttp
-from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from tutti.serve.http.common import until_gone
-from tutti.serve.http.refusals import stopped
+from tutti.serve.refusal import stopped
+from tutti.web.gone import until_gone
 
 #: What is told of a request, and a client of an answer, beside what the gateway itself says.
 _INWARD = ("content-type", "accept")
@@ -24,7 +23,7 @@ _END = b"\n\n"
 async def unless_left(answering: Coroutine[None, None, None], scope: Scope, receive: Receive) -> None:
     """Do it, as long as the client waits for it."""
     doing = asyncio.ensure_future(answering)
-    gone = asyncio.ensure_future(until_gone(Request(scope, receive)))
+    gone = asyncio.ensure_future(until_gone(receive))
     try:
         await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():

@@ -20,9 +20,9 @@ from tutti.serve.gateway.worker import Worker
 from tutti.serve.guard.layers import Guard
 from tutti.serve.guard.logs import redact_logs
 from tutti.serve.guard.metrics import Vitals
-from tutti.serve.make import Settings
 from tutti.serve.page import with_page
 from tutti.serve.release import Registry, is_registry
+from tutti.serve.settings import Settings
 from tutti.serve.welcome import Welcome
 from tutti.web.door import Door
 from tutti.web.server import run_server

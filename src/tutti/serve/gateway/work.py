@@ -22,16 +22,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tutti.core.errors import TuttiError
 from tutti.serve.answering import Answering
 from tutti.serve.asking import Asking
-from tutti.serve.gateway.order import Order
+from tutti.serve.gateway.order import HOPELESS, VITALS, Order
 from tutti.serve.http import make_open_app
 from tutti.serve.load import load_any
 from tutti.serve.make import make_answering, make_service
+from tutti.serve.release.content import require_unchanged
 from tutti.serve.service import Service
 
-#: Where the gateway asks how it is; no client comes here.
-VITALS = "/vitals"
-#: Exit code where the user has to mend something: to start again would be of no use.
-HOPELESS = 2
 #: The gateway closes idle connections first, so none is closed while a request is on its way.
 _KEPT_SECONDS = 3600
 
@@ -49,7 +46,7 @@ def main() -> None:
     order = Order.read(sys.stdin.readline())
     try:
         if order.version is not None:
-            order.version.require_unchanged()
+            require_unchanged(order.version)
         service = make_service(load_any(order.place), order.settings, _say)
         answering = make_answering(service, order.settings, _say)
     except TuttiError as error:

@@ -16,8 +16,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from tutti.serve.gateway.order import Order
-from tutti.serve.gateway.work import HOPELESS, VITALS
+from tutti.serve.gateway.order import HOPELESS, VITALS, Order
 from tutti.serve.guard.redact import Patterns, mask
 
 #: How often a worker is asked how it is.

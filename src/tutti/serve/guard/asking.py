@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tutti.core.errors import ConfigError
-from tutti.package import Asker, is_package, open_package
-from tutti.train.labelled import LabelledJob
-from tutti.trained import asker_of, load_trained
+
+if TYPE_CHECKING:
+    from tutti.package import Asker
 
 
 def open_asker(place: Path, kind: str) -> Asker:
@@ -16,6 +17,11 @@ def open_asker(place: Path, kind: str) -> Asker:
     Raises:
         TuttiError: there is none, or it does something else.
     """
+    # Here, because it needs torch, which a guard that asks no model can do without.
+    from tutti.package import is_package, open_package
+    from tutti.train.labelled import LabelledJob
+    from tutti.trained import asker_of, load_trained
+
     if is_package(place):
         found = open_package(place)
     else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import Request
-
 from tutti.serve.http.refusals import Refusal
 from tutti.serve.kinds import Served
 
@@ -17,9 +15,3 @@ def require_model(service: Served, name: str | None) -> None:
             code="model_not_found",
             param="model",
         )
-
-
-async def until_gone(request: Request) -> None:
-    """Until the asker has hung up."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

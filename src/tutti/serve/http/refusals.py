@@ -12,22 +12,7 @@ from starlette.exceptions import HTTPException
 
 from tutti.serve.refusal import Refusal
 
-__all__ = ["Refusal", "answer_with_refusals", "late", "misread", "overloaded", "stopped"]
-
-
-def overloaded(seconds: int = 1) -> Refusal:
-    """Too many wait; there may be room in so many `seconds`."""
-    return Refusal(429, "too many requests wait already", code="overloaded", retry_seconds=seconds)
-
-
-def stopped() -> Refusal:
-    """There is no engine any more."""
-    return Refusal(503, "the engine has stopped", code="engine_stopped", retry_seconds=5)
-
-
-def late() -> Refusal:
-    """Nobody waits for ever."""
-    return Refusal(504, "it took too long", code="timeout")
+__all__ = ["Refusal", "answer_with_refusals", "misread"]
 
 
 def misread(first: Mapping[str, Any]) -> Refusal:

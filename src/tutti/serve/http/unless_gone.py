@@ -11,9 +11,9 @@ from fastapi import Request
 
 from tutti.serve.asking import Asking, Failed, Late
 from tutti.serve.engine import Full, Stopped
-from tutti.serve.http.common import until_gone
-from tutti.serve.http.refusals import Refusal, late, overloaded, stopped
+from tutti.serve.refusal import Refusal, late, overloaded, stopped
 from tutti.serve.service import Service
+from tutti.web.gone import until_gone
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ async def unless_gone(service: Service | Asking, asked: Coroutine[Any, Any, T], 
     try:
         await asyncio.wait({asking}, timeout=_WATCHED_SECONDS)
         if not asking.done():
-            left = asyncio.ensure_future(until_gone(request))
+            left = asyncio.ensure_future(until_gone(request.receive))
             await asyncio.wait({asking, left}, return_when=asyncio.FIRST_COMPLETED)
             left.cancel()
         return asking.result() if asking.done() else None

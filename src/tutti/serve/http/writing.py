@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutti.serve.engine import End, Full, Grammar, Piece, Sampling, Stopped
-from tutti.serve.http.refusals import Refusal, late, overloaded, stopped
+from tutti.serve.refusal import Refusal, late, overloaded, stopped
 from tutti.serve.service import Answer, Service
 
 _FINISH = {"stop": "stop", "length": "length"}

@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from tutti.core import ModelError
 from tutti.serve.engine import Grammar, NoGrammar
-from tutti.serve.http.common import require_model, until_gone
+from tutti.serve.http.common import require_model
 from tutti.serve.http.refusals import Refusal
 from tutti.serve.http.schema import ChatAsked, CompletionAsked
 from tutti.serve.http.writing import ChatForm, Choice, CompletionForm, Writing
 from tutti.serve.service import Service
+from tutti.web.gone import until_gone
 
 
 def mount_writing(app: FastAPI, service: Service) -> None:
@@ -69,7 +70,7 @@ async def _answered(writing: Writing, request: Request, *, stream: bool) -> Resp
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(writing.stream(), media_type="text/event-stream", headers=headers)
     answer = asyncio.ensure_future(writing.whole())
-    left = asyncio.ensure_future(until_gone(request))
+    left = asyncio.ensure_future(until_gone(request.receive))
     try:
         await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():

@@ -23,7 +23,7 @@ from tutti.core.files import write_json_atomically, write_text_atomically
 from tutti.core.hold import held
 from tutti.core.rundir import unwritable
 from tutti.serve.release.standing import Deed, State, state_after
-from tutti.serve.release.version import FileMark, Version, lineage_of, marks_of, weights_of
+from tutti.serve.release.version import FileMark, Lineage, Version, weights_of
 
 _HISTORY, _VERSIONS = "releases.jsonl", "versions"
 _Made = TypeVar("_Made")
@@ -133,13 +133,16 @@ class Registry:
         Raises:
             TuttiError: there is no model, or it cannot be written down.
         """
+        # Here, because it needs torch, which would take 350 MB of a gateway that only reads.
+        from tutti.serve.release.content import lineage_of, marks_of
+
         if percent is not None:
             require_serving(self.directory)
         place = place.resolve()
-        files = marks_of(place)
+        files, lineage = marks_of(place), lineage_of(place)
 
         def write(_: State) -> tuple[Version, Deed]:
-            version = self._next(place, files, note)
+            version = self._next(place, files, lineage, note)
             write_json_atomically(self._path(version.version), version.model_dump(mode="json"))
             return version, self._deed("deployed", version.version, percent=percent, why=note)
 
@@ -201,12 +204,12 @@ class Registry:
             raise RunError(f"version {target} serves already", "name another one")
         return target
 
-    def _next(self, place: Path, files: tuple[FileMark, ...], note: str) -> Version:
+    def _next(self, place: Path, files: tuple[FileMark, ...], lineage: Lineage, note: str) -> Version:
         taken = [int(path.stem) for path in self.gate.glob("[0-9]*.json") if path.stem.isdecimal()]
         return Version(
             version=max(taken, default=0) + 1,
             place=str(place),
-            lineage=lineage_of(place),
+            lineage=lineage,
             weights=weights_of(files),
             files=files,
             deployed=round(time.time(), 3),

@@ -1,4 +1,4 @@
-"""How whoever starts a run is told what goes on."""
+"""How whoever starts something is told what goes on."""
 
 from __future__ import annotations
 
