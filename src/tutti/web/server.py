@@ -7,9 +7,10 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,6 +23,8 @@ _DRAIN_SECONDS = 60
 #: After SIGTERM new requests are still let in for so long, each as the last one of its connection, so that nobody sends
 #: one down a connection that is being closed.
 _FAREWELL_SECONDS = 1.0
+#: Whoever is connected when the door closes, and has not asked yet, has so long to do it.
+_FIRST_WORD_SECONDS = 0.5
 
 
 class _Server(uvicorn.Server):
@@ -52,6 +55,42 @@ class _Server(uvicorn.Server):
 
     def _close_the_door(self) -> None:
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, but whoever stood at the door is let in, and heard, before it closes for good: the system
+        has told them that they are connected, and would hang up on them."""
+        letting_in = [asyncio.ensure_future(self._let_in(client)) for client in _waiting(sockets or [])]
+        for server in self.servers:
+            server.close()
+        connected: set[Any] = self.server_state.connections
+        end = self._loop.time() + _FIRST_WORD_SECONDS
+        while not self.force_exit and self._loop.time() < end:
+            silent = any(connection.cycle is None for connection in connected)
+            if not silent and all(task.done() for task in letting_in):
+                break
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
+    async def _let_in(self, client: socket.socket) -> None:
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        try:
+            await self._loop.connect_accepted_socket(protocol, client, ssl=self.config.ssl)
+        except OSError:  # who has gone again, or speaks no TLS
+            client.close()
+
+
+def _waiting(listeners: list[socket.socket]) -> Iterator[socket.socket]:
+    """Those who are connected to `listeners`, which do not block, and were not let in yet."""
+    for listener in listeners:
+        with suppress(BlockingIOError):
+            while True:
+                client, _ = listener.accept()
+                client.setblocking(False)
+                yield client
 
 
 def run_server(
