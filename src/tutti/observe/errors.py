@@ -30,8 +30,8 @@ def is_echo(event: Event) -> bool:
 
 
 def find_cause(errors: list[Event]) -> Event | None:
-    """The earliest error that is no echo, or the earliest of all."""
-    ordered = sorted(errors, key=when)
+    """The earliest error that is no echo, or the earliest of all; before them one that arose where it was met."""
+    ordered = sorted(errors, key=lambda event: (not event.get("here", True), when(event)))
     return next((event for event in ordered if not is_echo(event)), ordered[0] if ordered else None)
 
 

@@ -233,7 +233,7 @@ class Supervision:
             problem = unwritable(self.run.path, OSError(errno.ENOSPC, "")).problem
             return RunError(problem, self._go_on("free some space, then "))
         causes = [e for e in read_events(self.run.path, "error") if e["time"] >= began and not e.get("peer")]
-        cause = min(causes, key=lambda event: event["time"], default=None)
+        cause = min(causes, key=lambda event: (not event.get("here", True), event["time"]), default=None)
         if cause is None and self.resolved.config.sync.undecided:
             return LaunchError(
                 f"not all workers could measure for sync: auto ({reason})",

@@ -72,11 +72,9 @@ _PEER_WORDS = (
 
 
 def is_peer_error(error: BaseException) -> bool:
-    """Whether `error` may only say what happened to somebody else: that he is gone, or has bad numbers."""
+    """Whether `error` only says that somebody else is gone."""
     if isinstance(error, PeerLost | StateLost | dist.DistError):
         return True
-    if isinstance(error, TrainingError):
-        return not error.here
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PEER_WORDS)
 
 
@@ -92,5 +90,6 @@ def report_error(error: BaseException, events: EventWriter, live: LiveSign, *, l
         hint=error.hint if isinstance(error, TuttiError) else "",
         traceback=traceback.format_exc(),
         peer=is_peer_error(error),
+        here=not isinstance(error, TrainingError) or error.here,
         user=isinstance(error, TuttiError),
     )
