@@ -10,8 +10,8 @@ DIR holds the texts techdocs_en and chinese_poetry. Three questions:
   fine-tuned to tell Tang from Song; accuracy on the dev part, whose authors the training part does not have. Beside it
   the same encoder that has read nothing before. Floor: naive Bayes on character n-grams.
 
-Nothing is chosen by looking at the figure: it is that of the last step. Runs are kept one by one in --out: what was
-interrupted goes on.
+Nothing is chosen by looking at the figure: it is that of the last step. Results are kept one by one in --out, runs in
+--work: what was interrupted goes on, also in the middle of a run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any
 from benchmarks.common import ROOT, describe_machine, machine_line, median_and_spread, table, write_result
 from benchmarks.kept import Kept
 from tutti import api, load_config
+from tutti.core.rundir import RunDirectory
+from tutti.train.checkpoints.retention import entries
 
 HERE = Path(__file__).resolve().parent
 #: Of a language model: its text, and what is said of the run.
@@ -130,16 +132,21 @@ def sources(train: Path, valid: Path) -> list[str]:
 
 
 def train_run(options: argparse.Namespace, name: str, words: list[str], steps: int | None) -> Path:
-    """A run of `steps` (None: of some epochs), trained anew."""
+    """A run of `steps` (None: of some epochs): trained, or gone on with where it was interrupted."""
     runs = options.work.absolute() / "runs"
-    shutil.rmtree(runs / name, ignore_errors=True)
+    place = RunDirectory.of(str(runs), name)
+    if place.report.exists() and json.loads(place.report.read_text())["state"] == "finished":
+        return place.path
+    begun = bool(entries(place.checkpoints))
+    if not begun:
+        shutil.rmtree(place.path, ignore_errors=True)
     long = [f"train.steps={steps}"] if steps is not None else [f"train.epochs={TUNED_EPOCHS}"]
     if options.smoke:
         long = ["train.steps=6"]
     once = [f"evaluate.every={_ONCE}"]
     config = load_config(None, [f"name={name}", f"runs={runs}", *words, *once, *long])
-    api.train(config, console=False)
-    return runs / name
+    api.train(config, resume=begun, console=False)
+    return place.path
 
 
 def told(run: Path) -> dict[str, Any]:

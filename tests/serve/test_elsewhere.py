@@ -60,8 +60,14 @@ def test_what_it_says_is_what_the_other_says(made: tuple[Gateway, Path], other: 
     told = client_of(other, REMOTE_KEY).completions.create(**asked | {"prompt": "I am [EMAIL_ADDRESS]"})
     hidden = ours.completions.create(**asked | {"prompt": "I am anna@example.org"})
     assert hidden.choices[0].text == told.choices[0].text
-    lines = [json.loads(line) for line in audit.read_text().splitlines()]
-    counted = [line for line in lines if line["route"] == "/v1/completions"]
+
+    def completions() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in audit.read_text().splitlines()]
+        return [line for line in lines if line["route"] == "/v1/completions"]
+
+    # The client has the last byte a moment before the line is written.
+    gateway.until(lambda: len(completions()) == 3)
+    counted = completions()
     assert [line["new_tokens"] for line in counted] == [12, 12, 12]
     assert counted[-1]["redactions"] == {"EMAIL_ADDRESS": 1}
 
