@@ -9,7 +9,8 @@ letters of a kind that is new to it. --deal texts: it did, with other names in i
 learns from each text --variants times, with other names, addresses and so on in their places, which are taken from the
 texts that it learns from. It is the model at the end of a fixed number of epochs.
 
-Each way reads a text as the service does, sentence by sentence (`serve/guard/`). A span counts if its borders are right
+A model reads a text as the service does (`serve/guard/`): as a whole what is asked, sentence by sentence what is
+answered. A span counts if its borders are right
 (F1 of borders), or its kind as well (F1 of kinds); of single characters, whatever they are taken for, recall is what
 would have been hidden. Trained runs stay in --work: what was interrupted goes on.
 --parts: judge models of these parts only; of none: patterns alone.
@@ -29,7 +30,7 @@ from benchmarks.common import ROOT, describe_machine, machine_line, table, write
 from benchmarks.labelled import minilm, parser_of
 from tutti import api, load_config
 from tutti.redact.spans import merged
-from tutti.serve.guard.redact import Patterns, Redactor, Span, Tagger, Together
+from tutti.serve.guard.redact import BySentence, Patterns, Redactor, Span, Tagger, Together
 
 HERE = Path(__file__).resolve().parent
 _NEVER_BEFORE = 1_000_000
@@ -63,8 +64,9 @@ def main() -> None:
     page = report(options, machine, folds, [], found)
     for done, number in enumerate(parts, 1):
         tagger = Tagger(train(options, folds, number), None)
-        judge("model", tagger, folds[number])
-        judge("patterns and model", Together([Patterns(), tagger]), folds[number])
+        for how, model in (("as a whole", tagger), ("sentence by sentence", BySentence(tagger))):
+            judge(f"model, {how}", model, folds[number])
+            judge(f"patterns and model, {how}", Together([Patterns(), model]), folds[number])
         page = report(options, machine, folds, parts[:done], found)
     print(page.read_text())
 

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import stat
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,12 @@ def test_metrics_are_for_keys_with_their_scope_and_count(tmp_path: Path) -> None
             httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {writer}"}).status_code == 403
         )
         client(address, writer).completions.create(model="tiny", prompt="12345", max_tokens=5)
-        page = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {watcher}"})
+        asked, end = 'status="200"', time.monotonic() + 20
+        while True:  # a request is counted when it is over, a moment after the client has the last byte
+            page = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {watcher}"})
+            if any("completions" in line and asked in line for line in page.text.splitlines()):
+                break
+            assert time.monotonic() < end
     assert page.headers["content-type"].startswith("text/plain")
     samples = {
         (one.name, *sorted(one.labels.items())): one.value

@@ -124,6 +124,25 @@ def test_any_text_in_any_pieces(parts: list[str], cuts: list[int], which: int) -
             assert sorted(apart) == redactor.spans(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("It is so. Or not? Yes!  No", ["It is so.", " Or not?", " Yes!", "  No"]),
+        ("Ask Magda K. Björklund, P.O. Box 12. Then go.", ["Ask Magda K. Björklund, P.O. Box 12. Then go."]),
+        ("See Mr. Holm at 4 Main Str. Oslo", ["See Mr. Holm at 4 Main Str. Oslo"]),
+        (
+            "It was in 1903. He left (at last.) She too",
+            ["It was in 1903.", " He left (at last.)", " She too"],
+        ),
+        ("a" * 601 + "K. Be", ["a" * 600, "aK.", " Be"]),
+        ("a" * 600 + "K. Be", ["a" * 600, "K.", " Be"]),
+        ("是的。不\n\nyes", ["是的。", "不", "\n\nyes"]),
+    ],
+)
+def test_a_name_or_an_address_is_not_cut_in_two(text: str, sentences: list[str]) -> None:
+    assert [part for _, part in segments.segments(text)] == sentences
+
+
 def test_no_more_is_held_back_than_a_word_or_a_number() -> None:
     flow = Flow(Way(PATTERNS), Counter())
     assert flow.push("Well, hello wor") == "Well, hello"

@@ -17,7 +17,7 @@ from tutti.serve.guard.keys import Keys, Ring
 from tutti.serve.guard.metrics import Metrics, Vitals
 from tutti.serve.guard.passing import Passing, Rules
 from tutti.serve.guard.recorded import Recorded
-from tutti.serve.guard.redact import Patterns, Presidio, Redactor, Tagger, Together
+from tutti.serve.guard.redact import BySentence, Patterns, Presidio, Redactor, Tagger, Together
 from tutti.serve.guard.texts import Judge, Way
 from tutti.serve.guard.traces import Traces
 
@@ -39,15 +39,13 @@ class Guard:
             ring.check()
         self._audit = Audit(settings.audit) if settings.audit.file is not None else None
         self._traces = Traces.where_wanted()
-        redactor, judges = _redactor(settings.redact), _judges(settings.filter)
+        (asked, answered), judges = _redactors(settings.redact), _judges(settings.filter)
         self._rules = Rules(
-            inward=Way(
-                redactor if settings.redact.inputs else None, judges if settings.filter.inputs else ()
-            ),
+            inward=Way(asked if settings.redact.inputs else None, judges if settings.filter.inputs else ()),
             outward=Way(
-                redactor if settings.redact.outputs else None, judges if settings.filter.outputs else ()
+                answered if settings.redact.outputs else None, judges if settings.filter.outputs else ()
             ),
-            written_down=redactor if settings.audit.log_prompts else None,
+            written_down=asked if settings.audit.log_prompts else None,
             new_tokens=settings.limits.new_tokens,
         )
 
@@ -66,13 +64,17 @@ class Guard:
         return Recorded(Keys(bounds, self._ring), notice)
 
 
-def _redactor(settings: RedactConfig) -> Redactor:
-    found: list[Redactor] = [Patterns()]
+def _redactors(settings: RedactConfig) -> tuple[Redactor, Redactor]:
+    """Of what is asked, which is there as a whole, and of what is answered, which comes bit by bit."""
+    models: list[Redactor] = []
     if settings.model is not None:
-        found.append(Tagger(Path(settings.model), settings.labels))
+        models.append(Tagger(Path(settings.model), settings.labels))
     if settings.presidio:
-        found.append(Presidio())
-    return found[0] if len(found) == 1 else Together(found)
+        models.append(Presidio())
+    patterns = Patterns()
+    if not models:
+        return patterns, patterns
+    return Together([patterns, *models]), Together([patterns, *map(BySentence, models)])
 
 
 def _judges(settings: FilterConfig) -> tuple[Judge, ...]:

@@ -3,5 +3,6 @@
 from tutti.redact import Patterns, Redactor, Span, Together, mask
 from tutti.serve.guard.redact.model import Tagger
 from tutti.serve.guard.redact.presidio import Presidio
+from tutti.serve.guard.redact.sentences import BySentence
 
-__all__ = ["Patterns", "Presidio", "Redactor", "Span", "Tagger", "Together", "mask"]
+__all__ = ["BySentence", "Patterns", "Presidio", "Redactor", "Span", "Tagger", "Together", "mask"]
