@@ -135,7 +135,7 @@ def train_run(options: argparse.Namespace, name: str, words: list[str], steps: i
     """A run of `steps` (None: of some epochs): trained, or gone on with where it was interrupted."""
     runs = options.work.absolute() / "runs"
     place = RunDirectory.of(str(runs), name)
-    if place.report.exists() and json.loads(place.report.read_text())["state"] == "finished":
+    if place.report_json.exists() and json.loads(place.report_json.read_text())["state"] == "finished":
         return place.path
     begun = bool(entries(place.checkpoints))
     if not begun:

@@ -8,33 +8,29 @@ tutti.generate(Path("runs/demo"), ["def read_csv("])
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tutti import hardware, models
+from tutti import hardware
 from tutti.alerting import try_alerts, watch_alerts
 from tutti.compress import combine as make_one
 from tutti.compress import compress as make_smaller
-from tutti.config import Config, count_groups, group_configs, load_config
-from tutti.core.errors import CheckpointError, ConfigError, LaunchError, RunError, TuttiError
+from tutti.config import Config, count_groups
+from tutti.core.errors import ConfigError, LaunchError, RunError
 from tutti.core.rundir import RunDirectory
 from tutti.core.say import printer
-from tutti.data import Prepared
-from tutti.disturb import read_schedule
-from tutti.disturb.trouble import Trouble
+from tutti.disturbing import chaos, chaos_report
 from tutti.finished import evaluate, explain, export, generate, predict
+from tutti.grouping import train_groups
 from tutti.labelling import label
 from tutti.observe import compare_runs, list_runs, show_run
 from tutti.observe.dashboard.show import dashboard
-from tutti.observe.resilience import write_resilience_report
 from tutti.profiling import profile
 from tutti.search import tune as find_settings
 from tutti.serving import deploy, promote, releases, rollback, serve
 from tutti.starting import check_run, prepare, start_run
 from tutti.supervise import (
-    GroupsSupervision,
     Reception,
     Supervision,
     Visit,
@@ -103,7 +99,7 @@ def train(
     if reception is not None:
         reception.check_before(config)
     if count_groups(config) > 1:
-        return _train_groups(config, resume, console)
+        return train_groups(config, resume, console)
     if reception is not None and in_started_world():
         raise LaunchError(
             "torchrun starts all processes of a run itself", "leave out either torchrun or --listen"
@@ -148,134 +144,6 @@ def join(
     """
     host, port = split_address(address)
     return Visit(host, port, read_key(key), replicas, runs, cache, console).take_part()
-
-
-def chaos(
-    config: Config,
-    schedule: Mapping[str, Sequence[str]],
-    *,
-    seed: int = 0,
-    compare: bool = False,
-    against: Path | None = None,
-    console: bool = True,
-) -> dict[str, Any]:
-    """Train as `config` says while things break, and report what that cost (the content of `chaos.json`).
-
-    `schedule`: for each of `kill`, `stop`, `slow` and `cut` lines such as `30s@2` (`tutti.disturb.schedule` has them
-    all); what they leave to chance follows from `seed`. `compare`: train the same undisturbed first, as
-    NAME-undisturbed; `against`: compare with a run that is there already.
-
-    Raises:
-        TuttiError: one clear error, before anything starts wherever that can be; if the run did not survive, its
-            first error, and the report lies in its directory.
-    """
-    trouble = Trouble(read_schedule(schedule), seed)
-    if in_started_world():
-        raise LaunchError(
-            "under torchrun the workers are not Tutti's to disturb", "run `tutti chaos` without torchrun"
-        )
-    if compare and against is not None:
-        raise ConfigError(
-            "compare trains an undisturbed run, against names one that is there", "give only one of them"
-        )
-    run = RunDirectory.of(config.runs, config.name)
-    run.refuse_existing()
-    pair = RunDirectory.of(config.runs, f"{config.name}-undisturbed") if compare else None
-    if pair is not None:
-        pair.refuse_existing()
-        if len(pair.name) > 100:  # as long as the schema lets a name be
-            raise ConfigError(
-                f"the name {pair.name} of the undisturbed run is too long", "choose a shorter name"
-            )
-        against = pair.path
-    elif against is not None:
-        RunDirectory(against).require()
-    resolved, prepared = start_run(config, printer(console))
-    trouble.check(resolved.config)
-    if pair is not None:
-        pair.create()
-        renamed = replace(resolved, config=resolved.config.model_copy(update={"name": pair.name}))
-        report = Supervision(pair, renamed, prepared.directory, resume=False, console=console).execute()
-        if report["state"] != "finished":
-            raise KeyboardInterrupt
-    run.create()
-    supervision = Supervision(
-        run, resolved, prepared.directory, resume=False, console=console, trouble=trouble
-    )
-    try:
-        supervision.execute()
-    except TuttiError:
-        if run.path.exists():
-            write_resilience_report(run.path, against)
-        raise
-    return write_resilience_report(run.path, against)
-
-
-def chaos_report(run: Path, *, against: Path | None = None) -> dict[str, Any]:
-    """What disturbances cost the run at `run`, planned or not, anew from its events; written as `chaos` does.
-
-    Raises:
-        RunError: there is no such run.
-    """
-    return write_resilience_report(run, against)
-
-
-def _train_groups(config: Config, resume: bool, console: bool) -> dict[str, Any]:
-    """An ordinary run for each group, each judged as such before any of them begins."""
-    if in_started_world():
-        raise ConfigError("groups are started by `tutti train` itself, not by torchrun", "leave torchrun out")
-    run, number = RunDirectory.of(config.runs, config.name), count_groups(config)
-    if not resume:
-        run.refuse_existing()
-    else:
-        run.require()
-        _check_groups(run, config, load_config(run.config))
-    runs, vocabularies = [], []
-    for group in group_configs(config):
-        place = RunDirectory.of(group.runs, group.name)
-        goes_on = resume and place.config.is_file()  # one that failed before its first step left nothing
-        label = f"group {group.name} │ "
-        checked = check_run(place, group, goes_on)
-        resolved, prepared = start_run(
-            checked, printer(console, label), continues=place if goes_on else None, groups=number
-        )
-        assert isinstance(prepared, Prepared), "groups of anything else are refused by the configuration"
-        vocabularies.append(_entries(resolved.config, prepared))
-        runs.append(Supervision(place, resolved, prepared.directory, goes_on, console, label=label))
-    if len(set(vocabularies)) > 1:
-        raise ConfigError(
-            f"the groups' models have {', '.join(map(str, vocabularies))} entries in their vocabularies, and can "
-            "only compare predictions of the same",
-            "choose models with tables of one size, or set model.from_scratch: true",
-        )
-    return GroupsSupervision(run, config, runs, resume).execute()
-
-
-def _check_groups(run: RunDirectory, config: Config, former: Config) -> None:
-    """What must be as it was when groups are resumed."""
-    for name, new, old in (
-        ("the number of groups", count_groups(config), count_groups(former)),
-        ("cooperate.exchange", config.cooperate.exchange, former.cooperate.exchange),
-        ("cooperate.every", config.cooperate.every, former.cooperate.every),
-    ):
-        # The order of samples follows from these; weights may be exchanged as often as one likes.
-        if new != old and (name != "cooperate.every" or config.cooperate.exchange == "predictions"):
-            raise CheckpointError(
-                f"run '{run.name}' was started with {name} = {old}, not {new}",
-                "leave that as it was, or start a new run with name=OTHER",
-            )
-
-
-def _entries(config: Config, prepared: Prepared) -> int:
-    """Entries of the model's vocabulary."""
-    blueprint = models.draw_blueprint(
-        config.model,
-        vocabulary=prepared.vocabulary,
-        sequence=config.data.sequence,
-        seed=config.train.seed,
-        end_token=prepared.end_token,
-    )
-    return int(blueprint.architecture.get_text_config(decoder=True).vocab_size)
 
 
 def compress(

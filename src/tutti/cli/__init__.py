@@ -1,4 +1,4 @@
-"""`tutti`: one thin file per verb over `tutti.api`; a notebook can do all that the command line can.
+"""`tutti`: one thin file per verb over `tutti.api` and its like; a notebook can do all that the command line can.
 
 Verbs import what they need when they run, so that help answers without loading torch.
 """
