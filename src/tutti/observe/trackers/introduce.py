@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tutti.core import RunDirectory, read_events, write_json_atomically
+from tutti.core.address import without_secrets
 from tutti.observe.page import read_config
 from tutti.observe.trackers.tracker import TrackedRun
 
@@ -22,9 +24,17 @@ def introduce(run: Path) -> TrackedRun:
     launched = list(read_events(run, "launched"))
     facts = launched[-1] if launched else {}
     tags = {"run": title, "tutti": str(facts.get("version", "")), "commit": str(facts.get("commit") or "")}
-    # Addresses that alerts go to may be secrets.
-    settings = {key: value for key, value in read_config(run).items() if key != "alerts"}
+    # Addresses that alerts go to may be secrets; those that texts come from may have some in them.
+    settings = {key: _shown(value) for key, value in read_config(run).items() if key != "alerts"}
     return TrackedRun(run, title, home, settings, {key: value for key, value in tags.items() if value})
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 class Memory:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from tutti.core.address import without_secrets
 from tutti.observe.page import flat
 from tutti.observe.trackers.introduce import Memory
 from tutti.observe.trackers.tracker import COLLECTION, Ending, Row, TrackedRun
@@ -69,7 +69,7 @@ class MLflowTracker:
 
     def _go_on(self, client: Any, uri: str) -> str | None:
         """The id of the run that this one has there already."""
-        known = self._memory.read().get(_place(uri))
+        known = self._memory.read().get(without_secrets(uri))
         if known is None:
             return None
         try:
@@ -91,7 +91,7 @@ class MLflowTracker:
         if commit:
             tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
         run_id = str(client.create_run(experiment, tags=tags, run_name=self._run.title).info.run_id)
-        self._memory.write(self._memory.read() | {_place(uri): run_id})
+        self._memory.write(self._memory.read() | {without_secrets(uri): run_id})
         return run_id
 
     def _say_settings(self, client: Any) -> None:
@@ -105,12 +105,6 @@ class MLflowTracker:
         tags = [RunTag(f"tutti.resumed.{name}", value) for name, value in changed.items()]
         if tags:
             client.log_batch(self._id, tags=tags)
-
-
-def _place(uri: str) -> str:
-    """`uri` without the name and the password that may stand in it."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
 
 
 def _text(value: Any) -> str:
