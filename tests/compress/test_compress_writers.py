@@ -201,6 +201,7 @@ def test_what_misses_the_target_is_not_kept(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_an_assistant_made_smaller_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         {"prompt": f"{'Red' if n % 2 else 'Green'} {n}?", "response": "stop" if n % 2 else "go"}

@@ -158,6 +158,7 @@ def test_it_tries_what_plain_optuna_proposes_for_what_was_found(here: Path, foun
         assert theirs.ask(space).params == line["settings"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
 def test_ctrl_c_and_a_kill_cost_nothing(here: Path, found: dict[str, Any]) -> None:

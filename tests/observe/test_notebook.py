@@ -76,6 +76,7 @@ def test_code_of_cells_is_trained_and_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["r"]
 
 
+@pytest.mark.slow
 def test_the_stop_button_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     again = f"result = tutti.fit(Mine(), mine, Pairs(), steps=14, name='r', resume=True, {SETTINGS})"
     cells = [

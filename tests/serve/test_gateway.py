@@ -319,6 +319,7 @@ def events(answer: httpx.Response) -> Iterator[Any]:
             yield said if said == "[DONE]" else json.loads(said)
 
 
+@pytest.mark.slow
 def test_streams_of_one_model_behind_a_gateway(writer: Path) -> None:
     """One whose worker dies says so; one whose client leaves is not written; one ends well though SIGTERM comes."""
     with gateway(writer, "--processes", "1", "--weights", "as-they-are") as made:
