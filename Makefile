@@ -111,7 +111,7 @@ bench-trainer: .venv/peers
 # The same, of which banking77 and sentfin are taken. Hours; what was interrupted goes on.
 bench-redaction: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-redaction DATA=DIR"; exit 2; }
-	$(BIN)/python -m benchmarks.serve.redaction --data $(DATA)
+	$(BIN)/python -m benchmarks.serve.redaction --data $(DATA) --deal texts
 
 bench-data: .venv/bench .venv/dev
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-data DATA=DIR"; exit 2; }

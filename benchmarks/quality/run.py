@@ -46,7 +46,7 @@ TEXTS = {
 }
 ENCODER = ["model=3M", "data.tokenizer=characters", "data.sequence=128", "train.batch=64",
            "task=masked_language_model", "train.learning_rate=0.002"]  # fmt: skip
-ENCODER_STEPS = 1500
+ENCODER_STEPS = 4500
 TUNED_EPOCHS = 6
 _ONCE = 1_000_000
 
@@ -135,8 +135,10 @@ def train_run(options: argparse.Namespace, name: str, words: list[str], steps: i
     """A run of `steps` (None: of some epochs): trained, or gone on with where it was interrupted."""
     runs = options.work.absolute() / "runs"
     place = RunDirectory.of(str(runs), name)
-    if place.report_json.exists() and json.loads(place.report_json.read_text())["state"] == "finished":
-        return place.path
+    if place.report_json.exists():
+        report = json.loads(place.report_json.read_text())
+        if report["state"] == "finished" and steps in (None, report["steps_planned"]):
+            return place.path
     begun = bool(entries(place.checkpoints))
     if not begun:
         shutil.rmtree(place.path, ignore_errors=True)
