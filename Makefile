@@ -100,15 +100,15 @@ bench-tuning: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tuning DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.tuning.run --data $(DATA)
 
-# Hours; what was interrupted goes on. SMOKE=1: six steps, for whoever changes it.
 .venv/peers: .venv/examples .venv/bench
 	touch $@
 
+# Hours; what was interrupted goes on. SMOKE=1: six steps, for whoever changes it.
 bench-trainer: .venv/peers
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-trainer DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.trainer.run --data $(DATA) $(if $(SMOKE),--smoke)
 
-# The same, of which banking77 and sentfin are taken. Hours; what was interrupted goes on.
+# A model for each of three parts of the texts: half an hour.
 bench-redaction: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-redaction DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.serve.redaction --data $(DATA) --deal texts
@@ -117,10 +117,12 @@ bench-data: .venv/bench .venv/dev
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-data DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.data.run --data $(DATA)
 
+# Hours; what was interrupted goes on.
 bench-text: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-text DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.quality.run --data $(DATA)
 
+# The same, of which banking77 and sentfin are taken. Hours; what was interrupted goes on.
 bench-few: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-few DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.few.run --data $(DATA)
