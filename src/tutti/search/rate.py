@@ -15,6 +15,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.core.say import printer
 from tutti.observe.history import read_history
 from tutti.observe.rates import draw_rates, judge_rates
+from tutti.search.showing import shown
 from tutti.starting import start_run
 from tutti.supervise import Supervision, in_started_world
 
@@ -60,7 +61,8 @@ def find_rate(
         run.create()
         supervision = Supervision(run, resolved, prepared.directory, resume=False, console=False)
         try:
-            report = supervision.execute()
+            with shown(run.path, steps, say):
+                report = supervision.execute()
         except TuttiError:
             # That the loss comes apart is what is looked for; the run ends then, but its steps are there.
             if not _came_apart(run):
