@@ -42,7 +42,13 @@ def written(place: Path, name: str, losses: list[float], **config: Any) -> Path:
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     before = [
-        written(tmp_path, f"base-{seed}", [3.0, 2.0 + off], train={"seed": seed, "learning_rate": 0.001})
+        written(
+            tmp_path,
+            f"base-{seed}",
+            [3.0, 2.0 + off],
+            train={"seed": seed, "learning_rate": 0.001},
+            alerts=f"{{every: {seed}}}",  # who is told makes no other arm
+        )
         for seed, off in enumerate((0.01, -0.02, 0.03))
     ]
     after = [

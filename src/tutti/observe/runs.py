@@ -25,8 +25,8 @@ _COMPARED = (
     *("world_size", "policy", "precision", "bytes_sent", "restarts"),
 )
 
-#: Settings that differ between any two runs and say nothing about them.
-_NAMES = ("name", "runs", "trackers")
+#: Settings that say nothing about what was learned, or how: their sections.
+_BESIDE = ("name", "runs", "trackers", "alerts")
 
 
 def list_runs(directory: Path) -> list[dict[str, Any]]:
@@ -68,7 +68,10 @@ def compare_runs(
     for file in (png, html):
         if file is not None and not file.absolute().parent.is_dir():
             raise RunError(f"there is no directory {file.parent} for {file.name}", "make it, or name another")
-    configs = [{key: value for key, value in flat(read_config(run)) if key not in _NAMES} for run in runs]
+    configs = [
+        {key: value for key, value in flat(read_config(run)) if key.partition(".")[0] not in _BESIDE}
+        for run in runs
+    ]
     figures = [_figures(run) for run in runs]
     keys = {key: None for config in configs for key in config}  # a set that keeps order
     differing = {key: [config.get(key) for config in configs] for key in keys}
