@@ -238,6 +238,8 @@ def _membership(sync: SyncConfig, precision: str, device: str, *, started: bool)
     if sync.policy == "allreduce":
         if sync.implementation == "ddp":
             return "fixed", "torch's DDP cannot change its members"
+        if sync.overlap:
+            return "fixed", "who joins or leaves would meet a gradient under way"
         if precision == "fp16":
             return "fixed", "a newcomer would not know the loss scale of fp16"
         if device != "cpu":

@@ -72,7 +72,9 @@ class SyncConfig(Section):
         default=1, description="`diloco`: the weights take turns in so many parts (streaming)."
     )
     overlap: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="`diloco`: steps that go on while a fragment is exchanged."
+        default=0,
+        description="`diloco`: steps that go on while a fragment is exchanged. `allreduce`, 1: the next step is "
+        "computed while gradients travel, so each step is made with the gradient of the one before.",
     )
     merge: Fraction = Field(
         default=0.5,

@@ -89,6 +89,8 @@ class MemoryModel:
     #: Of arithmetic, where that is not fp32.
     dtype: torch.dtype | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    #: Replicas keep the gradients of two steps: one travels while the next is computed.
+    late: bool = False
     _blocks: dict[int, BlockBytes] = field(default_factory=dict)
 
     def need(self, thrift: Thrift) -> Need:
@@ -142,6 +144,8 @@ class MemoryModel:
         gradients = part.parameters + shared if whole else shared
         if self.replicas > 1 and layout.data * layout.tensor > 1:
             gradients += shared  # pieces are copied into the buffers that replicas sum up
+        if self.replicas > 1 and self.late:
+            gradients += shared
         in_files = thrift.offload == "all"
         if in_files and layout.data == 1:
             gradients = self._largest()  # moved into a file when it is done

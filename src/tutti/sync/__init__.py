@@ -7,6 +7,7 @@ from tutti.sync.diloco import DiLoCo
 from tutti.sync.elastic_allreduce import ElasticAllReduce
 from tutti.sync.gossip import Gossip
 from tutti.sync.joining import StateLost
+from tutti.sync.late import LateAllReduce
 from tutti.sync.ledger import Ledger, Range, count, cut, positions, share
 from tutti.sync.local_sgd import LocalSGD
 from tutti.sync.phased import SynchronousStart
@@ -23,6 +24,7 @@ __all__ = [
     "DistributedDataParallelAllReduce",
     "ElasticAllReduce",
     "Gossip",
+    "LateAllReduce",
     "Ledger",
     "LocalSGD",
     "Meeting",

@@ -27,6 +27,12 @@ def inadmissible(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", 
             f"a fragment's turn comes every {sync.every // sync.fragments} steps (every: {sync.every}, fragments: "
             f"{sync.fragments}), so overlap: {sync.overlap} must be less than that"
         )
+    if sync.overlap and sync.policy == "allreduce":
+        reason = _not_late(sync, precision, parts)
+        if reason is not None:
+            return reason
+    if sync.overlap and sync.policy not in ("allreduce", "diloco"):
+        return f"overlap is of allreduce and diloco, not of policy {sync.policy}"
     if sync.membership == "elastic" and sync.policy == "allreduce":
         if sync.implementation == "ddp":
             return "implementation: ddp cannot change its members: take membership: fixed, or implementation: buckets"
@@ -41,6 +47,24 @@ def inadmissible(sync: SyncConfig, precision: str, *, optimizer: str = "adamw", 
         return "synchronous_steps with train.precision: fp16: a newcomer would not know the loss scale"
     if sync.policy == "server":
         return _not_served(sync, precision, optimizer, parts)
+    return None
+
+
+def _not_late(sync: SyncConfig, precision: str, parts: int) -> str | None:
+    if sync.overlap > 1:
+        return f"allreduce with overlap: {sync.overlap}: a gradient is one step late at most; take overlap: 1"
+    if sync.implementation == "ddp":
+        return (
+            "implementation: ddp waits for its sums before the step; overlap: 1 needs implementation: buckets"
+        )
+    if sync.membership == "elastic":
+        return "allreduce with overlap: 1 needs membership: fixed: who joins or leaves would meet a gradient under way"
+    if precision == "fp16":
+        return "allreduce with overlap: 1 and train.precision: fp16: a late gradient may be of another loss scale"
+    if parts > 1:
+        return (
+            f"allreduce with overlap: 1 needs a whole copy on every rank, and layout splits one over {parts}"
+        )
     return None
 
 

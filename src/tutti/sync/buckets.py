@@ -46,8 +46,12 @@ class Bucket:
         """Zero the buffer and make it the gradient of every plain fp32 parameter."""
         self.flat.zero_()
         for parameter, view in zip(self.parameters, self.views, strict=True):
-            lendable = not isinstance(parameter, DTensor) and parameter.dtype == torch.float32
-            parameter.grad = view if lendable else None
+            parameter.grad = view if _lendable(parameter) else None
+
+    def lend_sums(self) -> None:
+        """Make what is in the buffer the gradient of every parameter."""
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            parameter.grad = view if _lendable(parameter) else _like(view, parameter)
 
     def collect(self, index: int) -> None:
         """Copy the gradient of parameter `index` into the buffer, unless it is there already."""
@@ -67,6 +71,10 @@ class Bucket:
             local = local_part(parameter.grad)
             if local.data_ptr() != view.data_ptr():
                 local.copy_(view)
+
+
+def _lendable(parameter: nn.Parameter) -> bool:
+    return not isinstance(parameter, DTensor) and parameter.dtype == torch.float32
 
 
 def _like(view: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -127,11 +135,20 @@ class OverlappedBuckets:
 
     def finish(self) -> None:
         """Wait for all, hand out the sums. Raises PeerLost when a member was lost since the step began."""
+        self.receive()
+        for bucket in self.buckets:
+            bucket.hand_out()
+
+    def receive(self) -> None:
+        """Wait for all, and leave the sums where they are. Raises PeerLost as `finish`."""
         lost = self._settle()
         if lost is not None:
             raise lost
+
+    def lend_sums(self) -> None:
+        """Make the sums that were received the gradients, which they stay until the next `reset`."""
         for bucket in self.buckets:
-            bucket.hand_out()
+            bucket.lend_sums()
 
     def abandon(self) -> None:
         """Wait until nothing that was started touches the buckets any more, however it ends."""

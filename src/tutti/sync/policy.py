@@ -131,6 +131,8 @@ class Policy(ABC):
     behind = False
     #: Meetings so far.
     rounds = 0
+    #: What `before_step` leaves is the gradient of an earlier step, and of the first one none.
+    late = False
     #: The optimizer's step is made by `push`, somewhere else.
     owns_step = False
     #: Numbers that an evaluation sums: whoever helps without having measured gives as many zeros.

@@ -216,6 +216,8 @@ class Loop:
         return max(self.feed.count(share(ranges, part, shares), micro_batch) for part in range(shares))
 
     def _check(self, step: int, gradient: Gradient, portion: Portion) -> None:
+        if self.policy.late and not gradient.totals.targets:
+            return
         exploded = self._guard.exploded(gradient.loss)
         if gradient.usable and math.isfinite(gradient.norm) and math.isfinite(gradient.loss) and not exploded:
             return
@@ -359,7 +361,8 @@ class Loop:
         known = {name: seconds for name, seconds in times.items() if seconds is not None}
         if self.profiler is not None:
             fields |= known
-        if self.world.part == 0 and (self.policy.drifts or self.leads):
+        nothing_yet = self.policy.late and not gradient.totals.targets
+        if self.world.part == 0 and (self.policy.drifts or self.leads) and not nothing_yet:
             fields |= {
                 "loss": gradient.loss,
                 "targets": gradient.totals.targets,

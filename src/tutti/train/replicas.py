@@ -19,6 +19,7 @@ from tutti.sync import (
     DistributedDataParallelAllReduce,
     ElasticAllReduce,
     Gossip,
+    LateAllReduce,
     LocalSGD,
     Place,
     Policy,
@@ -88,7 +89,9 @@ def make_policy(
 
     def together(summing: Summing) -> AllReduce:
         if handover is None:
-            kind = DistributedDataParallelAllReduce if sync.implementation == "ddp" else AllReduce
+            kind = LateAllReduce if sync.overlap else AllReduce
+            if sync.implementation == "ddp":
+                kind = DistributedDataParallelAllReduce
             fixed = kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)
             fixed.batches = batches
             return fixed

@@ -98,7 +98,8 @@ class Accumulator:
         layout = self._split.world.layout
         whole = self._split.pipeline is None and layout.tensor == 1
         at_once = layout.zero > 1 or layout.data == 1
-        return whole and at_once and self._hold is None and not self._policy.owns_step
+        prompt = not self._policy.owns_step and not self._policy.late
+        return whole and at_once and self._hold is None and prompt
 
     def try_out(self, batch: Batch) -> None:
         """Forward and backward of `batch`, of which nothing remains."""

@@ -102,7 +102,7 @@ def _train(rank: Rank) -> None:
         split=split,
         optimizers=optimizers.optimizers,
         policy=policy,
-        policy_name=config.sync.policy,
+        policy_name=f"{config.sync.policy} late" if policy.late else config.sync.policy,
         codec_name=config.sync.codec,
         identity=identity | ({"order": str(rotation)} if rotation else {}),
         directory=run.checkpoints,

@@ -1,0 +1,133 @@
+"""Policy `allreduce` with `overlap: 1`: gradients travel while the next step is computed.
+
+    x_{t+1} = x_t − step(Σ over replicas of g(x_{t−1}))          (Pipe-SGD: Li et al. 2018, arXiv 1811.03619, K = 2)
+
+A step takes as long as computing or sending, whichever is longer, and not as both. What that costs: every step is made
+with the gradient of the step before it, a second buffer as large as the gradients, and of the first step nothing is
+there yet. The last step is made with both gradients that are left, as one of a batch twice as large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tutti.sync.allreduce import AllReduce
+from tutti.sync.buckets import OverlappedBuckets, tables_of
+from tutti.sync.policy import Meeting, Totals
+from tutti.sync.transport import PeerLost, Wait
+
+#: Under this name a checkpoint has what the gradient that is under way sums up.
+_TOTALS = "late_totals"
+
+
+@dataclass
+class _Sent:
+    """A gradient that was sent off, and what it sums up: float64 [4], as `Totals.vector`; no targets: there is none."""
+
+    buckets: OverlappedBuckets
+    totals: Tensor
+    #: Until the totals have arrived.
+    wait: Wait | None = None
+    views: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.views = {
+            part.name: bucket.flat[part.start : part.start + part.size].view(part.shape)
+            for bucket in self.buckets.buckets
+            for part in bucket.buffer.parts
+        }
+
+
+class LateAllReduce(AllReduce):
+    """For fixed members, each with a whole copy of the model."""
+
+    late = True
+
+    def attach(self, objective: nn.Module) -> nn.Module:
+        attached = super().attach(objective)
+        self._sets: list[_Sent] = []
+        self._last_step = 0
+        if self._buckets is not None:
+            other = OverlappedBuckets(
+                self._parameters.items(), self._summing, self._bucket_bytes, tables=tables_of(objective)
+            )
+            for buckets in (self._buckets, other):
+                buckets.gate = self._receive  # one after the other: what one owes the next one pays
+                self._sets.append(_Sent(buckets, torch.zeros(4, dtype=torch.float64, device=self._device)))
+        return attached
+
+    def start(self, step: int, last_step: int) -> Meeting | None:
+        self._last_step = last_step
+        return super().start(step, last_step)
+
+    def rest(self) -> None:
+        for one in self._sets:
+            one.buckets.close()
+
+    def zero_gradients(self, objective: nn.Module) -> None:
+        """The gradient that is about to be computed goes where the one lies that was stepped with."""
+        super().zero_gradients(objective)
+        if self._sets:
+            self._sets[0].totals.zero_()
+
+    def before_step(self, totals: Totals) -> Totals:
+        """Send this gradient off; what is left to step with is the former one."""
+        if not self._sets:
+            return super().before_step(totals)
+        new, former = self._sets
+        new.totals.copy_(totals.vector(self._device))
+        new.buckets.start_rest()
+        self._receive()  # where there was nothing to send
+        new.wait = self._summing.start_plain(new.totals, self._totals_transport)
+        new.buckets.arm(False)
+        self._sets = [former, new]
+        self._buckets = former.buckets
+        if self._step_ranges[0] >= self._last_step:
+            self._receive()
+            for into, other in zip(former.buckets.buckets, new.buckets.buckets, strict=True):
+                into.flat += other.flat
+            former.totals += new.totals
+            new.totals.zero_()
+        found = Totals.of(former.totals)
+        if found.targets:
+            former.buckets.lend_sums()
+        else:  # nothing came before: nothing is stepped with
+            for parameter in self._parameters.values():
+                parameter.grad = None
+        return found
+
+    def _receive(self) -> None:
+        """Have all of the gradient that was sent off last. Raises PeerLost when a member was lost."""
+        sent = self._sets[1]
+        if sent.wait is None:
+            return
+        wait, sent.wait = sent.wait, None
+        sent.buckets.receive()
+        wait()
+        self._summing.keep()
+
+    def settle(self) -> int | None:
+        if self._sets:
+            self._receive()
+        return None
+
+    def sum_evaluation(self, measure: Callable[[int, int], Tensor]) -> Tensor:
+        self.settle()  # both would use one group, on which all ranks have to make the same calls in the same order
+        return super().sum_evaluation(measure)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The gradient that the next step is made with."""
+        if not self._sets:
+            return {}
+        self._receive()
+        return self._sets[1].views | {_TOTALS: self._sets[1].totals}
+
+    def close(self) -> None:
+        with suppress(PeerLost):
+            self.settle()  # others may still wait for what this replica sends
+        super().close()
