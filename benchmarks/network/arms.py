@@ -49,6 +49,8 @@ ARMS = (
     Arm(BASELINE, {"codec": "bf16"}),
     Arm("allreduce int8", {"codec": "int8"}),
     Arm("allreduce int4", {"codec": "int4"}),
+    Arm("allreduce int8 overlap", {"codec": "int8", "overlap": 1, "membership": "fixed"}),
+    Arm("allreduce int4 overlap", {"codec": "int4", "overlap": 1, "membership": "fixed"}),
     Arm("allreduce topk 1/64", {"codec": "topk", "density": 1 / 64}),
     Arm("allreduce topk 2 bits", {"codec": "topk", "density": 1 / 64, "value_bits": 2}),
     Arm("allreduce powersgd 4", {"codec": "powersgd", "matrix_rank": 4}),
