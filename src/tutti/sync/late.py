@@ -1,10 +1,13 @@
 """Policy `allreduce` with `overlap: 1`: gradients travel while the next step is computed.
 
-    x_{t+1} = x_t − step(Σ over replicas of g(x_{t−1}))          (Pipe-SGD: Li et al. 2018, arXiv 1811.03619, K = 2)
+    x_{t+1} = x_t − step(Σ over replicas of g_{t−1})             (Pipe-SGD: Li et al. 2018, arXiv 1811.03619, K = 2)
+    g_t     = g(x_t + (x_t − x_{t−1}))                           (SpecTrain: Chen et al. 2018, arXiv 1809.02839)
 
 A step takes as long as computing or sending, whichever is longer, and not as both. What that costs: every step is made
-with the gradient of the step before it, a second buffer as large as the gradients, and of the first step nothing is
-there yet. The last step is made with both gradients that are left, as one of a batch twice as large.
+with the gradient of the step before it. So gradients are computed where the weights are thought to be by then: a step
+further the same way. It also costs a second buffer as large as the gradients and a copy of the weights, and of the
+first step nothing is there yet. The last step is made with both gradients that are left, as one of a batch twice as
+large.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from tutti.sync.transport import PeerLost, Wait
 
 #: Under this name a checkpoint has what the gradient that is under way sums up.
 _TOTALS = "late_totals"
+#: And behind the name of a parameter what it was before the last step.
+_BEFORE = ".before"
 
 
 @dataclass
@@ -52,7 +57,11 @@ class LateAllReduce(AllReduce):
         attached = super().attach(objective)
         self._sets: list[_Sent] = []
         self._last_step = 0
+        #: Where the weights were at the beginning of the last step, and are while they are moved ahead.
+        self._before: dict[str, Tensor] = {}
+        self._ahead = False
         if self._buckets is not None:
+            self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
             other = OverlappedBuckets(
                 self._parameters.items(), self._summing, self._bucket_bytes, tables=tables_of(objective)
             )
@@ -63,6 +72,11 @@ class LateAllReduce(AllReduce):
 
     def start(self, step: int, last_step: int) -> Meeting | None:
         self._last_step = last_step
+        if (
+            self._sets and not self._sets[1].totals.any()
+        ):  # else what was under way was loaded, and this with it
+            for name, parameter in self._parameters.items():
+                self._before[name].copy_(parameter.detach())
         return super().start(step, last_step)
 
     def rest(self) -> None:
@@ -74,11 +88,13 @@ class LateAllReduce(AllReduce):
         super().zero_gradients(objective)
         if self._sets:
             self._sets[0].totals.zero_()
+            self._move_ahead()
 
     def before_step(self, totals: Totals) -> Totals:
         """Send this gradient off; what is left to step with is the former one."""
         if not self._sets:
             return super().before_step(totals)
+        self._move_back()
         new, former = self._sets
         new.totals.copy_(totals.vector(self._device))
         new.buckets.start_rest()
@@ -101,6 +117,21 @@ class LateAllReduce(AllReduce):
                 parameter.grad = None
         return found
 
+    @torch.no_grad()
+    def _move_ahead(self) -> None:
+        for name, parameter in self._parameters.items():
+            way = parameter - self._before[name]
+            self._before[name].copy_(parameter)
+            parameter.add_(way)
+        self._ahead = True
+
+    @torch.no_grad()
+    def _move_back(self) -> None:
+        if self._ahead:
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._before[name])
+        self._ahead = False
+
     def _receive(self) -> None:
         """Have all of the gradient that was sent off last. Raises PeerLost when a member was lost."""
         sent = self._sets[1]
@@ -121,11 +152,12 @@ class LateAllReduce(AllReduce):
         return super().sum_evaluation(measure)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The gradient that the next step is made with."""
+        """The gradient that the next step is made with, and where the weights were before."""
         if not self._sets:
             return {}
         self._receive()
-        return self._sets[1].views | {_TOTALS: self._sets[1].totals}
+        before = {f"{name}{_BEFORE}": tensor for name, tensor in self._before.items()}
+        return self._sets[1].views | before | {_TOTALS: self._sets[1].totals}
 
     def close(self) -> None:
         with suppress(PeerLost):
