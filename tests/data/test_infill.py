@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tutti.config.data import DataConfig
 from tutti.config.load import load_config
 from tutti.core import ConfigError, DataError
+from tutti.core.infilling import Sentinels
 from tutti.data import InfillSource, Prepared, TokenSource, prepare
 from tutti.data.tokenizer import load_for_encoding
-from tutti.tasks.infilling import Sentinels
 
 SEQUENCE, SEED = 96, 3
 

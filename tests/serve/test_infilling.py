@@ -16,11 +16,11 @@ from served_models import bytes_tokenizer, served, tiny_service
 from tutti import api
 from tutti.config import load_config
 from tutti.core import ModelError
+from tutti.core.infilling import OWN
 from tutti.models import generate
 from tutti.serve.engine import Engine, SlotModel
 from tutti.serve.http import make_app
 from tutti.serve.service import Service
-from tutti.tasks.infilling import OWN
 
 KEY = "sk-of-the-test"
 

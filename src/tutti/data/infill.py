@@ -1,7 +1,7 @@
 """Samples of a language model of which some documents are told so that it learns to fill in what is in their middle.
 
 In every window each stretch of one document is, with the chance `share`, cut at two random characters and turned round
-(see `tasks.infilling`), in either order with the same chance. It stays as long as it was: the three marks, and what
+(see `core.infilling`), in either order with the same chance. It stays as long as it was: the three marks, and what
 else the cuts cost, come off the end of the suffix. One that is too short for that, or whose tokens do not stand for its
 text (it begins within a character), stays as it is. What is turned round follows from (seed, epoch, number of the
 sample) alone.
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.core.errors import DataError
+from tutti.core.infilling import Sentinels
 from tutti.data.prepared import Prepared
 from tutti.data.samples import TokenSource
 from tutti.data.tokenizer import load_for_encoding
-from tutti.tasks.infilling import Sentinels
 
 
 class InfillSource(TokenSource):

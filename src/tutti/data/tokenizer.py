@@ -15,9 +15,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tutti.core.errors import DataError
+from tutti.core.infilling import OWN as INFILLING
 from tutti.data.pieces import pieces
 from tutti.data.settings import END_OF_TEXT, UNKNOWN
-from tutti.tasks.infilling import OWN as INFILLING
 
 #: Strings of this length go to the trainer, which holds 256 of them at a time.
 _TRAINING_CHARACTERS = 1 << 14

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tutti.core import ModelError
-from tutti.tasks.infilling import Sentinels
+from tutti.core.infilling import Sentinels
 
 
 def generate(
@@ -39,7 +39,7 @@ def generate(
         temperature: 0 always takes the likeliest token.
         top_k: sample among the k likeliest; 0: among all.
         seed: same seed, same prompts, same texts.
-        suffix: what comes after what it writes, if anything; of a model that learned to fill in (`tasks.infilling`).
+        suffix: what comes after what it writes, if anything; of a model that learned to fill in (`core.infilling`).
 
     Raises:
         ModelError: there is a suffix, and the tokenizer has no marks for it.
