@@ -69,6 +69,8 @@ def count(*, link: bool) -> None:
     def note(self: Loop, step: int, *rest: Any) -> None:
         note_step(self, step, *rest)
         if not counting:
+            if self.policy.late:
+                self.policy.settle()  # nothing is to be under way while signs of life are counted
             counting.append(Counting(self.events, link=link))
         counting[0].step(step, self.policy.sent_bytes())
 

@@ -29,6 +29,7 @@ def large_objective(unused: bool = False) -> MaskedSquares:
     return objective
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_what_takes_longer_than_a_silence_arrives_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -120,6 +120,7 @@ def test_it_learns_and_others_get_the_same_vectors(place: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(place: Path) -> None:
     """Groups are samples: one worker, one with small micro-batches, and two have the same losses."""
     reports = [

@@ -52,7 +52,11 @@ def train(place: Path, name: str, model: dict[str, Any] | str, *more: str) -> di
 
 
 @pytest.mark.parametrize(
-    ("model", "steps"), [("60K", 260), (T5, 300)], ids=["continues text", "encoder-decoder"]
+    ("model", "steps"),
+    [
+        pytest.param("60K", 260, id="continues text", marks=pytest.mark.slow),
+        pytest.param(T5, 300, id="encoder-decoder"),
+    ],
 )
 def test_a_model_learns_to_translate(place: Path, model: dict[str, Any] | str, steps: int) -> None:
     """And plain transformers opens it, and writes the same with nothing but what was exported."""

@@ -89,6 +89,7 @@ def test_the_head_is_scikit_learns_on_plain_transformers_vectors(
     assert any("classifier, reads" in choice for choice in learned["choices"])
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(place: Path) -> None:
     """Nor does a layout that shards, nor small micro-batches: groups are samples, and every rank fits the same head."""
     found = []

@@ -98,6 +98,7 @@ def test_two_workers_learn_the_same_as_one(place: Path, alone: dict[str, Any]) -
         assert two[step]["loss"] == pytest.approx(one[step]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_split_learns_the_same_as_a_whole_one(place: Path, alone: dict[str, Any]) -> None:
     report = train(place, "split", "replicas=1", "layout.tensor=2", "data.test=0.15", "model.dropout=0.0")
     assert report["state"] == "finished" and report["world_size"] == 2

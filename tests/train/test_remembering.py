@@ -137,6 +137,7 @@ def test_the_gradient_is_that_of_the_formula(place: Path) -> None:
         torch.testing.assert_close(found, 1 + 2.0 * parameter.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_and_shards_hold_alike(place: Path) -> None:
     words = (f"remember.source={place / 'intents.tsv'}", "remember.ewc=100.0", "train.steps=6")
     losses = {}

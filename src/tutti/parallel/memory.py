@@ -145,7 +145,7 @@ class MemoryModel:
         if self.replicas > 1 and layout.data * layout.tensor > 1:
             gradients += shared  # pieces are copied into the buffers that replicas sum up
         if self.replicas > 1 and self.late:
-            gradients += shared
+            gradients += 2 * shared  # and a copy of the weights
         in_files = thrift.offload == "all"
         if in_files and layout.data == 1:
             gradients = self._largest()  # moved into a file when it is done
