@@ -18,7 +18,7 @@ _SIDES = ((0, 6), (8, -3), (0, -13), (-8, -3))
 
 def draw(origin: Origin, rows: Sequence[Row], path: Path) -> None:
     """Write `path` (PNG); what was not measured is left out."""
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    figure = Figure(figsize=(15, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
     _pareto(left, origin, rows)
     _times(right, rows)
@@ -51,7 +51,10 @@ def _pareto(axes: Axes, origin: Origin, rows: Sequence[Row]) -> None:
     front = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
     axes.plot(*zip(*sorted(front), strict=True), color="gray", linewidth=0.8)
     axes.grid(alpha=0.3)
-    axes.text(0.74, 0.98, "\n".join(names), transform=axes.transAxes, va="top", fontsize=7)
+    # Beside the points, not among them.
+    axes.annotate(
+        "\n".join(names), (1.01, 0.98), xycoords="axes fraction", va="top", fontsize=7, annotation_clip=False
+    )
 
 
 def _times(axes: Axes, rows: Sequence[Row]) -> None:
