@@ -17,7 +17,7 @@ from ranks import run_ranks
 from runs import Running, SlowNet, regression
 from toys import MaskedSquares
 from tutti.config.agreement import SyncConfig
-from tutti.core import ConfigError, read_events
+from tutti.core import ConfigError, TuttiError, read_events
 from tutti.data import GlobalOrder
 from tutti.parallel import Split, World
 from tutti.sync import LateAllReduce, Ledger, Place, StaticTransport, Summing, check_sync
@@ -83,8 +83,9 @@ def check(running: Running) -> None:
         torch.testing.assert_close(running.result.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_two_workers_learn_what_plain_torch_learns(tmp_path: Path) -> None:
-    running = Running(tmp_path / "run", model=net(), **ARGUMENTS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_learn_what_plain_torch_learns(workers: int, tmp_path: Path) -> None:
+    running = Running(tmp_path / "run", model=net(), **ARGUMENTS | {"workers": workers})
     report = running.end(120)
     check(running)
     assert report["tokens"] == running.result.report["tokens"] == STEPS * BATCH  # type: ignore[union-attr]
@@ -101,6 +102,20 @@ def test_a_gradient_under_way_survives_a_restart(tmp_path: Path) -> None:
     report = running.end(120)
     assert report["state"] == "finished" and report["restarts"] == 1
     assert any(event["step"] == 5 for event in read_events(running.run, "resumed"))
+    check(running)
+
+
+@pytest.mark.distributed
+def test_one_worker_goes_on_with_what_two_had_under_way(tmp_path: Path) -> None:
+    alone = ARGUMENTS | {"watch__max_restarts": 0}
+    first = Running(tmp_path / "run", model=net(0.05), **alone)
+    first.until_step(8)
+    first.kill(rank=1)
+    with pytest.raises(TuttiError):
+        first.end(120)
+    running = Running(tmp_path / "run", model=net(), resume=True, **alone | {"workers": 1})
+    running.end(120)
+    assert not [event for event in read_events(running.run, "warning") if "left out" in event["message"]]
     check(running)
 
 

@@ -52,10 +52,13 @@ class AllReduce(Policy):
         self._device = module_device(objective)
         self._parameters = dict(named_trainable(objective))
         if self.transport.size > 1 or self.transport.elastic:
-            self._buckets = OverlappedBuckets(
-                self._parameters.items(), self._summing, self._bucket_bytes, tables=tables_of(objective)
-            )
+            self._buckets = self._new_buckets(objective)
         return objective
+
+    def _new_buckets(self, objective: nn.Module) -> OverlappedBuckets:
+        return OverlappedBuckets(
+            self._parameters.items(), self._summing, self._bucket_bytes, tables=tables_of(objective)
+        )
 
     def rest(self) -> None:
         """Have nothing to do with gradients any more."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tutti.sync.allreduce import AllReduce
-from tutti.sync.buckets import OverlappedBuckets, tables_of
+from tutti.sync.buckets import OverlappedBuckets
 from tutti.sync.policy import Meeting, Totals
 from tutti.sync.transport import PeerLost, Wait
 
@@ -55,26 +55,22 @@ class LateAllReduce(AllReduce):
 
     def attach(self, objective: nn.Module) -> nn.Module:
         attached = super().attach(objective)
+        # One replica alone is as late as several: what is learned must not follow from their number.
+        first = self._buckets if self._buckets is not None else self._new_buckets(objective)
+        self._buckets = first
+        #: What is computed into, and what was sent off last.
         self._sets: list[_Sent] = []
-        self._last_step = 0
+        for buckets in (first, self._new_buckets(objective)):
+            buckets.gate = self._receive  # one after the other: what one owes the next one pays
+            self._sets.append(_Sent(buckets, torch.zeros(4, dtype=torch.float64, device=self._device)))
         #: Where the weights were at the beginning of the last step, and are while they are moved ahead.
-        self._before: dict[str, Tensor] = {}
-        self._ahead = False
-        if self._buckets is not None:
-            self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
-            other = OverlappedBuckets(
-                self._parameters.items(), self._summing, self._bucket_bytes, tables=tables_of(objective)
-            )
-            for buckets in (self._buckets, other):
-                buckets.gate = self._receive  # one after the other: what one owes the next one pays
-                self._sets.append(_Sent(buckets, torch.zeros(4, dtype=torch.float64, device=self._device)))
+        self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._last_step = 0
         return attached
 
     def start(self, step: int, last_step: int) -> Meeting | None:
         self._last_step = last_step
-        if (
-            self._sets and not self._sets[1].totals.any()
-        ):  # else what was under way was loaded, and this with it
+        if not self._sets[1].totals.any():  # else what was under way was loaded, and this with it
             for name, parameter in self._parameters.items():
                 self._before[name].copy_(parameter.detach())
         return super().start(step, last_step)
@@ -86,14 +82,11 @@ class LateAllReduce(AllReduce):
     def zero_gradients(self, objective: nn.Module) -> None:
         """The gradient that is about to be computed goes where the one lies that was stepped with."""
         super().zero_gradients(objective)
-        if self._sets:
-            self._sets[0].totals.zero_()
-            self._move_ahead()
+        self._sets[0].totals.zero_()
+        self._move_ahead()
 
     def before_step(self, totals: Totals) -> Totals:
         """Send this gradient off; what is left to step with is the former one."""
-        if not self._sets:
-            return super().before_step(totals)
         self._move_back()
         new, former = self._sets
         new.totals.copy_(totals.vector(self._device))
@@ -123,14 +116,11 @@ class LateAllReduce(AllReduce):
             way = parameter - self._before[name]
             self._before[name].copy_(parameter)
             parameter.add_(way)
-        self._ahead = True
 
     @torch.no_grad()
     def _move_back(self) -> None:
-        if self._ahead:
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._before[name])
-        self._ahead = False
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self._before[name])
 
     def _receive(self) -> None:
         """Have all of the gradient that was sent off last. Raises PeerLost when a member was lost."""
@@ -143,8 +133,7 @@ class LateAllReduce(AllReduce):
         self._summing.keep()
 
     def settle(self) -> int | None:
-        if self._sets:
-            self._receive()
+        self._receive()
         return None
 
     def sum_evaluation(self, measure: Callable[[int, int], Tensor]) -> Tensor:
@@ -153,8 +142,6 @@ class LateAllReduce(AllReduce):
 
     def tensors(self) -> dict[str, Tensor]:
         """The gradient that the next step is made with, and where the weights were before."""
-        if not self._sets:
-            return {}
         self._receive()
         before = {f"{name}{_BEFORE}": tensor for name, tensor in self._before.items()}
         return self._sets[1].views | before | {_TOTALS: self._sets[1].totals}
