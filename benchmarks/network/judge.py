@@ -26,13 +26,15 @@ NEAR = 0.01
 
 @dataclass
 class Row:
-    """All that is known of one arm. `by_rate`: its step times; `curves`: by factor of the learning rate."""
+    """All that is known of one arm. `by_rate`: its step times; `curves`: by factor of the learning rate; `longer`: at
+    the best of these, by how many times the steps it was given."""
 
     arm: Arm
     formula: float | None
     curves: dict[float, Result]
     by_rate: dict[float, Result]
     missing_factors: list[float]
+    longer: dict[float, Result] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -79,7 +81,10 @@ def rows_of(origin: Origin, store: Store, arms: Sequence[Arm], failures: dict[st
         by_rate = {rate: r for rate in setting.rates if (r := store.get("step_time", arm, rate))}
         missing = [f for f in setting.learning_rate_factors if f not in curves]
         formula = bytes_a_step(arm, origin.shapes, setting.replicas)
-        rows.append(Row(arm, formula, curves, by_rate, missing, failures.get(arm.name, [])))
+        row = Row(arm, formula, curves, by_rate, missing, failures=failures.get(arm.name, []))
+        if row.factor is not None:
+            row.longer = {n: r for n in setting.longer if (r := store.get("longer", arm, row.factor, n))}
+        rows.append(row)
     return rows
 
 
@@ -98,11 +103,20 @@ def steps_to(curve: Curve, loss: float) -> float | None:
     return None
 
 
+def ends_just_above(row: Row, base: Row) -> bool:
+    """Whether a few steps more may bring `row` where `base` ended, and none that it was given has."""
+    if row.loss is None or base.loss is None:
+        return False
+    ends = [row.loss, *(result["curve"][-1][1] for result in row.longer.values())]
+    return min(ends) > base.loss >= row.loss / (1 + NEAR)
+
+
 def seconds_to(row: Row, rate: float, loss: float) -> float | None:
-    """Wall time until `row` is at `loss` with its step times at `rate`."""
+    """Wall time until `row` is at `loss` with its step times at `rate`, with as many steps as suit it best."""
     if row.curve is None or rate not in row.by_rate:
         return None
-    steps = steps_to(row.curve, loss)
+    curves = [row.curve, *(result["curve"] for result in row.longer.values())]
+    steps = min((s for curve in curves if (s := steps_to(curve, loss)) is not None), default=None)
     return None if steps is None else steps * row.by_rate[rate]["step_seconds"]
 
 
@@ -202,6 +216,7 @@ def as_json(origin: Origin, rows: Sequence[Row]) -> list[dict[str, Any]]:
             "final_loss": row.loss,
             "convergence": {f"{factor:g}": result for factor, result in row.curves.items()},
             "missing_factors": row.missing_factors,
+            "longer": {f"{longer:g}": result for longer, result in row.longer.items()},
             "step_times": {f"{rate:g}": result for rate, result in row.by_rate.items()},
             "failures": row.failures,
         }

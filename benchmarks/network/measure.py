@@ -23,12 +23,13 @@ from tutti.core import read_events
 _WARMUP_STEPS = 2
 
 
-def convergence(origin: Origin, arm: Arm, factor: float, work: Path) -> Result:
-    """Validation losses of `arm` at `factor` times the learning rate: replicas side by side, no pace, no network."""
+def convergence(origin: Origin, arm: Arm, factor: float, work: Path, longer: float = 1.0) -> Result:
+    """Validation losses of `arm` at `factor` times the learning rate, which falls at the end of `longer` times the
+    steps: replicas side by side, no pace, no network."""
     run = work / "run"
-    setting = origin.setting
-    origin.branch(run, arm, steps=setting.steps, factor=factor, validate=True)
-    seconds = _train(origin, arm, run, hosts=None, paced=False, seconds=3600 + 60 * setting.steps)
+    steps = round(longer * origin.setting.steps)
+    origin.branch(run, arm, steps=steps, factor=factor, validate=True)
+    seconds = _train(origin, arm, run, hosts=None, paced=False, seconds=3600 + 60 * steps)
     result = {"curve": _curve(origin, run), "seconds": seconds} | _circumstances(run)
     shutil.rmtree(run)
     return result

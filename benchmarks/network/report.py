@@ -44,6 +44,7 @@ def page(
         f"![loss gap against bytes, and time to the loss]({plot})",
         "## Loss",
         _losses(origin, rows),
+        _longer(origin, rows),
         "## Bytes",
         _bytes(origin, rows),
         "## Step times",
@@ -125,6 +126,21 @@ def _losses(origin: Origin, rows: Sequence[Row]) -> str:
             lines,
         )
     )
+
+
+def _longer(origin: Origin, rows: Sequence[Row]) -> str:
+    lines = [
+        [row.arm.name, *(f"{row.longer[n]['curve'][-1][1]:.4f}" if n in row.longer else "" for n in lengths)]
+        for row in rows
+        if row.longer and (lengths := origin.setting.longer)
+    ]
+    if not lines:
+        return ""
+    said = (
+        "Final loss with more steps, the learning rate falling at the end of them, of arms that end less than "
+        f"{NEAR:.0%} above the baseline: what they lose at equal tokens they may win back in time."
+    )
+    return said + "\n\n" + table(("arm", *(f"{n:g} × the steps" for n in origin.setting.longer)), lines)
 
 
 def _bytes(origin: Origin, rows: Sequence[Row]) -> str:
@@ -213,7 +229,7 @@ def _times(origin: Origin, rows: Sequence[Row]) -> str:
         lines.append([row.arm.name, *cells])
     said = (
         f"Seconds from the checkpoint to the loss that {base.arm.name} ends at ({base.loss:.4f}) / to {NEAR:.0%} above "
-        "it: steps by the loss curve × the time of a step. Never: not within the equal number of tokens."
+        "it: steps by the loss curve × the time of a step. Never: not within the steps that it was given."
     )
     return said + "\n\n" + table(("arm", *map(rate_name, origin.setting.rates)), lines)
 
@@ -289,7 +305,7 @@ def _missing(
     lines += [f"latency: {' '.join(map(str, key))}" for key in setting.delays if key not in delays]
     lines += [f"full run: {' '.join(map(str, key))}" for key in setting.full_runs if key not in full_runs]
     found: list[Result] = [*delays.values(), *full_runs.values()]
-    found += [result for row in rows for result in (*row.curves.values(), *row.by_rate.values())]
+    found += [r for row in rows for r in (*row.curves.values(), *row.longer.values(), *row.by_rate.values())]
     commits = sorted({str(result["commit"]) for result in found})
     busy = max((result["load_average"] for result in found), default=0)
     said = [

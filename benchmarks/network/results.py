@@ -37,7 +37,7 @@ class Store:
     def _path(self, kind: str, arm: Arm, numbers: tuple[float, ...]) -> Path:
         setting = self._setting
         decides: list[Any] = [arm.sync, arm.peer, kind]
-        if kind != "convergence":
+        if kind not in ("convergence", "longer"):
             decides += [setting.compute_seconds, setting.optimizer_seconds, setting.timed_steps]
         slug = "-".join(
             [re.sub(r"[^a-z0-9]+", "_", arm.name.lower()), *(f"{number:g}" for number in numbers)]

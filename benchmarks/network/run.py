@@ -23,13 +23,13 @@ from benchmarks.network import measure, plot, report
 from benchmarks.network.arms import Arm, chosen
 from benchmarks.network.fleet import FleetFailed
 from benchmarks.network.hosts import Hosts, why_not
-from benchmarks.network.judge import as_json, rows_of, verdicts
+from benchmarks.network.judge import as_json, baseline, ends_just_above, rows_of, verdicts
 from benchmarks.network.origin import Origin, make_origin
 from benchmarks.network.processes import start_server
 from benchmarks.network.results import Result, Store
 from benchmarks.network.setting import FULL, SMOKE
 
-STAGES = ("convergence", "step_time", "delayed", "full_run")
+STAGES = ("convergence", "longer", "step_time", "delayed", "full_run")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arms = chosen(options.arms or setting.arms)
     except ValueError as error:
         parser.error(str(error))
-    if options.stages != ["convergence"] and (reason := why_not()) is not None:
-        print(f"nothing measured: {reason}; what needs no network: --stages convergence")
+    if not set(options.stages) <= {"convergence", "longer"} and (reason := why_not()) is not None:
+        print(f"nothing measured: {reason}; what needs no network: --stages convergence longer")
         return
     machine = describe_machine()
     work = options.work.absolute() / setting.name
@@ -116,6 +116,22 @@ class Session:
                     (factor,),
                     partial(measure.convergence, self.origin, arm, factor, self.work),
                 )
+
+    def longer(self, arms: Sequence[Arm]) -> None:
+        """Arms that end near the baseline, but above it, with some steps more: until they come where it ended."""
+        for longer in self.origin.setting.longer:
+            rows = rows_of(self.origin, self.store, arms, {})
+            base = baseline(rows)
+            for row in rows:
+                if base is not None and row.factor is not None and ends_just_above(row, base):
+                    self._one(
+                        "longer",
+                        row.arm,
+                        (row.factor, longer),
+                        partial(
+                            measure.convergence, self.origin, row.arm, row.factor, self.work, longer=longer
+                        ),
+                    )
 
     def step_time(self, arms: Sequence[Arm]) -> None:
         """Every arm at every rate."""

@@ -14,9 +14,10 @@ class Setting:
 
     `origin_steps`: plain steps of one process, at a constant learning rate, that make the checkpoint from which every
     arm starts. `steps`: what each arm trains from there; the learning rate falls over the last fifth of both together.
-    `learning_rate_factors`: the sweep that every arm goes through. `compute_seconds`, `optimizer_seconds`: the pace,
-    which is a step's forward and backward, and its optimizer, whatever the cores do: there are more replicas than
-    cores. `precision`: of the arithmetic: what any CPU does, and not fp16, whose loss scale codecs refuse.
+    `learning_rate_factors`: the sweep that every arm goes through. `longer`: how many times `steps` an arm gets
+    that ends just above the baseline, until it comes where that ended. `compute_seconds`, `optimizer_seconds`: the
+    pace, which is a step's forward and backward, and its optimizer, whatever the cores do: there are more replicas
+    than cores. `precision`: of the arithmetic: what any CPU does, and not fp16, whose loss scale codecs refuse.
     `timed_steps`: steps of a step time, rounded up to whole rounds; fewer, but `least_timed_steps` at least, where they
     would take longer than `timed_seconds`. `rates`: Mbit/s; 0: unshaped. `delays`: arm, rate and one-way milliseconds.
     `full_runs`: arms and rates at which the product trains all of `steps` over the network.
@@ -35,6 +36,7 @@ class Setting:
     warmup: int
     origin_steps: int
     steps: int
+    longer: tuple[float, ...]
     validate_every: int
     validation_samples: int
     compute_seconds: float
@@ -93,6 +95,7 @@ FULL = Setting(
     warmup=50,
     origin_steps=600,
     steps=180,
+    longer=(1.05, 1.1),
     validate_every=20,
     validation_samples=64,
     compute_seconds=1.8,
@@ -104,7 +107,7 @@ FULL = Setting(
     delays=(("allreduce bf16", 100, 20), ("diloco 10 int4", 100, 20)),
     full_runs=(
         ("allreduce bf16", 100),
-        ("allreduce topk 1/64", 100),
+        ("allreduce int8 overlap", 100),
         ("diloco 10 int4", 100),
         ("diloco 15 topk 2 bits", 10),
     ),
@@ -125,6 +128,7 @@ SMOKE = Setting(
     warmup=2,
     origin_steps=10,
     steps=20,
+    longer=(1.5,),
     validate_every=5,
     validation_samples=16,
     compute_seconds=0.08,

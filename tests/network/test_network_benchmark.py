@@ -23,7 +23,7 @@ from benchmarks.network.arms import ARMS, Arm, chosen
 from benchmarks.network.bf16_hook import sum_as_bf16
 from benchmarks.network.formula import bytes_a_step
 from benchmarks.network.hosts import Hosts, address, why_not
-from benchmarks.network.judge import steps_to
+from benchmarks.network.judge import Row, ends_just_above, seconds_to, steps_to
 from benchmarks.network.pace import Pace
 from benchmarks.network.processes import start
 from benchmarks.network.run import main as bench
@@ -88,6 +88,29 @@ def test_every_name_in_the_setting_is_an_arm(setting: Any) -> None:
 def test_steps_to_a_loss_are_linear_between_validations(loss: float, steps: float | None) -> None:
     curve = [(0, 5.0), (10, 4.0), (20, 4.0), (30, 2.0)]
     assert steps_to(curve, loss) == (None if steps is None else pytest.approx(steps))
+
+
+def learnt(*losses: float) -> dict[str, Any]:
+    return {"curve": [(10 * place, loss) for place, loss in enumerate(losses)]}
+
+
+def test_an_arm_that_ends_just_above_is_given_more_steps_until_it_comes_there() -> None:
+    def row(*losses: float) -> Row:
+        return Row(Arm("some"), None, {1.0: learnt(*losses)}, {100: {"step_seconds": 2.0}}, [])
+
+    base = row(5.0, 4.5, 4.0)
+    near = row(5.0, 4.6, 4.02)
+    assert ends_just_above(near, base)
+    assert not ends_just_above(row(5.0, 4.6, 4.05), base)  # by more than 1 %: no few steps bring it there
+    assert not ends_just_above(row(5.0, 4.6, 3.99), base)  # it came there by itself
+    assert seconds_to(near, 100, 4.0) is None
+    near.longer[1.05] = learnt(5.0, 4.61, 4.03, 4.01)
+    assert ends_just_above(near, base)
+    assert seconds_to(near, 100, 4.0) is None
+    near.longer[1.1] = learnt(5.0, 4.62, 4.04, 3.99)
+    assert not ends_just_above(near, base)
+    assert seconds_to(near, 100, 4.0) == pytest.approx(2 * 28)
+    assert seconds_to(near, 100, 4.6) == pytest.approx(2 * 10)  # where fewer steps in all were quicker
 
 
 def test_pace_takes_its_time_and_changes_no_gradient() -> None:
