@@ -119,3 +119,20 @@ def test_outer_momentum_is_what_a_tenth_of_the_rounds_can_build_up() -> None:
     )
     assert not any("outer" in choice for choice in both.choices)
     assert resolved("sync=auto", "replicas=2").config.sync.outer_momentum == "auto"
+
+
+@pytest.mark.parametrize(
+    ("sync", "why"),
+    [
+        (
+            {"policy": "server", "codec": "auto"},
+            "what policy server takes is not predicted.*say codec and every",
+        ),
+        ({"policy": "gossip", "codec": "auto"}, "what policy gossip takes is not predicted"),
+        ({"codec": "auto", "overlap": 1}, "what allreduce with overlap takes is not predicted.*say codec"),
+        ({"policy": "local_sgd", "fragments": 3}, "fragments belong to policy diloco, not to local_sgd"),
+    ],
+)
+def test_what_is_not_predicted_has_to_be_said(sync: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        SyncConfig(**sync)

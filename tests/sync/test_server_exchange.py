@@ -70,8 +70,8 @@ def test_bytes_are_those_of_the_formula(sync: dict[str, Any], staleness: int, tm
             views = [client.views[0] for client in host._clients.values() if client.replica == 0]
             assert torch.equal(leader.weights(), views[0])
         assert leader.policy.settle() == 6
-        assert host._centre is not None
-        assert torch.equal(leader.weights(), host._centre.pieces[0].flat)
+        assert host._weights is not None
+        assert torch.equal(leader.weights(), host._weights.centre.pieces[0].flat)
         for replica in found:
             replica.policy.close()
 

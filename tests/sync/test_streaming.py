@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ranks import run_ranks
+from tutti.core import ConfigError
 from tutti.sync import Ledger, Place, StaticTransport, StreamingDiLoCo, Totals, merge
 from tutti.sync.streaming import fragments_of
 
@@ -82,7 +83,7 @@ def simulate(every: int, fragments: int, overlap: int, alpha: float) -> np.ndarr
         for replica in range(MEMBERS):
             local[replica] += [change(replica, step, block) for block in range(4)]
         seen += TARGETS[:, None]
-        if flying is not None and step == flying[0] + overlap:
+        if flying is not None and step in (flying[0] + overlap, STEPS):
             outer(*flying[1:], alpha)
             flying = None
         if step == STEPS:
@@ -104,7 +105,13 @@ def simulate(every: int, fragments: int, overlap: int, alpha: float) -> np.ndarr
 
 @pytest.mark.parametrize(
     ("every", "fragments", "overlap", "alpha"),
-    [(6, 2, 2, 0.5), (4, 1, 2, 0.25), (6, 2, 0, 0.5), (8, 4, 1, 0.0)],
+    [
+        (6, 2, 2, 0.5),
+        (4, 1, 2, 0.25),
+        (6, 2, 0, 0.5),
+        (8, 4, 1, 0.0),
+        (8, 2, 3, 0.5),
+    ],  # the last: one is under way
 )
 def test_weights_follow_the_equations_and_samples_balance(
     every: int, fragments: int, overlap: int, alpha: float
@@ -118,6 +125,15 @@ def test_weights_follow_the_equations_and_samples_balance(
     trained = [piece for result in found for piece in result["trained"]]
     assert sum(stop - start for start, stop in trained) == STEPS * BATCH
     assert merge(trained) == [(0, STEPS * BATCH)]
+
+
+def test_more_fragments_than_blocks_are_refused() -> None:
+    policy = StreamingDiLoCo(
+        StaticTransport(None), Place(0, 1), Ledger(), BATCH, every=10, inside=StaticTransport(None), incarnation=0,
+        learning_rate=RATE, momentum=MOMENTUM, fragments=5, overlap=0, merge=0.0,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="fragments is 5, but the model of this rank falls into 4 at most"):
+        policy.attach(net())
 
 
 def test_blocks_take_turns_and_nothing_is_left_out() -> None:

@@ -3,7 +3,7 @@ late; they travel while the next step is computed; and one that is under way sur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,16 @@ def net(seconds: float = 0.0) -> SlowNet:
     return SlowNet(seconds)
 
 
-def by_hand() -> dict[str, Tensor]:
+def by_hand(ends: Sequence[int] = (STEPS,)) -> dict[str, Tensor]:
     """AdamW over the global order: the first step is none, the others take the gradient of the step before, computed a
-    step further than the weights were then; the last one takes that of both batches that are left."""
+    step further than the weights were then; the last one takes that of both batches that are left. `ends`: where it
+    was the last one; then all begins anew."""
     model, (x, y) = net(), regression(SAMPLES)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
     order = GlobalOrder(0, lambda _: SAMPLES)
     late: list[Tensor] = []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for step in range(STEPS):
+    for step in range(ends[-1]):
         here = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict({name: 2 * tensor - before[name] for name, tensor in here.items()})
         found = order.locate(step * BATCH, (step + 1) * BATCH)
@@ -67,19 +68,21 @@ def by_hand() -> dict[str, Tensor]:
         new = list(torch.autograd.grad(loss, list(model.parameters())))
         model.load_state_dict(here)
         before = here
-        if step == STEPS - 1:
-            late = [(one + other) / 2 for one, other in zip(late, new, strict=True)]
+        if step + 1 in ends:
+            late = [(one + other) / 2 for one, other in zip(late, new, strict=True)] if late else new
         if late:
             for parameter, gradient in zip(model.parameters(), late, strict=True):
                 parameter.grad = gradient
             optimizer.step()
         late = new
+        if step + 1 in ends:
+            late, before = [], {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return model.state_dict()
 
 
-def check(running: Running) -> None:
+def check(running: Running, ends: Sequence[int] = (STEPS,)) -> None:
     assert running.result is not None
-    for name, expected in by_hand().items():
+    for name, expected in by_hand(ends).items():
         torch.testing.assert_close(running.result.model.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -117,6 +120,14 @@ def test_one_worker_goes_on_with_what_two_had_under_way(tmp_path: Path) -> None:
     running.end(120)
     assert not [event for event in read_events(running.run, "warning") if "left out" in event["message"]]
     check(running)
+
+
+@pytest.mark.distributed
+def test_a_finished_run_goes_on_for_one_step_with_nothing_left_of_the_last(tmp_path: Path) -> None:
+    Running(tmp_path / "run", model=net(), **ARGUMENTS).end(120)
+    more = Running(tmp_path / "run", model=net(), resume=True, **ARGUMENTS | {"steps": STEPS + 1})
+    more.end(120)
+    check(more, (STEPS, STEPS + 1))
 
 
 LAYERS, WIDTH = 4, 8

@@ -115,6 +115,23 @@ class SyncConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fragments(self) -> SyncConfig:
+        if self.fragments > 1 and self.policy not in ("diloco", "auto"):
+            raise ValueError(f"fragments belong to policy diloco, not to {self.policy}")
+        return self
+
+    @model_validator(mode="after")
+    def _predictable(self) -> SyncConfig:
+        late = self.policy == "allreduce" and self.overlap
+        if self.undecided and (late or self.policy in ("server", "gossip")):
+            what = "allreduce with overlap" if late else f"policy {self.policy}"
+            raise ValueError(
+                f"what {what} takes is not predicted, so nothing of it can be auto: say codec"
+                + ("" if late else " and every")
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _auto_is_for_the_rest(cls, values: Any) -> Any:

@@ -147,11 +147,14 @@ class Reception:
     def _key(self, run: RunDirectory) -> bytes:
         path = self.key_file(run)
         if self.key is None and not path.exists():
+            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             try:
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                os.write(descriptor, secrets.token_hex(SECRET_BYTES).encode() + b"\n")
-                os.close(descriptor)
+                descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(secrets.token_hex(SECRET_BYTES) + "\n")
+                beside.rename(path)
             except OSError as error:
+                beside.unlink(missing_ok=True)
                 raise unwritable(path, error) from error
         return read_key(path)
 

@@ -196,7 +196,7 @@ class ElasticTransport(Transport):
             store = self._connect()
             store.set(
                 f"{name}/addresses-{rank}",
-                f"{self._pulse.address} {self._giver.address} {self.phase} {self._machine}",
+                f"{self._pulse.address} {self._giver.address} {self.phase} {self._machine or '-'}",
             )
             group = Group(store, name, rank, size, self._host)
             found = [store.get(f"{name}/addresses-{member}").decode().split() for member in range(size)]

@@ -100,6 +100,7 @@ class LateAllReduce(AllReduce):
             self._receive()
             for into, other in zip(former.buckets.buckets, new.buckets.buckets, strict=True):
                 into.flat += other.flat
+                other.flat.zero_()
             former.totals += new.totals
             new.totals.zero_()
         found = Totals.of(former.totals)

@@ -10,7 +10,7 @@ The peak of the traffic is 1/P of DiLoCo's, and the link has τ steps for it. We
 replicas saw since the fragment's last turn.
 
 The first meeting, the last, and those at which somebody comes or stops are held with everybody waiting; at the last,
-all fragments meet.
+all fragments meet. What is under way then lands before it, sooner than τ steps after it was sent.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tutti.core import ConfigError
 from tutti.sync.background import in_background
 from tutti.sync.diloco import DiLoCo
 from tutti.sync.ledger import count
@@ -56,14 +57,24 @@ class StreamingDiLoCo(DiLoCo):
         self._flight: Flight | None = None
 
     def _cut(self, parameters: Mapping[str, nn.Parameter]) -> list[list[str]]:
-        return fragments_of({name: p.numel() for name, p in parameters.items()}, self._count)
+        found = fragments_of({name: p.numel() for name, p in parameters.items()}, self._count)
+        if not all(found):
+            raise ConfigError(
+                f"sync.fragments is {self._count}, but the model of this rank falls into {sum(map(bool, found))} at "
+                "most (the same blocks of layers are always together)",
+                "take fewer",
+            )
+        return found
 
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
         self._count_step(totals)
-        meeting = None
-        if self._flight is not None and (step >= self._flight.step + self._overlap or totals.stop):
+        meeting, over = None, totals.stop or step >= last_step
+        # Before the last meeting it has to be down: two of them at once would cross each other on the way.
+        if self._flight is not None and (over or step >= self._flight.step + self._overlap):
             meeting = self._land(step, totals.stop)
-        if totals.stop or step >= last_step or (not self._round.left and not self._overlap):
+            if meeting.stop or meeting.step >= last_step:  # it was the last meeting: all waited for it
+                return meeting
+        if over or (not self._round.left and not self._overlap):
             last = self._agree(step, totals.stop)
             return last if meeting is None else last.after(meeting)
         if not self._round.left:

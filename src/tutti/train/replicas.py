@@ -89,7 +89,8 @@ def make_policy(
 
     def together(summing: Summing) -> AllReduce:
         if handover is None:
-            kind = LateAllReduce if sync.overlap else AllReduce
+            late = sync.policy == "allreduce" and sync.overlap  # another policy's is another thing
+            kind = LateAllReduce if late else AllReduce
             if sync.implementation == "ddp":
                 kind = DistributedDataParallelAllReduce
             fixed = kind(*shared, bucket_bytes=bucket_bytes, everyone=world.everyone, summing=summing)

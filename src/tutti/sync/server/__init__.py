@@ -2,7 +2,8 @@
 
 register  who may train on what, and when: the accounts
 centre    weights and optimizer: what becomes of a gradient
-host      the server's loop
+weights   the same on its way to replicas
+host      the server's loop: hears its clients, answers
 memory    what survives its death
 link      a rank's connection
 policy    a replica's side
@@ -11,11 +12,12 @@ messages  what is said
 """
 
 from tutti.sync.server.centre import Centre, MakeStepper, Spec
-from tutti.sync.server.host import SERVER_RANK, Host, Rules
+from tutti.sync.server.host import SERVER_RANK, Host
 from tutti.sync.server.link import Link, ServerAddress, listen
 from tutti.sync.server.memory import ServerMemory
 from tutti.sync.server.policy import Kept, ParameterServer
 from tutti.sync.server.register import Register
+from tutti.sync.server.rules import Rules
 from tutti.sync.server.wire import Wire
 
 __all__ = [

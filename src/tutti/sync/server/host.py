@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,15 @@ import zmq
 from torch import Tensor
 
 from tutti.core.events import EventWriter, read_events
-from tutti.sync.codecs import Codec, Corrupt
+from tutti.sync.codecs import Corrupt
 from tutti.sync.ledger import Range
-from tutti.sync.server.centre import BETWEEN, Centre, MakeStepper, Spec
+from tutti.sync.server.centre import BETWEEN, Spec
+from tutti.sync.server.clients import Client
 from tutti.sync.server.memory import ServerMemory
 from tutti.sync.server.messages import Message, frames_of
 from tutti.sync.server.register import Leave, Register, member_name
-from tutti.sync.server.wire import Wire
+from tutti.sync.server.rules import Rules
+from tutti.sync.server.weights import Weights
 
 #: A connection that was silent for so long is gone; how often it is looked after.
 HEARTBEAT_TIMEOUT_MS, HEARTBEAT_MS = 1000, 300
@@ -38,45 +40,6 @@ _PROBE_SECONDS = 0.25
 SERVER_RANK = -2
 #: Parts of one replica say the same thing at about the same time, or one of them is lost.
 _TOGETHER_SECONDS = 20.0
-
-
-@dataclass
-class Rules:
-    """What the server goes by. `factor(step)`: of the peak learning rate."""
-
-    batch: int
-    steps: int
-    replicas: int
-    parts: int
-    staleness: int | None
-    min_replicas: int
-    compensation: float
-    clip: float | None
-    squeeze: bool
-    codec: Codec
-    factor: Callable[[int], float]
-    make_stepper: MakeStepper
-
-
-@dataclass
-class Client:
-    """A replica's connections and what it said that is not answered, by part."""
-
-    replica: int
-    incarnation: int
-    routes: dict[int, bytes] = field(default_factory=dict)
-    said: dict[int, Message] = field(default_factory=dict)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-    #: What each part has, where it is not the weights of the last step: after a codec, or to compensate for delay.
-    views: list[Tensor] = field(default_factory=list)
-    #: When the first part of what is being said was heard.
-    since: float = 0.0
-    joined: bool = False
-
-    @property
-    def name(self) -> str:
-        """As events have it."""
-        return member_name(self.replica, self.incarnation)
 
 
 class Host:
@@ -108,20 +71,13 @@ class Host:
         )
         self._clients: dict[str, Client] = {}
         self._specs: dict[int, Spec] = {}
-        self._wires: list[Wire] = []
-        self._centre: Centre | None = None
+        self._weights: Weights | None = None
         self._giver: str | None = None
         self._sums: list[Tensor] = []
         self._targets = 0
         self._probed = 0.0
         self._members: list[int] = []
         self._unsaved = False
-        #: What its codec loses is sent later, because a reply tells what is missing in what the replica has.
-        self._keeps_views = not self._is_exact or (rules.compensation > 0 and rules.staleness != 0)
-
-    @property
-    def _is_exact(self) -> bool:
-        return self._rules.codec.name == "fp32"
 
     def run(self) -> None:
         """Until asked to stop, and every replica has left."""
@@ -192,7 +148,7 @@ class Host:
         if said is None or said.fields["serial"] != serial:
             return False
         # The state to begin with is an answer itself: asked for with the join's number, and a join from then on.
-        return said.kind == after or (after == "state" and self._centre is not None)
+        return said.kind == after or (after == "state" and self._weights is not None)
 
     def _put(self, client: Client, part: int, message: Message) -> None:
         """Keep what one part said until all have said it."""
@@ -205,7 +161,8 @@ class Host:
         if part in client.gradients:
             return True
         try:
-            client.gradients[part] = self._wires[part].decode(message.payload)
+            assert self._weights is not None  # a replica pushes what it computed with them
+            client.gradients[part] = self._weights.decode(part, message.payload)
         except Corrupt:
             return False
         message.payload = b""
@@ -228,14 +185,14 @@ class Host:
                 self._admit(client)
             elif kind == "push" and client.gradients:
                 self._take_in(client)
-        if self._centre is not None:
+        if self._weights is not None:
             for leave in self.register.leaves():
                 self._let_go(leave)
         if self._unsaved and self._memory.is_due:
             self._save()
 
     def _admit(self, client: Client) -> None:
-        if self._centre is not None:
+        if self._weights is not None:
             client.joined = True
             self.register.join(client.replica, client.incarnation)
             self._note_members()
@@ -249,11 +206,9 @@ class Host:
         client_state = {part: safetensors.torch.load(said.payload) for part, said in client.said.items()}
         facts = client.said[0].fields
         client.said.clear()
-        if self._centre is not None:
+        if self._weights is not None:
             return
-        self._make_centre()
-        assert self._centre is not None
-        self._centre.load(
+        self._make_weights().centre.load(
             {f"{part}{BETWEEN}{n}": t for part, state in client_state.items() for n, t in state.items()}
         )
         self._events.write("serving", push=self.register.pushes, step=facts["step"], restored=False)
@@ -261,11 +216,9 @@ class Host:
         self._save()
         client.said = {part: Message("join", {"serial": facts["serial"]}) for part in client.routes}
 
-    def _make_centre(self) -> None:
-        rules = self._rules
-        specs = [self._specs[part] for part in range(rules.parts)]
-        self._centre = Centre(specs, rules.make_stepper, clip=rules.clip, compensation=rules.compensation)
-        self._wires = [Wire(s.names, s.sizes, rules.codec, squeeze=rules.squeeze) for s in specs]
+    def _make_weights(self) -> Weights:
+        self._weights = Weights(self._rules, [self._specs[part] for part in range(self._rules.parts)])
+        return self._weights
 
     def _take_in(self, client: Client) -> None:
         """A replica's gradient is in whole: step, or add it up."""
@@ -284,12 +237,15 @@ class Host:
         else:
             self._sums = gradients
         if self.register.is_due():
-            self._step(client.views if self._keeps_views and not self.register.synchronous else None)
+            self._step(client)
 
-    def _step(self, computed_at: list[Tensor] | None) -> None:
-        assert self._centre is not None
+    def _step(self, last: Client) -> None:
+        """`last`: whose gradient was the last one that this step waited for."""
+        assert self._weights is not None
+        compensates = self._weights.keeps_views and not self.register.synchronous
+        computed_at = last.views if compensates else None
         factor = self._rules.factor(self.register.due_step)
-        norm = self._centre.step(self._sums, self._targets, factor, computed_at)
+        norm = self._weights.centre.step(self._sums, self._targets, factor, computed_at)
         self._sums, self._targets = [], 0
         if math.isfinite(norm):
             self.register.commit(norm)
@@ -302,11 +258,11 @@ class Host:
 
     def _let_go(self, leave: Leave) -> None:
         """Answer a push or a join: what came of it, the weights, and what is next."""
-        assert self._centre is not None
+        assert self._weights is not None
         client, register = self._clients[leave.name], self.register
         asked = client.said[0]
         result = register.result_of(client.name, asked.fields["lease"]) if "lease" in asked.fields else None
-        whole = self._is_exact or not client.views
+        whole = self._weights.goes_whole(client)
         fields: dict[str, Any] = {
             "serial": asked.fields["serial"],
             "result": None if result is None else asdict(result),
@@ -318,32 +274,16 @@ class Host:
             "whole": whole,
         }
         for part, route in sorted(client.routes.items()):
-            self._send(route, "go", self._weights_for(client, part, whole=whole), **fields)
+            self._send(route, "go", self._weights.packet_for(client, part, whole=whole), **fields)
         client.said.clear()
 
-    def _weights_for(self, client: Client, part: int, *, whole: bool) -> Tensor:
-        assert self._centre is not None
-        flat, wire = self._centre.pieces[part].flat, self._wires[part]
-        if whole:
-            if self._keeps_views:
-                client.views = client.views if part > 0 else []
-                client.views.append(flat.clone())
-            return wire.whole(flat)
-        packet, read = wire.encode(flat - client.views[part])
-        client.views[part] += read
-        return packet
-
     def _give_state(self, client: Client) -> None:
-        """Everything as it is now; it has the weights afterwards."""
-        assert self._centre is not None
+        assert self._weights is not None
         register = self.register
         fields = {"step": register.step, "ledger": register.ledger.state()}
         for part, route in client.routes.items():
-            piece = self._centre.pieces[part]
-            payload = safetensors.torch.save({n: t.detach().clone() for n, t in piece.state().items()})
+            payload = self._weights.state_for(client, part)
             self._send(route, "state", payload, serial=client.said[part].fields["serial"], **fields)
-            if self._keeps_views:
-                client.views[part].copy_(piece.flat)
         client.said.clear()
 
     def _send(self, route: bytes, kind: str, payload: bytes | Tensor = b"", **fields: Any) -> bool:
@@ -396,12 +336,12 @@ class Host:
     # Memory --------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        assert self._centre is not None
+        assert self._weights is not None
         facts = {
             "register": self.register.state(),
             "specs": [self._specs[part].json() for part in range(self._rules.parts)],
         }
-        self._memory.write(self._centre.state(), facts)
+        self._memory.write(self._weights.centre.state(), facts)
         self._unsaved = False
 
     def _restore(self) -> None:
@@ -411,24 +351,23 @@ class Host:
             return
         tensors, facts = found
         self._specs = {part: Spec(**spec) for part, spec in enumerate(facts["specs"])}
-        self._make_centre()
-        assert self._centre is not None
-        self._centre.load(tensors)
+        self._make_weights().centre.load(tensors)
         pushes, counted = facts["register"]["pushes"], facts["register"]["counted"]
         step = counted // self._rules.batch
-        for (member, lease), ranges in self._lost_commits(pushes).items():
+        for (member, lease), ranges in _lost_commits(self._run, pushes).items():
             self._events.write("undone", step=step, round=lease, member=member, ranges=ranges, push=pushes)
         self._events.write("serving", push=pushes, step=step, restored=True)
         self.register.load_state(facts["register"])
 
-    def _lost_commits(self, push: int) -> dict[tuple[str, int], list[Range]]:
-        """What the former server counted after it had saved `push`, by member and lease."""
-        lost: dict[tuple[str, int], list[Range]] = {}
-        for event in read_events(self._run):
-            if event["rank"] != SERVER_RANK:
-                continue
-            if event["kind"] == "serving":
-                lost = {}
-            elif event["kind"] == "commit" and event["push"] > push:
-                lost[event["member"], event["round"]] = event["ranges"]
-        return lost
+
+def _lost_commits(run: Path, push: int) -> dict[tuple[str, int], list[Range]]:
+    """What the former server of `run` counted after it had saved `push`, by member and lease."""
+    lost: dict[tuple[str, int], list[Range]] = {}
+    for event in read_events(run):
+        if event["rank"] != SERVER_RANK:
+            continue
+        if event["kind"] == "serving":
+            lost = {}
+        elif event["kind"] == "commit" and event["push"] > push:
+            lost[event["member"], event["round"]] = event["ranges"]
+    return lost
