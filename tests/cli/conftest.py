@@ -12,6 +12,7 @@ import pytest
 
 import tutti
 from tutti.cli import run
+from tutti.data.manifest import Counts, Skipped
 from tutti.observe.resilience import resilience_figures
 
 
@@ -71,6 +72,15 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         splits={"train": split},
         choices=["data.vocabulary = 512: little text"],
         manifest=SimpleNamespace(steps=[]),
+        counts=Counts(
+            files=2,
+            documents=3,
+            empty=0,
+            duplicates=1,
+            in_validation=0,
+            unreadable=1,
+            skipped=(Skipped(name="a.txt", reason="damaged"),),
+        ),
     )
     machine = {
         "system": "Linux",

@@ -196,6 +196,9 @@ def test_prepare(command: Command, config: str, api: SimpleNamespace) -> None:
     answer = command("prepare", config)
     assert answer.code == 0
     assert "little text" in answer.out
+    assert "3 documents were read of 2 files; left out: 1 duplicates, 1 unreadable" in answer.out
+    assert "left out, damaged: a.txt" in answer.out
+    assert command("prepare", config, "--json").json["counts"]["unreadable"] == 1
     assert command("prepare", config, "--json").json["splits"]["train"]["tokens"] == 1000
 
 

@@ -72,6 +72,14 @@ HEADER = "# Copyright 2020 Example GmbH\n# Licensed under the MIT licence.\n"
         ("-- All rights reserved\nmain = 1\n", "main = 1\n"),
         ("# The parser.\n" + "x = 1  # Copyright\n", "# The parser.\nx = 1  # Copyright\n"),
         ('x = "Copyright"\n', 'x = "Copyright"\n'),
+        (
+            "// SPDX-License-Identifier: GPL-2.0\n#include <linux/mm.h>\n#define X 1\n\nint a;\n",
+            "#include <linux/mm.h>\n#define X 1\n\nint a;\n",
+        ),
+        ("// Copyright C\n#[derive(Debug)]\nstruct A;\n", "#[derive(Debug)]\nstruct A;\n"),
+        ("!function(){var license=1}();\n", "!function(){var license=1}();\n"),
+        ("! Copyright D\n!\nprogram e\n", "program e\n"),
+        ("# License: BSD\n# If not, see there.\nx = 1\n", "x = 1\n"),
     ],
 )
 def test_headers_about_licences_go_and_other_comments_stay(source: str, left: str) -> None:
@@ -182,6 +190,16 @@ def test_patterns_look_only_where_something_can_be_found() -> None:
         ("127.0.0.1 or 192.168.1.1 or ::1 or e::f", False),
         ("127.000.000.001", False),
         ("8.8.8.8", True),
+        ("card 4111 1111 1111 1111, please", True),
+        ("5105105105105100.", True),
+        ("378282246310005", True),  # of American Express' own examples
+        ("x = 2.6457513110645907", False),  # a root
+        ("1700000000005 ms", False),  # a moment
+        ("id4111111111111111", False),
+        ("4111111111111111e5", False),
+        ("2100000000000005", False),  # nobody's cards begin so
+        ("GB29 NWBK 6016 1331 9268 19", True),
+        ("ab5412345678901234", False),
         ("2001:4860:4860::8888", True),
     ],
 )

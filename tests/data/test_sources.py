@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import lzma
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import zstandard
 from tutti.config.data import DataConfig
 from tutti.core import DataError
 from tutti.data import prepare, staging
-from tutti.data.listing import list_sources
+from tutti.data.compressed import inner_name, is_compressed
+from tutti.data.listing import _named_as, list_sources
 from tutti.data.reading import TextSettings
 from tutti.data.sources.document import Bad, Stretch
 from tutti.data.sources.documents import cut, documents
@@ -37,6 +39,13 @@ def read(source: object, **fields: object) -> list[str]:
             for one in documents(stretch, TextSettings.of(config)):
                 found.append(f"BAD {one.number} {one.reason}" if isinstance(one, Bad) else one.text)
     return found
+
+
+def far_sighted(data: bytes) -> bytes:
+    """As `zstd --long=28` writes it: readers are told to remember 256 MB."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=28)
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return packer.compress(data) + packer.flush()
 
 
 def write_csv(path: Path, separator: str = ",") -> Path:
@@ -74,6 +83,7 @@ def test_tables_give_the_texts_that_were_written(tmp_path: Path) -> None:
         (".xz", lzma.compress),
         (".zst", zstandard.compress),
         (".zst", lambda data: zstandard.compress(data[:99]) + zstandard.compress(data[99:])),
+        (".zst", lambda data: far_sighted(data)),
     ],
 )
 def test_compressed_files_are_read_as_what_is_in_them(
@@ -184,8 +194,63 @@ def test_damaged_and_vanished_files_are_left_out_whole_and_counted(
         prepare(config)
     prepared = prepare(configure([good, broken], on_bad_file="skip", split="document"))
     assert prepared.counts.documents == len(TEXTS)
-    assert {one.name for one in prepared.counts.skipped} == {str(broken)}
+    assert {one.name for one in prepared.counts.skipped} == {str(broken)} and prepared.counts.unreadable == 1
     assert listed
+
+
+def test_rows_before_the_damage_of_a_file_that_is_left_out_do_not_count(
+    tmp_path: Path, configure: Configure
+) -> None:
+    good, packed = write_csv(tmp_path / "good.csv"), tmp_path / "cut.jsonl.zst"
+    lines = write_jsonl(tmp_path / "a.jsonl").read_bytes() * 40 + b"no JSON\n" * 3
+    draw = random.Random(0)
+    for _ in range(2000):  # more than is decompressed at once
+        lines += json.dumps({"text": draw.randbytes(100).hex()}).encode() + b"\n"
+    packed.write_bytes(zstandard.compress(lines))
+    packed.write_bytes(packed.read_bytes()[:-9])
+    how = {"on_bad_file": "skip", "on_bad_row": "skip", "split": "document", "clean": {"shortest": 1}}
+    prepared = prepare(configure([good, packed], **how))
+    assert prepared.counts.documents == len(TEXTS)
+    assert [one.name for one in prepared.counts.skipped] == [str(packed)] and prepared.counts.unreadable == 1
+    read, length = prepared.manifest.steps[:2]
+    assert (read.step, read.seen, read.dropped) == ("read", len(TEXTS) + 1, 1)
+    assert (length.step, length.seen) == ("length", len(TEXTS))
+
+
+@pytest.mark.parametrize("how", [{}, {"clean": {"shortest": 1}}])
+def test_bad_rows_are_all_counted_and_the_first_named(
+    tmp_path: Path, configure: Configure, how: dict[str, object]
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl")
+    path.write_text("no JSON\n" * 250 + path.read_text() + '{"text": ' + "9" * 5000 + "}\n")
+    for _ in range(2):  # the second time it is found prepared
+        counts = prepare(configure(path, on_bad_row="skip", **how)).counts
+        assert (counts.documents, counts.unreadable, len(counts.skipped)) == (len(TEXTS), 251, 100)
+        assert counts.skipped[0].name == f"{path}:1"
+
+
+def test_names_of_files_behind_urls() -> None:
+    assert inner_name("https://h/x/a.jsonl.gz?download=true#top") == "/x/a.jsonl"
+    assert is_compressed("https://h/a.zst?X-Signature=a.b") and not is_compressed("https://h/a.txt?b=c.gz")
+    assert inner_name("what?.txt.gz") == "what?.txt"
+    for entry, path, name, url in (
+        ("ftp://u:p@h/x", "/x", "/x/a.txt", "ftp://u:p@h/x/a.txt"),
+        ("s3://bucket/x/", "bucket/x", "bucket/x/a.txt", "s3://bucket/x/a.txt"),
+        ("zip://in::s3://b/c.zip", "in", "in/a.txt", "zip://in/a.txt::s3://b/c.zip"),
+        ("https://h/x", "https://h/x", "https://h/x/a.txt", "https://h/x/a.txt"),
+    ):
+        assert _named_as(entry, None, path)(name) == url
+
+
+def test_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+    place, disk = tmp_path / "place", tmp_path / "disk"
+    place.mkdir()
+    disk.mkdir()
+    (place / "a.txt").write_text("a")
+    (disk / "b.txt").write_text("b")
+    (place / "linked").symlink_to(disk)
+    (disk / "back").symlink_to(place)  # round and round
+    assert read(place) == ["a", "b"]
 
 
 def test_source_code_is_read_by_its_endings(tmp_path: Path) -> None:

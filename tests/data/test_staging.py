@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import fsspec.implementations.memory
@@ -25,6 +26,7 @@ from tutti.data.cleaning.step import Step
 from tutti.data.contamination import make_index
 from tutti.data.encoder import TextEncoder
 from tutti.data.listing import open_binary
+from tutti.data.mixture import _within
 from tutti.data.remote import RemoteCache
 from tutti.data.tokenizer import load_for_encoding, save_tokenizer, train_bpe
 
@@ -172,6 +174,46 @@ def test_an_index_of_much_text_keeps_a_part_of_it_and_finds_the_same(monkeypatch
     assert part.contaminated(asked).tolist() == whole.contaminated(asked).tolist()
 
 
+def test_short_documents_to_compare_with_leave_the_long_ones_their_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tutti.data import contamination
+
+    draw = np.random.default_rng(4)
+    long = [" ".join(f"v{word}" for word in draw.integers(0, 9000, 2000)) for _ in range(2)]
+    piece = " ".join(long[1].split()[100:150])  # short itself
+    monkeypatch.setattr(contamination, "_MOST", 1500)
+    index = make_index([*texts_of(60), *long], 13)
+    assert index.every == 4, "48 sequences of each short one do not count"
+    asked = [long[0][:8000], piece, texts_of(60)[7], *texts_of(3, seed=78)]
+    assert index.contaminated(asked).tolist() == [60, 61, 7, -1, -1, -1]
+
+
+def test_other_text_to_compare_with_is_another_preparation(tmp_path: Path, configure: Configure) -> None:
+    source, exam = write(tmp_path / "a.jsonl", texts_of(40)), tmp_path / "exam.jsonl"
+    config = configure(source, validation=0.0, clean={"decontaminate": 13, "against": [str(exam)]})
+    write(exam, texts_of(2, seed=9))
+    assert prepare(config).manifest.steps[-1].dropped == 0
+    write(exam, [*texts_of(2, seed=9), texts_of(40)[5]])
+    assert prepare(config).manifest.steps[-1].dropped == 1
+
+
+def test_a_mixture_of_large_documents_is_as_near_as_whole_ones_come_or_refused(
+    tmp_path: Path, configure: Configure
+) -> None:
+    sizes, order = np.array([50, 900, 30, 400, 20, 7]), np.arange(6)
+    assert sorted(_within(order, sizes, 110.0)) == [0, 2, 4, 5]  # what is too large is passed over
+    assert sorted(_within(order, sizes, 0.0)) == []
+    assert sorted(_within(order, sizes, 5.0)) == [5]  # nearer above than below
+    assert sorted(_within(order, sizes, 3.0)) == []
+    whole = [" ".join(texts_of(20, seed)) for seed in (1, 2)]
+    for number, text in enumerate(whole):
+        (tmp_path / f"{number}.txt").write_text(text)
+    sources = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    with pytest.raises(DataError, match=r"weights gives 0.2 to (.*)1.txt, (.|\n)*only whole ones are taken"):
+        prepare(configure(sources, weights=[0.8, 0.2], validation=0.0))
+
+
 class _Far(fsspec.implementations.memory.MemoryFileSystem):  # type: ignore[misc]
     """A file system that is elsewhere, and counts what is fetched from it."""
 
@@ -226,6 +268,32 @@ def test_prepare_reads_a_url_twice_and_fetches_it_once(
     prepared = prepare(configure("far://text/a.jsonl", split="document"))
     assert sum(far.opened.values()) == 1
     assert prepared.fingerprint == prepare(configure(tmp_path / "a.jsonl", split="document")).fingerprint
+
+
+def test_a_copy_is_known_by_its_version_and_fetched_again_where_others_removed_it(
+    far: _Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far.pipe("/a.txt", b"a" * 100)
+    info, draw = _Far.info, iter(range(100))
+    monkeypatch.setattr(
+        _Far, "info", lambda *given, **more: info(*given, **more) | {"url": f"to {next(draw)}"}
+    )
+    far.opened.clear()
+    cache = RemoteCache(tmp_path / "remote", 2500)
+    for _ in range(3):  # the server sends us on to another address each time
+        assert open_binary("far://a.txt", cache).read() == b"a" * 100
+    assert far.opened["/a.txt"] == 1
+    touch, gone = os.utime, list[Path]()
+
+    def others_make_room(path: Path, **more: Any) -> None:
+        if not gone:
+            path.unlink()
+            gone.append(path)
+        touch(path, **more)
+
+    monkeypatch.setattr("tutti.data.remote.os.utime", others_make_room)
+    assert open_binary("far://a.txt", cache).read() == b"a" * 100
+    assert gone and far.opened["/a.txt"] == 2
 
 
 def test_a_tokenizer_that_does_not_know_the_text_is_refused(tmp_path: Path, configure: Configure) -> None:

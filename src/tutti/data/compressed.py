@@ -10,10 +10,15 @@ import zlib
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
 
 import zstandard
 
+from tutti.core.address import is_url
+
 _READ_BYTES = 1 << 18
+#: Of Zstandard's memory of what came before, at most: `zstd --long=31` takes as much, and many large corpora have it.
+_WINDOW_BYTES = 1 << 31
 
 #: What reading can raise; the last four where a compressed file is damaged or ends too early.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
@@ -46,7 +51,7 @@ class _Zstandard(io.RawIOBase):
         parts = []
         while block:  # frames may follow each other
             if self._decoder is None or self._decoder.eof:
-                self._decoder = zstandard.ZstdDecompressor().decompressobj()
+                self._decoder = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES).decompressobj()
             parts.append(self._decoder.decompress(block))
             block = self._decoder.unused_data if self._decoder.eof else b""
         return b"".join(parts)
@@ -66,13 +71,19 @@ _OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
 COMPRESSIONS = tuple(_OPENERS)
 
 
+def file_name(name: str) -> str:
+    """The path in `name`: of an address on the web without what follows a question mark, such as `?download=true`."""
+    return urlsplit(name).path if is_url(name) else name
+
+
 def is_compressed(name: str) -> bool:
     """Whether the ending of `name` says so."""
-    return name.lower().endswith(COMPRESSIONS)
+    return file_name(name).lower().endswith(COMPRESSIONS)
 
 
 def inner_name(name: str) -> str:
-    """`name` without the ending of a compression."""
+    """`file_name` without the ending of a compression."""
+    name = file_name(name)
     return name[: -len(PurePath(name).suffix)] if is_compressed(name) else name
 
 
@@ -80,4 +91,4 @@ def decompressed(name: str, file: BinaryIO) -> BinaryIO:
     """What is in `file`, by the ending of its name."""
     if not is_compressed(name):
         return file
-    return cast(BinaryIO, _OPENERS[PurePath(name).suffix.lower()](file))
+    return cast(BinaryIO, _OPENERS[PurePath(file_name(name)).suffix.lower()](file))

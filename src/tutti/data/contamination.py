@@ -4,9 +4,9 @@ Documents are compared by the sequences of n words in them (n = 13 is usual: Bro
 contaminated if it has at least half of the sequences of a document that is kept, or if at least half of its own are
 those of documents that are kept. So a phrase that everybody uses, such as a licence, contaminates nothing by itself.
 
-Of very much text to compare with, a part of the sequences is looked at: those whose hash is divisible by a power of
-two, on both sides, which leaves shares as they are (FracMinHash, Irber et al. 2022). Short documents keep all of
-theirs.
+Of very much text to compare with, a part of the sequences of long documents is looked at: those whose hash is divisible
+by a power of two, on both sides, which leaves shares as they are (FracMinHash, Irber et al. 2022). Short documents keep
+all of theirs: 12 bytes for every word of them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from tutti.data.settings import BATCH_CHARACTERS
 
 #: Shares from which on a document is contaminated.
 _SHARE = 0.5
-#: Sequences that are remembered at most.
+#: Sequences of long documents that are remembered at most.
 _MOST = 1 << 22
 #: A document with fewer sequences keeps all.
 _SHORT = 64
+#: Of fewer sequences a share says nothing.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,17 @@ class Index:
             owners = np.concatenate([self.owners[a:b] for a, b in zip(first, last, strict=True)])
             owner, counts = np.unique(owners, return_counts=True)
             share = counts / self.sizes[owner]
-            sampled = own if len(own) < _SHORT else own[own % np.uint64(self.every) == 0]
-            of_own = np.isin(sampled, hits).mean() if len(sampled) else 0.0
-            if share.max() >= _SHARE or of_own >= _SHARE:
+            if share.max() >= _SHARE or self._share_known(own, hits) >= _SHARE:
                 found[text] = owner[share.argmax()]
         return found
+
+    def _share_known(self, own: Hashes, hits: Hashes) -> float:
+        """How much of a text with the sequences `own` is in documents that are kept: of those, `hits` are."""
+        sampled = own[own % np.uint64(self.every) == 0]
+        share = float(np.isin(sampled, hits).mean()) if len(sampled) >= _FEW else 0.0
+        if len(own) < _SHORT:  # a piece of a long document, of which a sample is known, or of short ones
+            share = max(share, len(hits) / len(own))
+        return share
 
 
 def make_index(texts: Iterable[str], length: int) -> Index:
@@ -76,7 +84,7 @@ def make_index(texts: Iterable[str], length: int) -> Index:
     hashes: list[Hashes] = []
     owners: list[NDArray[np.int32]] = []
     every = 1
-    count = held = 0
+    count = held = 0  # documents; sequences of long ones
     long: list[bool] = []
     for batch in batches(texts):
         found, bounds = sequences(words_of(batch), length, short=True)
@@ -87,16 +95,14 @@ def make_index(texts: Iterable[str], length: int) -> Index:
                 own = own[own % np.uint64(every) == 0]
             hashes.append(own)
             owners.append(np.full(len(own), count, np.int32))
-            held += len(own)
+            held += len(own) if long[-1] else 0
             count += 1
-        while held > _MOST and any(long):
+        while held > _MOST:
             every *= 2
             keep = [own % np.uint64(every) == 0 if long[k] else slice(None) for k, own in enumerate(hashes)]
             hashes = [own[kept] for own, kept in zip(hashes, keep, strict=True)]
             owners = [own[kept] for own, kept in zip(owners, keep, strict=True)]
-            if sum(map(len, hashes)) == held:
-                break
-            held = sum(map(len, hashes))
+            held = sum(len(own) for own, is_long in zip(hashes, long, strict=True) if is_long)
     joined = np.concatenate([*hashes, np.zeros(0, np.uint64)])
     order = np.argsort(joined, kind="stable")
     of = np.concatenate([*owners, np.zeros(0, np.int32)])[order]

@@ -17,7 +17,7 @@ from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.data import alike
 from tutti.data.listing import SourceFile, list_sources
-from tutti.data.manifest import Counts, Skipped, StepReport
+from tutti.data.manifest import Counts, StepReport, left_out
 from tutti.data.mixture import times_to_replay, times_to_take
 from tutti.data.reading import TextSettings
 from tutti.data.scan import Catalogue, contained, scan, unique
@@ -46,6 +46,8 @@ class Sources:
     main: list[SourceFile]
     validation: list[SourceFile]
     replay: Replay | None = None
+    #: What `clean.against` names.
+    against: tuple[SourceFile, ...] = ()
 
     @classmethod
     def of(cls, config: DataConfig, remember: RememberConfig | None = None) -> Sources:
@@ -55,8 +57,12 @@ class Sources:
         if remember is not None and remember.source is not None and remember.replay:
             replay = Replay(len(entries), remember.replay)
             entries = [*entries, *_listed(remember.source)]
+        against = config.clean.against
         return cls(
-            list_sources(config, entries), list_sources(config, given) if given is not None else [], replay
+            list_sources(config, entries),
+            list_sources(config, given) if given is not None else [],
+            replay,
+            tuple(list_sources(config, against)) if against else (),
         )
 
     def key(self, config: DataConfig, tokenizer: str) -> str | None:
@@ -66,9 +72,13 @@ class Sources:
         """
         listed = [
             [(file.name, file.kind, file.size, file.stamp, file.entry * weighed) for file in part]
-            for weighed, part in ((self._entries_matter(config), self.main), (False, self.validation))
+            for weighed, part in (
+                (self._entries_matter(config), self.main),
+                (False, self.validation),
+                (False, self.against),
+            )
         ]
-        if any(file.stamp is None for file in [*self.main, *self.validation]):
+        if any(file.stamp is None for file in [*self.main, *self.validation, *self.against]):
             return None
         fields = config.model_dump(
             mode="json",
@@ -182,23 +192,25 @@ def read_corpus(
         empty=merged.empty,
         duplicates=duplicates,
         in_validation=int(shared.sum()),
-        skipped=tuple(Skipped(name=name, reason=reason) for name, reason in merged.skipped),
+        unreadable=merged.skipped.number,
+        skipped=tuple(merged.skipped.named),
     )
-    say(f"{counts.documents:,} documents, {merged.bytes / 1e6:.1f} MB; {_left_out(counts, steps)}")
+    say(f"{counts.documents:,} documents, {merged.bytes / 1e6:.1f} MB; {left_out(counts, steps)}")
     assignment = b"tail" if parts is None else parts[kept].tobytes()
     content = hashlib.sha256(np.ascontiguousarray(merged.rows["hash"][kept]).tobytes() + assignment)
     if times is not None:
         content.update(times[kept].tobytes())
     shares = [config.validation, config.test] if parts is None else []
-    told = [FORMAT, content.hexdigest(), shares, counts.model_dump(mode="json")]
+    # Without paths: the same text, moved, is the same.
+    told = [FORMAT, content.hexdigest(), shares, counts.model_dump(mode="json", exclude={"skipped"})]
     if steps:
-        told.append([step.model_dump(mode="json") for step in steps])
+        told.append([step.model_dump(mode="json", exclude={"examples"}) for step in steps])
     return Corpus(merged.files, plan, counts, choices, digest(told), steps)
 
 
 def _no_text(name: str, files: list[SourceFile], catalogue: Catalogue) -> DataError:
     steps = steps_of_units(catalogue.units)
-    left = f"; {len(catalogue.skipped)} were skipped" if catalogue.skipped else ""
+    left = f"; {catalogue.skipped.number:,} were skipped" if catalogue.skipped.number else ""
     if steps and (most := max(steps, key=lambda step: step.dropped)).dropped:
         left += f"; the step '{most.step}' left out {most.dropped} documents"
     return DataError(f"there is no text in {name} ({len(files)} files{left})", "name text that has some")
@@ -220,13 +232,15 @@ def _once(config: DataConfig, catalogue: Catalogue) -> NDArray[np.bool_]:
 
 def merge(main: Catalogue, held_out: Catalogue) -> Catalogue:
     """One catalogue, `held_out` behind `main`."""
+    skipped = main.skipped.copy()
+    skipped.extend(held_out.skipped.number, held_out.skipped.named)
     behind = held_out.rows.copy()
     behind["file"] += len(main.files)
     return Catalogue(
         main.files + held_out.files,
         np.concatenate([main.rows, behind]),
         main.cuts | {row + len(main.rows): cuts for row, cuts in held_out.cuts.items()},
-        main.skipped + held_out.skipped,
+        skipped,
         main.empty + held_out.empty,
         np.concatenate([main.usable, held_out.usable]),
         main.units + held_out.units,
@@ -273,19 +287,3 @@ def _require_parts(config: DataConfig, plan: dict[str, PlanOfPart], *, with_sour
                 f"data.{name} is {share}, but no text falls to the {name} part",
                 f"give more text, set data.split: tail, or data.{name}: 0.0",
             )
-
-
-def _left_out(counts: Counts, steps: list[StepReport]) -> str:
-    said = {"read", "duplicates"}  # among the others
-    left = [
-        f"{number:,} {what}"
-        for number, what in (
-            (counts.duplicates, "duplicates"),
-            (counts.in_validation, "also in validation"),
-            (counts.empty, "empty"),
-            (len(counts.skipped), "unreadable"),
-        )
-        if number
-    ]
-    left += [f"{step.dropped:,} by {step.step}" for step in steps if step.dropped and step.step not in said]
-    return f"left out: {', '.join(left)}" if left else "nothing left out"

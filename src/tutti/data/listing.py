@@ -10,7 +10,7 @@ import difflib
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -19,8 +19,8 @@ import fsspec
 
 from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
-from tutti.data.compressed import COMPRESSIONS, READ_ERRORS, decompressed, inner_name
-from tutti.data.remote import RemoteCache
+from tutti.data.compressed import COMPRESSIONS, READ_ERRORS, decompressed, file_name, inner_name
+from tutti.data.remote import RemoteCache, stamp_of
 from tutti.data.settings import CODE, CODE_ENDINGS, ENDINGS, HUB, TEXT_FORMATS
 from tutti.data.sources.hub import version_of
 from tutti.data.stdlib import stdlib_files
@@ -30,9 +30,6 @@ _fsspec: Any = fsspec  # it has no types
 Kind = Literal[
     "text", "jsonl", "python", "csv", "tsv", "conll", "json", "parquet", "hub", "html", "pdf", "code", "ready"
 ]
-
-#: What file systems call the time or the version of a file.
-_STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated", "modified", "created")
 
 
 class UnreadableFile(DataError):
@@ -158,10 +155,23 @@ def _on_this_machine(config: DataConfig, entry: str, endings: tuple[str, ...]) -
 
 
 def _walk(folder: Path) -> list[str]:
-    """All files below `folder` but hidden ones (`.git` and the like are no text of the user's)."""
-    found = []
-    for directory, directories, files in os.walk(folder):
-        directories[:] = [name for name in directories if not name.startswith(".")]
+    """All files below `folder`, also behind links, but hidden ones (`.git` and the like are no text of the user's).
+
+    Raises:
+        UnreadableFile: a folder below it cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise unreadable(str(error.filename), error) from error
+
+    found, known = [], set[tuple[int, int]]()
+    for directory, directories, files in os.walk(folder, onerror=fail, followlinks=True):
+        stat = os.stat(directory)  # noqa: PTH116 - of what a link leads to, once, also where links go round
+        if (stat.st_dev, stat.st_ino) in known:
+            directories.clear()
+            continue
+        known.add((stat.st_dev, stat.st_ino))
+        directories[:] = sorted(name for name in directories if not name.startswith("."))
         found += [str(Path(directory) / name) for name in files if not name.startswith(".")]
     return found
 
@@ -174,7 +184,7 @@ def _remote(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterato
             found = {path: filesystem.info(path)}
         elif filesystem.isdir(path):
             everything = filesystem.find(path, detail=True)
-            found = {name: info for name, info in everything.items() if name.lower().endswith(endings)}
+            found = {n: info for n, info in everything.items() if file_name(n).lower().endswith(endings)}
             if not found:
                 raise _nothing_in(entry, everything, endings)
         else:
@@ -192,13 +202,20 @@ def _remote(config: DataConfig, entry: str, endings: tuple[str, ...]) -> Iterato
         raise DataError(f"{entry} cannot be opened: {error}", "check the part before `://`") from error
     if not found:
         raise DataError(f"there is nothing at {entry}", "check the URL")
+    named = _named_as(entry, filesystem, path)
     for name, info in found.items():
-        url = str(filesystem.unstrip_protocol(name))
-        yield SourceFile(url, _kind(config, name), int(info.get("size") or -1), _stamp(info), explicit)
+        url = named(name)
+        yield SourceFile(url, _kind(config, url), int(info.get("size") or -1), stamp_of(info), explicit)
 
 
-def _stamp(info: dict[str, Any]) -> str | None:
-    return next((f"{key}={info[key]}" for key in _STAMPS if info.get(key)), None)
+def _named_as(entry: str, filesystem: Any, path: str) -> Callable[[str], str]:
+    """What to call a file below `entry`, whose `path` the file system took out of it: with host, name and archive."""
+    head, *rest = entry.split("::")
+    head = head.rstrip("/")
+    if not path.strip("/") or not head.endswith(path.rstrip("/")):
+        return lambda name: str(filesystem.unstrip_protocol(name))
+    before = head[: len(head) - len(path.rstrip("/"))]
+    return lambda name: "::".join([before + name, *rest])
 
 
 def _nothing_in(entry: str, names: Iterable[str], known: Sequence[str]) -> DataError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,17 @@ class Skipped(_Record):
 
 
 class Counts(_Record):
-    """What was read and left out. `in_validation`: documents that are also in `validation_source`."""
+    """What was read and left out. `in_validation`: documents that are also in `validation_source`.
+
+    `unreadable`: files and rows that cannot be read, of which `skipped` names the first.
+    """
 
     files: int
     documents: int
     empty: int
     duplicates: int
     in_validation: int
+    unreadable: int
     skipped: tuple[Skipped, ...]
 
 
@@ -114,6 +119,23 @@ class StepReport(_Record):
     bytes: int
     reasons: dict[str, int]
     examples: tuple[Example, ...]
+
+
+def left_out(counts: Counts, steps: Sequence[StepReport]) -> str:
+    """What is not in the text, and why, in a sentence."""
+    said = {"read", "duplicates"}  # among the others
+    left = [
+        f"{number:,} {what}"
+        for number, what in (
+            (counts.duplicates, "duplicates"),
+            (counts.in_validation, "also in validation"),
+            (counts.empty, "empty"),
+            (counts.unreadable, "unreadable"),
+        )
+        if number
+    ]
+    left += [f"{step.dropped:,} by {step.step}" for step in steps if step.dropped and step.step not in said]
+    return f"left out: {', '.join(left)}" if left else "nothing left out"
 
 
 class Manifest(_Record):

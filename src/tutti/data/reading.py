@@ -184,10 +184,10 @@ def text_of_line(name: str, number: int, offset: int, line: bytes, settings: Tex
             f"{where} is no JSON: {error.msg} at column {error.colno}",
             "mend or delete the line, or set data.on_bad_row: skip",
         ) from error
-    except RecursionError as error:
+    except (RecursionError, ValueError) as error:  # Python refuses numbers of thousands of digits
+        what = "is nested too deeply" if isinstance(error, RecursionError) else "has too long a number"
         raise DataError(
-            f"{where} is nested too deeply to be read",
-            "mend or delete the line, or set data.on_bad_row: skip",
+            f"{where} {what} to be read", "mend or delete the line, or set data.on_bad_row: skip"
         ) from error
     if not isinstance(value, dict):
         raise DataError(

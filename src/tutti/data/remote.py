@@ -1,8 +1,8 @@
 """Copies of files that are read from URLs, in a directory of this machine that does not outgrow its bound.
 
 A file is fetched whole, once, by the first process that opens it; its copy is named by the URL and by what the file
-system says of its version. When there is no room, copies that were read longest ago go. A file that is larger than the
-bound, or than the free disk, is read where it lies.
+system says of its version (where it says nothing, by the day). When there is no room, copies that were read longest ago
+go. A file that is larger than the bound, or than the free disk, is read where it lies.
 """
 
 from __future__ import annotations
@@ -27,6 +27,28 @@ _NEAR = frozenset(("file", "local", "memory"))
 _COPY_BYTES = 1 << 20
 #: Of the disk, what copies leave free.
 _SPARE_BYTES = 1 << 28
+#: What file systems call the time or the version of a file.
+_STAMPS = (
+    *(
+        "mtime",
+        "ETag",
+        "etag",
+        "LastModified",
+        "Last-Modified",
+        "last_modified",
+        "updated",
+        "modified",
+        "created",
+    ),
+)
+_DAY_SECONDS = 86400
+#: How often a copy is looked for that others remove to make room for theirs.
+_TRIES = 3
+
+
+def stamp_of(info: dict[str, Any]) -> str | None:
+    """What `info`, a file system's, says of a file's version; None: nothing."""
+    return next((f"{key}={info[key]}" for key in _STAMPS if info.get(key)), None)
 
 
 @dataclass(frozen=True)
@@ -48,13 +70,17 @@ class RemoteCache:
             return cast(BinaryIO, filesystem.open(path, "rb"))
         info = filesystem.info(path)
         size = int(info.get("size") or -1)
-        named = repr((url, sorted((str(key), str(value)) for key, value in info.items())))
-        copy = self.directory / hashlib.sha256(named.encode()).hexdigest()[:32]
+        # Nothing else of it: an address that a server sends us on to is another each time.
+        version = stamp_of(info) or f"day {int(time.time()) // _DAY_SECONDS}"
+        copy = self.directory / hashlib.sha256(repr((url, size, version)).encode()).hexdigest()[:32]
         with locked(self.directory / "locks" / f"{copy.name}.lock", lambda _: None):
-            if not copy.is_file() and not self._fetch(filesystem, path, size, copy):
-                return cast(BinaryIO, filesystem.open(path, "rb"))
-            os.utime(copy, ns=(time.time_ns(),) * 2)  # read just now, finer than the clock of the system
-            return copy.open("rb")
+            for _ in range(_TRIES):
+                if not copy.is_file() and not self._fetch(filesystem, path, size, copy):
+                    break
+                with suppress(FileNotFoundError):  # it had to make room, just now
+                    os.utime(copy, ns=(time.time_ns(),) * 2)  # read now, finer than the clock of the system
+                    return copy.open("rb")
+        return cast(BinaryIO, filesystem.open(path, "rb"))
 
     def _fetch(self, filesystem: Any, path: str, size: int, copy: Path) -> bool:
         """Whether there is a copy now."""

@@ -20,6 +20,7 @@ from tutti.data.listing import SourceFile, UnreadableFile, open_binary, unreadab
 from tutti.data.pieces import pieces
 from tutti.data.reading import BadText, Mark, TextSettings, read_lines, read_python, read_text, text_of_line
 from tutti.data.settings import SEGMENT_CHARACTERS
+from tutti.data.skips import Skips
 from tutti.data.sources import lines
 from tutti.data.staging import StagedUnit
 
@@ -42,14 +43,14 @@ class Catalogue:
     """What the first pass found.
 
     `cuts`: for a document longer than one segment, where its later segments start: (character, nearest mark).
-    `skipped`: (file or file:line, reason). `empty`: documents without any text. `usable`: [rows] False for those of a
+    `skipped`: what could not be read. `empty`: documents without any text. `usable`: [rows] False for those of a
     file that turned out to be damaged. `units`: what was read of them by `staging`, in order.
     """
 
     files: list[SourceFile]
     rows: NDArray[Any]
     cuts: dict[int, list[tuple[int, Mark]]] = field(default_factory=dict)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: Skips = field(default_factory=Skips)
     empty: int = 0
     usable: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, dtype=bool))
     units: list[StagedUnit] = field(default_factory=list)
@@ -106,7 +107,7 @@ def scan(
             scanner.ready(number, item)
             continue
         files.append(item)
-        before = scanner.documents
+        before = scanner.mark()
         try:
             if item.kind == "jsonl":
                 scanner.jsonl(number, item)
@@ -116,7 +117,7 @@ def scan(
             if settings.on_bad_file != "skip":
                 raise
             scanner.forget(item, before)
-        if item.explicit and scanner.documents == before and not scanner.skipped_any_of(item):
+        if item.explicit and scanner.found_nothing_since(before):
             raise DataError(f"{item.name} is empty", "name a file that holds text")
         if (number + 1) % 5000 == 0:
             say(f"read {number + 1} of {len(items)} files")
@@ -165,15 +166,20 @@ class _Scanner:
         self.documents = 0
         self.empty = 0
         self.cuts: dict[int, list[tuple[int, Mark]]] = {}
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped = Skips()
         self._blocks: list[NDArray[Any]] = []
         self._open: list[tuple[int, int, int, int, int, tuple[int, int]]] = []
 
     def rows(self) -> NDArray[Any]:
         return np.concatenate([*self._blocks, np.array(self._open, dtype=ROW)])
 
-    def skipped_any_of(self, file: SourceFile) -> bool:
-        return bool(self.skipped) and self.skipped[-1][0].startswith(file.name)
+    def mark(self) -> tuple[int, int, Skips]:
+        """Documents, empty ones, and what was skipped so far."""
+        return self.documents, self.empty, self.skipped.copy()
+
+    def found_nothing_since(self, mark: tuple[int, int, Skips]) -> bool:
+        """Neither a document nor what had to be skipped."""
+        return (self.documents, self.skipped.number) == (mark[0], mark[2].number)
 
     def ready(self, number: int, unit: StagedUnit) -> None:
         self._close_block()
@@ -185,11 +191,12 @@ class _Scanner:
         self._blocks.append(block)
         self.documents += len(block)
         self.empty += unit.record.empty
-        self.skipped += [(one.name, one.reason) for one in unit.record.skipped]
+        self.skipped.extend(unit.record.unreadable, unit.record.skipped)
 
-    def forget(self, file: SourceFile, documents: int) -> None:
-        """`file` is left out: back to when there were so many documents."""
-        self.skipped.append((file.name, "unreadable"))
+    def forget(self, file: SourceFile, mark: tuple[int, int, Skips]) -> None:
+        """`file` is left out: back to `mark`, before it."""
+        documents, self.empty, self.skipped = mark
+        self.skipped.add(file.name, "unreadable")
         self._blocks, self._open = [self.rows()[:documents]], []
         self.cuts = {row: cuts for row, cuts in self.cuts.items() if row < documents}
         self.documents = documents
@@ -213,7 +220,7 @@ class _Scanner:
         except BadText as error:
             if self.settings.on_bad_encoding != "skip" and file.kind != "python":
                 raise
-            self.skipped.append((file.name, error.reason))
+            self.skipped.add(file.name, error.reason)
             return
         self._add(number, 0, 0, characters, size, digest, cuts)
 
@@ -235,7 +242,7 @@ class _Scanner:
                         reason = lines.left_out(error, self.settings)
                         if reason is None:
                             raise
-                        self.skipped.append((f"{file.name}:{line_number}", reason))
+                        self.skipped.add(f"{file.name}:{line_number}", reason)
                         continue
                     data = text.encode()
                     digest = hashlib.blake2b(data, digest_size=16)

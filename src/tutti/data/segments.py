@@ -69,59 +69,91 @@ def plan_parts(
     `kept`: [documents]; `parts`: [documents] as from `split.assign`, or None for a split by tails with the
     shares (validation, test). `times`: [documents] how often each is trained on, None: once.
     """
-    if parts is not None and not catalogue.cuts:
-        return _plan_of_short(catalogue, kept, parts, times)
-    rows: dict[int, list[tuple[Any, ...]]] = {0: [], 1: [], 2: []}
-    owners: list[int] = []
-    marks: list[Mark] = []
-    known: dict[Mark, int] = {}
+    marks = _Marks()
+    if parts is None:
+        tables = _tails(catalogue, kept, shares, times, marks)
+    else:
+        tables = [
+            _whole(catalogue, np.flatnonzero(kept & (parts == part)), times if part == 0 else None, marks)
+            for part in range(len(PARTS))
+        ]
+    return {
+        name: PlanOfPart(name, table, _bounds(table["bytes"]), marks.all)
+        for name, table in zip(PARTS, tables, strict=True)
+    }
 
-    def number(mark: Mark) -> int:
+
+class _Marks:
+    """`all` that are referred to, each once."""
+
+    def __init__(self) -> None:
+        self.all: list[Mark] = []
+        self._numbers: dict[Mark, int] = {}
+
+    def number(self, mark: Mark) -> int:
+        """Its place in `all`; -1: the beginning of a file."""
         if mark.byte == 0:
             return -1
-        if mark not in known:
-            known[mark] = len(marks)
-            marks.append(mark)
-        return known[mark]
+        if mark not in self._numbers:
+            self._numbers[mark] = len(self.all)
+            self.all.append(mark)
+        return self._numbers[mark]
 
+
+def _tails(
+    catalogue: Catalogue,
+    kept: NDArray[np.bool_],
+    shares: tuple[float, float],
+    times: NDArray[np.int32] | None,
+    marks: _Marks,
+) -> list[NDArray[Any]]:
+    """The segments of each part where that has an end of every document."""
+    rows: list[list[tuple[Any, ...]]] = [[] for _ in PARTS]
+    owners: list[int] = []
     for document in np.flatnonzero(kept).tolist():
         file, offset, length, characters, size, _ = catalogue.rows[document].tolist()
-        cuts = [(0, Mark()), *catalogue.cuts.get(document, [])]
-        if parts is None:
-            bounds = tail_bounds(characters, *shares)
-            stretches = [(part, bounds[part], bounds[part + 1]) for part in range(3)]
-        else:
-            stretches = [(int(parts[document]), 0, characters)]
-        for part, start, stop in stretches:
-            for low, high, mark in _segments_of(cuts, start, stop):
+        bounds = tail_bounds(characters, *shares)
+        for part in range(len(PARTS)):
+            start, stop = bounds[part], bounds[part + 1]
+            for low, high, mark in _segments_of(catalogue, document, start, stop):
                 share = size * (high - low) // characters
                 ends = (low == start, high == stop)
-                rows[part].append((file, offset, length, number(mark), low, high, share, *ends))
+                rows[part].append((file, offset, length, marks.number(mark), low, high, share, *ends))
                 if part == 0:
                     owners.append(document)
-    tables = {name: np.array(rows[part], dtype=SEGMENT) for part, name in enumerate(PARTS)}
+    tables = [np.array(of_part, dtype=SEGMENT) for of_part in rows]
     if times is not None:
-        tables[PARTS[0]] = tables[PARTS[0]][_repeated(times[np.array(owners, dtype=np.int64)])]
-    return {name: PlanOfPart(name, table, _bounds(table["bytes"]), marks) for name, table in tables.items()}
+        tables[0] = tables[0][_repeated(times[np.array(owners, dtype=np.int64)])]
+    return tables
 
 
-def _plan_of_short(
-    catalogue: Catalogue, kept: NDArray[np.bool_], parts: NDArray[np.int8], times: NDArray[np.int32] | None
-) -> dict[str, PlanOfPart]:
-    """The same where every document is one segment: millions of rows without an object for each."""
-    plan = {}
-    for part, name in enumerate(PARTS):
-        documents = np.flatnonzero(kept & (parts == part))
-        if part == 0 and times is not None:
-            documents = documents[_repeated(times[documents])]
-        of_part = catalogue.rows[documents]
-        table = np.zeros(len(of_part), dtype=SEGMENT)
-        for field_name in ("file", "offset", "length", "bytes"):
-            table[field_name] = of_part[field_name]
-        table["mark"], table["stop"] = -1, of_part["characters"]
-        table["first"] = table["last"] = True
-        plan[name] = PlanOfPart(name, table, _bounds(table["bytes"]))
-    return plan
+def _whole(
+    catalogue: Catalogue, documents: NDArray[np.int64], times: NDArray[np.int32] | None, marks: _Marks
+) -> NDArray[Any]:
+    """The segments of `documents`, most of which are one: millions of rows without an object for each."""
+    if times is not None:
+        documents = documents[_repeated(times[documents])]
+    long = np.flatnonzero(np.isin(documents, np.array([*catalogue.cuts], dtype=np.int64)))
+    of_long = [
+        list(_segments_of(catalogue, number, 0, int(catalogue.rows["characters"][number])))
+        for number in documents[long].tolist()
+    ]
+    counts = np.ones(len(documents), np.int64)
+    counts[long] = [len(some) for some in of_long]
+    of_document = catalogue.rows[documents]
+    table = np.zeros(len(documents), dtype=SEGMENT)
+    for field_name in ("file", "offset", "length", "bytes"):
+        table[field_name] = of_document[field_name]
+    table["mark"], table["stop"] = -1, of_document["characters"]
+    table["first"] = table["last"] = True
+    table, firsts = np.repeat(table, counts), np.cumsum(counts) - counts
+    for first, segments in zip(firsts[long].tolist(), of_long, strict=True):
+        size, characters = int(table["bytes"][first]), segments[-1][1]
+        for row, (low, high, mark) in zip(table[first : first + len(segments)], segments, strict=True):
+            row["mark"], row["start"], row["stop"] = marks.number(mark), low, high
+            row["bytes"] = size * (high - low) // characters
+            row["first"], row["last"] = low == 0, high == characters
+    return table
 
 
 def _repeated(times: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -130,8 +162,11 @@ def _repeated(times: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.concatenate([*rounds, np.zeros(0, np.int64)]).astype(np.int64)
 
 
-def _segments_of(cuts: list[tuple[int, Mark]], start: int, stop: int) -> Iterator[tuple[int, int, Mark]]:
-    """Cut [start, stop) at `cuts`; each with the mark from which its text is reached."""
+def _segments_of(
+    catalogue: Catalogue, document: int, start: int, stop: int
+) -> Iterator[tuple[int, int, Mark]]:
+    """Characters [start, stop) of a document, cut; each piece with the mark from which its text is reached."""
+    cuts = [(0, Mark()), *catalogue.cuts.get(document, [])]
     for index, (low, mark) in enumerate(cuts):
         high = cuts[index + 1][0] if index + 1 < len(cuts) else stop
         clipped = (max(low, start), min(high, stop))

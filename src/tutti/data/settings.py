@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Version of everything written to the cache; part of the key under which prepared text is found.
-FORMAT = 1
+FORMAT = 2
 
 #: Bytes read from a file at a time.
 BLOCK_BYTES = 1 << 18

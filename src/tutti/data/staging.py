@@ -8,6 +8,7 @@ where the files have not changed. What was made ready is removed when the text i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from tutti.data.near.signatures import band_keys, sign
 from tutti.data.processes import share_out
 from tutti.data.reading import BadText, TextSettings
 from tutti.data.settings import BATCH_CHARACTERS, BYTES_WORTH_PROCESSES, UNIT_BYTES
+from tutti.data.skips import Skips
 from tutti.data.sources.document import Bad, Document, Stretch
 from tutti.data.sources.documents import cut, documents
 
@@ -47,8 +49,6 @@ READY = np.dtype(
     ]
 )
 _ROWS_AT_ONCE = 1 << 14
-#: Of what was skipped in a unit, so many are named; all are counted.
-_NAMED = 100
 _READ = "read"
 
 
@@ -67,13 +67,15 @@ class Unit:
 
 
 class UnitRecord(BaseModel):
-    """What a unit came to. `failed`: numbers of stretches whose file is left out."""
+    """What a unit came to. `failed`: numbers of stretches whose file is left out. `unreadable`, `skipped`: as in
+    `Counts`."""
 
     digest: str
     documents: int
     size: int
     empty: int
     failed: list[int]
+    unreadable: int
     skipped: list[Skipped]
     steps: list[StepReport]
 
@@ -241,7 +243,7 @@ class _Ready:
         self._open: list[tuple[Any, ...]] = []
         self._empty = 0
         self._failed: list[int] = []
-        self._skipped: list[Skipped] = []
+        self._skipped = Skips()
 
     def write(self) -> UnitRecord:
         base = self._job.directory / self._unit.name
@@ -262,7 +264,8 @@ class _Ready:
             size=size,
             empty=self._empty,
             failed=self._failed,
-            skipped=self._skipped,
+            unreadable=self._skipped.number,
+            skipped=self._skipped.named,
             steps=[self._read.report(), *self._cleaner.reports()],
         )
         write_json_atomically(base.with_suffix(".json"), record.model_dump(mode="json"))
@@ -270,7 +273,8 @@ class _Ready:
 
     def _stretch(self, part: int, stretch: Stretch, out: BinaryIO) -> None:
         began, rows, seen = out.tell(), self._documents, self._read.seen
-        policy, settings = "fail", self._job.settings
+        tallies = copy.deepcopy((self._read, self._cleaner.tallies, self._empty, self._skipped))
+        reason, settings = "", self._job.settings
         try:
             for found in documents(stretch, settings):
                 self._read.seen += 1
@@ -279,16 +283,17 @@ class _Ready:
                 else:
                     self._document(part, stretch, found, out)
         except BadText as error:
-            policy = "skip" if stretch.file.kind == "python" else settings.on_bad_encoding
-            if policy != "skip":
+            if stretch.file.kind != "python" and settings.on_bad_encoding != "skip":
                 raise
-            self._skip(stretch.file.name, error.reason)
+            reason = error.reason
         except UnreadableFile as error:
-            policy = settings.on_bad_file
-            if policy != "skip":
+            if settings.on_bad_file != "skip":
                 raise UnreadableFile(error.problem, f"{error.hint}, or set data.on_bad_file: skip") from error
-            self._skip(stretch.file.name, "damaged" if "damaged" in error.problem else "unreadable")
-        if policy == "skip":  # all of the file or nothing
+            reason = "damaged" if "damaged" in error.problem else "unreadable"
+        if reason:  # all of the file or nothing
+            self._read, self._cleaner.tallies, self._empty, self._skipped = tallies
+            self._read.seen += 1
+            self._skip(stretch.file.name, reason)
             self._failed.append(part)
             out.seek(began)
             out.truncate()
@@ -317,8 +322,7 @@ class _Ready:
     def _skip(self, where: str, reason: str) -> None:
         self._read.dropped += 1
         self._read.reasons[reason] += 1
-        if len(self._skipped) < _NAMED:
-            self._skipped.append(Skipped(name=where, reason=reason))
+        self._skipped.add(where, reason)
 
     def _rows(self) -> NDArray[Any]:
         self._blocks = [np.concatenate([*self._blocks, np.array(self._open, dtype=READY)])]

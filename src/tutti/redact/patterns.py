@@ -16,6 +16,7 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterator
 
+from tutti.redact.numbers import has_a_brand, is_iban, passes_luhn
 from tutti.redact.spans import Span
 
 _Find = Callable[[str], Iterator[Span]]
@@ -70,9 +71,7 @@ class Patterns:
             chunk = text[start:end]
             for find in self._finders if chunk else ():
                 found += [
-                    span.moved(start)
-                    for span in find(chunk)
-                    if not self._sure or _is_sure(span.kind, chunk[span.start : span.end])
+                    span.moved(start) for span in find(chunk) if not self._sure or _is_sure(span, chunk)
                 ]
         return sorted(found)
 
@@ -117,21 +116,6 @@ def _is_ipv6(match: re.Match[str]) -> bool:
     except ValueError:
         return False
     return any(letter not in ":" for letter in match[0])
-
-
-def is_iban(text: str) -> bool:
-    """ISO 13616: the country and the check digits at the end, letters as numbers from 10 on, 1 modulo 97."""
-    letters = text.replace(" ", "").upper()
-    return (
-        15 <= len(letters) <= 34
-        and int("".join(str(int(one, 36)) for one in letters[4:] + letters[:4])) % 97 == 1
-    )
-
-
-def passes_luhn(digits: str) -> bool:
-    """ISO/IEC 7812: from the right every second digit doubled, its digits added: a multiple of ten."""
-    doubled = [int(one) * (1 + place % 2) for place, one in enumerate(reversed(digits))]
-    return sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
 
 
 _IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?= ?[A-Za-z0-9])")
@@ -197,13 +181,22 @@ def _phones(chunk: str) -> Iterator[Span]:
             yield Span(*match.span(), "PHONE_NUMBER")
 
 
-def _is_sure(kind: str, text: str) -> bool:
-    """Whether what looks like `kind` is hardly anything else.
+#: What makes digits a part of something longer.
+_BEFORE, _AFTER = re.compile(r"(?:\w|[0-9][.,])\Z"), re.compile(r"\w|[.,][0-9]")
 
-    No telephone number: two short groups other than `555-0123` (numbers of a house and a flat, a post code), pairs of
-    digits that do not begin as French numbers do (bytes). No address of a person: IP addresses that are not public, or
-    of two groups (`std::vec` has many kin).
+
+def _is_sure(span: Span, chunk: str) -> bool:
+    """Whether what stands at `span` of `chunk` is hardly anything else than it looks like.
+
+    No card: a part of a longer number or name, decimals, digits that no network of cards begins with. No telephone
+    number: two short groups other than `555-0123` (numbers of a house and a flat, a post code), pairs of digits that do
+    not begin as French numbers do (bytes). No address of a person: IP addresses that are not public, or of two groups
+    (`std::vec` has many kin).
     """
+    kind, text = span.kind, chunk[span.start : span.end]
+    if kind == "CREDIT_CARD":
+        alone = _BEFORE.search(chunk, 0, span.start) is None and _AFTER.match(chunk, span.end) is None
+        return alone and has_a_brand("".join(_GROUP.findall(text)))
     if kind == "PHONE_NUMBER":
         groups = _GROUP.findall(text)
         lengths = [len(one) for one in groups]

@@ -19,6 +19,7 @@ from tutti.redact import Patterns, mask
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 100
 _BEFORE_A_CHANGE = 30
+_LONGEST_DATA = 200
 
 
 def steps_of(config: CleanConfig) -> list[Step]:
@@ -40,15 +41,15 @@ def steps_of(config: CleanConfig) -> list[Step]:
 
 
 class Cleaner:
-    """Takes texts through `steps`."""
+    """Takes texts through `steps`; `tallies`: what each did so far."""
 
     def __init__(self, steps: list[Step]) -> None:
         self._steps = steps
-        self._tallies = [Tally(step.name) for step in steps]
+        self.tallies = [Tally(step.name) for step in steps]
 
     def clean(self, text: str, kind: Kind, where: str) -> str | None:
         """What is left of `text`; None: it is left out."""
-        for step, tally in zip(self._steps, self._tallies, strict=True):
+        for step, tally in zip(self._steps, self.tallies, strict=True):
             if not text:  # nothing can be left
                 break
             tally.seen += 1
@@ -63,7 +64,7 @@ class Cleaner:
 
     def reports(self) -> list[StepReport]:
         """What was done so far."""
-        return [tally.report() for tally in self._tallies]
+        return [tally.report() for tally in self.tallies]
 
 
 class Tally:
@@ -90,7 +91,7 @@ class Tally:
             differs = (
                 place for place, (old, new) in enumerate(zip(before, after, strict=False)) if old != new
             )
-            at = max(0, next(differs, min(len(before), len(after))) - _BEFORE_A_CHANGE)
+            at = _outside(before, next(differs, min(len(before), len(after))) - _BEFORE_A_CHANGE)
             was, is_now = shortened(before[at:]), shortened(after[at:])
             self._show(where, is_now if was == is_now else f"{was} → {is_now}")  # equal where data was hidden
 
@@ -109,6 +110,13 @@ class Tally:
             reasons=dict(self.reasons),
             examples=tuple(self.examples),
         )
+
+
+def _outside(text: str, at: int) -> int:
+    """`at`, or where the personal data begins in whose middle that is: the rest of a number would not be masked."""
+    start = max(0, at - _LONGEST_DATA)
+    spans = Patterns().spans(text[start : at + _LONGEST_DATA])
+    return next((start + one.start for one in spans if one.start < at - start < one.end), max(0, at))
 
 
 def shortened(text: str) -> str:

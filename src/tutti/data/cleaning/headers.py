@@ -9,9 +9,18 @@ from tutti.data.listing import Kind
 
 #: Lines that a program needs where they are.
 _KEPT = re.compile(r"\A(?:#![^\n]*\n|#[^\n]*coding[:=][^\n]*\n|<\?(?:php|xml)[^\n]*\n)*")
+#: What a line of a comment begins with; `#` and the others may as well begin code.
+_MARKS = (
+    r"//",
+    r"--",
+    r"%",
+    r"#(?!!?\[|(?:include|import|define|undef|if|ifdef|ifndef|elif|else|endif|error|warning|pragma|region|line)\b)",
+    r"[;!](?![\w(\[{$'\"])",
+)
 _COMMENT = re.compile(
-    r"\s*(?:/\*.*?\*/[ \t]*\n?|<!--.*?-->[ \t]*\n?|\(\*.*?\*\)[ \t]*\n?|\{-.*?-\}[ \t]*\n?"
-    r"|(?:[ \t]*(?:#|//|--|;|%|!)[^\n]*(?:\n|\Z))+)",
+    r"\s*(?:/\*.*?\*/[ \t]*\n?|<!--.*?-->[ \t]*\n?|\(\*.*?\*\)[ \t]*\n?|\{-.*?-\}[ \t]*\n?|"
+    + "|".join(rf"(?:[ \t]*{mark}[^\n]*(?:\n|\Z))+" for mark in _MARKS)  # one kind of them together
+    + ")",
     re.DOTALL,
 )
 _LEGAL = re.compile(

@@ -174,7 +174,8 @@ def _split_off(
 ) -> dict[str, list[_Found]]:
     """Train without what is kept for validation and test, where these have no source of their own.
 
-    By the hash of the text alone, so equal texts stay together; a label's only examples stay to train on.
+    By the hash of the text alone, so equal texts stay together; a label's only examples stay to train on, where labels
+    have to be known.
     """
     shares = {
         "validation": config.validation if config.validation_source is None else 0.0,
@@ -192,7 +193,7 @@ def _split_off(
         elif place < shares["validation"] + shares["test"]:
             part = "test"
         names = set(task.label_names(one.example))
-        if part != "train" and any(left[name] < 2 for name in names):
+        if part != "train" and task.closed and any(left[name] < 2 for name in names):
             part = "train"
         if part != "train":
             left.subtract(names)

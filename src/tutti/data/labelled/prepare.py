@@ -42,7 +42,7 @@ from tutti.data.tokenizer import (
     words_tokenizer,
 )
 from tutti.tasks.task import BETWEEN, Ends, Example, Row, RowEncoder, TextTask
-from tutti.tasks.writing import Writing, give_template, render
+from tutti.tasks.writing import Writing, end_of_turn, give_template, render
 
 Say = Callable[[str], None]
 _BATCH = 1024
@@ -132,6 +132,7 @@ def _write(
         "label_counts": gathered.labels.counts,
         "pad": encoder.pad,
         "end": end_token_of(directory / TOKENIZER, encoder.tokenizer),
+        "stop": end_of_turn(encoder) if encoder.render is not None else None,
         "vocabulary": vocabulary_of(encoder.tokenizer),
         "parts": parts,
         "choices": choices,

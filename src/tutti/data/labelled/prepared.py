@@ -77,6 +77,12 @@ class PreparedExamples:
         return int(self.manifest["end"])
 
     @property
+    def stops(self) -> tuple[int, ...]:
+        """What else ends what a model is to write: a turn in a talk."""
+        stop = self.manifest["stop"]
+        return () if stop in (None, self.end_token) else (int(stop),)
+
+    @property
     def vocabulary(self) -> int:
         """Number of tokens V."""
         return int(self.manifest["vocabulary"])

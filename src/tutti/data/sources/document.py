@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tutti.core.address import without_secrets
 from tutti.data.listing import SourceFile
 
 
@@ -22,7 +23,7 @@ class Stretch:
 
     def place(self, number: int) -> str:
         """In words: row `number`, counted from 1 where the stretch begins; 0: the whole file."""
-        name, kind = self.file.name, self.file.kind
+        name, kind = without_secrets(self.file.name), self.file.kind
         if not number:
             return name
         if kind in ("jsonl", "csv", "tsv"):
