@@ -84,6 +84,22 @@ def test_it_has_a_door_of_its_own(made: tuple[Gateway, Path], other: str) -> Non
         client_of(gateway.address).completions.create(model="tiny", prompt="a", temperature=9)
 
 
+def test_nothing_there_is_changed_with_our_key(made: tuple[Gateway, Path]) -> None:
+    gateway, _ = made
+    for method, path in (
+        ("DELETE", "/v1/models/tiny"),
+        ("POST", "/v1/models/tiny"),
+        ("GET", "/v1/completions"),
+        ("PUT", "/v1/chat/completions"),
+    ):
+        assert gateway.http.request(method, path, json={}).status_code == 405
+    with socket.create_connection(tuple(gateway.address.removeprefix("http://").split(":"))) as plain:  # type: ignore[arg-type]
+        plain.sendall(
+            f"GET /v1/models/../chat/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
+        )
+        assert b" 404 " in plain.recv(100)
+
+
 class Fickle(BaseHTTPRequestHandler):
     """Lists a model, as long as it likes."""
 

@@ -114,6 +114,16 @@ def test_late_answers_bring_workers_too() -> None:
     assert workers_after(Scaler(Bounds(1, 2), rules), 1, quiet, [0.1] * 50)[-1] == 1
 
 
+def test_late_answers_of_long_ago_bring_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = Tally()
+    for moment, seconds in [(0.0, 0.1)] * 10 + [(10.0, 3.0)] * 30 + [(100.0, 0.1)] * 2:
+        monkeypatch.setattr("tutti.serve.gateway.tally.time.monotonic", lambda moment=moment: moment)
+        tally.note(200, seconds)
+    assert len(tally.times) == 32
+    assert tally.times_since(5.0) == tally.times
+    assert tally.times_since(40.0) == [0.1, 0.1]
+
+
 def test_bounds_are_read() -> None:
     assert Bounds.read("2") == Bounds(2, 2) and Bounds.read("2:6") == Bounds(2, 6)
     for wrong in ("0", "3:2", "a", "1:2:3", "-1", ""):

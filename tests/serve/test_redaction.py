@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutti.redact.patterns import is_iban, passes_luhn
+from tutti.redact.numbers import is_iban, passes_luhn
 from tutti.serve.guard import segments
 from tutti.serve.guard.redact import Patterns, Redactor, Span, Together, mask
 from tutti.serve.guard.texts import Flow, Way

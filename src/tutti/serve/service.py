@@ -79,9 +79,10 @@ class Service:
         sampling: Sampling,
         stop: tuple[str, ...],
         grammar: Grammar | None = None,
+        owner: str = "",
     ) -> Answer:
-        """Have the engine go on from `prompt`. Raises as `Engine.submit`."""
-        answer = Answer(prompt, new_tokens, sampling, stop, grammar)
+        """Have the engine go on from `prompt`, for `owner`. Raises as `Engine.submit`."""
+        answer = Answer(prompt, new_tokens, sampling, stop, grammar, owner)
         self.engine.submit(answer.request)
         return answer
 
@@ -96,6 +97,7 @@ class Answer:
         sampling: Sampling,
         stop: tuple[str, ...],
         grammar: Grammar | None,
+        owner: str,
     ) -> None:
         loop, self._arrived = asyncio.get_running_loop(), asyncio.Queue[Piece | End]()
 
@@ -104,7 +106,7 @@ class Answer:
                 loop.call_soon_threadsafe(self._arrived.put_nowait, event)
 
         deadline = time.monotonic() + _DEADLINE_SECONDS
-        self.request = Request(prompt, new_tokens, deliver, sampling, stop, grammar, deadline)
+        self.request = Request(prompt, new_tokens, deliver, sampling, stop, grammar, deadline, owner)
 
     async def next(self) -> Piece | End:
         """What comes next, `End` last."""

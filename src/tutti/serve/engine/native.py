@@ -27,9 +27,10 @@ _WORTH_TOKENS = 8
 
 @dataclass
 class _Slot:
-    """`left`: tokens whose keys and values were left in it; `text`: being served (None: free)."""
+    """`left`: tokens whose keys and values were left in it; `text`: being served (None: free). `owner`: of both."""
 
     number: int
+    owner: str = ""
     left: list[int] = field(default_factory=list)
     text: _Text | None = None
     freed: float = 0.0
@@ -143,11 +144,12 @@ class Engine(EngineThread[Request]):
             self._refuse(request, "cancelled" if request.cancelled else "timeout")
         while self._waiting and (free := [slot for slot in self._slots if slot.text is None]):
             request = self._waiting[0]
-            slot, cached = self._place(request.prompt, free)
+            slot, cached = self._place(request, free)
             self._waiting.popleft()  # not before it has a place: nobody is forgotten when that fails
             with self._lock:
                 self._queued -= 1
             self._served += 1
+            slot.owner = request.owner
             slot.text = _Text(
                 request,
                 self._served,
@@ -159,10 +161,13 @@ class Engine(EngineThread[Request]):
                 cached=cached,
             )
 
-    def _place(self, prompt: list[int], free: list[_Slot]) -> tuple[_Slot, int]:
-        """A slot, and how many tokens of `prompt` are in it; the last one is always read, for what comes after it."""
-        most = len(prompt) - 1
-        known = {slot.number: _common(slot.tokens, prompt, most) for slot in self._slots}
+    def _place(self, request: Request, free: list[_Slot]) -> tuple[_Slot, int]:
+        """A slot, and how many tokens of the prompt are in it; the last one is always read, for what comes after it."""
+        most = len(request.prompt) - 1
+        known = {
+            slot.number: _common(slot.tokens, request.prompt, most) if slot.owner == request.owner else 0
+            for slot in self._slots
+        }
         own = max(free, key=lambda slot: known[slot.number])
         source = max(self._slots, key=lambda slot: known[slot.number])
         if known[own.number] >= max(_WORTH_TOKENS, known[source.number]):

@@ -61,8 +61,8 @@ Deliver = Callable[[Piece | End], None]
 @dataclass
 class Request:
     """`prompt`: tokens, at least one. `stop`: texts that end it, and are not part of it. `grammar`: of this text alone,
-    what it has to follow. `deliver` is called from the engine's thread, and must not wait. `deadline`: by
-    `time.monotonic`."""
+    what it has to follow. `owner`: whose it is; nothing that was read for one is used for another. `deliver` is called
+    from the engine's thread, and must not wait. `deadline`: by `time.monotonic`."""
 
     prompt: list[int]
     new_tokens: int
@@ -71,6 +71,7 @@ class Request:
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
     deadline: float | None = None
+    owner: str = ""
     #: Set by whoever does not want it any more.
     cancelled: bool = False
 

@@ -22,7 +22,8 @@ from tutti.serve.refusal import Refusal
 #: Where the key is looked for that the service elsewhere wants.
 REMOTE_KEY_VARIABLE = "TUTTI_REMOTE_KEY"
 #: What is passed on; what else there may be there is nobody's business.
-_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"})
+_POSTED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+_ROUTES = _POSTED | {"/v1/models"}
 #: How often it is asked whether it lives, and how long it may take to say so.
 _EVERY_SECONDS, _PATIENCE_SECONDS = 1.0, 5.0
 
@@ -48,7 +49,9 @@ class Elsewhere:
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_SECONDS)
         async with aiohttp.ClientSession(
-            timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+            timeout=timeout,
+            headers={"Accept-Encoding": "identity"},  # texts are looked at as they come
+            cookie_jar=aiohttp.DummyCookieJar(),
         ) as self._session:
             welcome(await self._models())
             watching = asyncio.create_task(self._watch())
@@ -63,8 +66,14 @@ class Elsewhere:
         if scope["path"] in OPEN:
             await self._health()(scope, receive, send)
             return
-        if scope["path"] not in _ROUTES and not scope["path"].startswith("/v1/models/"):
+        path = scope["path"]
+        steps_out = any(part in (".", "..") for part in path.split("/"))  # to where its keys may not go
+        if steps_out or (path not in _ROUTES and not path.startswith("/v1/models/")):
             raise Refusal(404, f"what is served elsewhere is asked at {', '.join(sorted(_ROUTES))}")
+        # With our key there, nobody is to change or remove anything.
+        methods = ("POST",) if path in _POSTED else ("GET", "HEAD")
+        if scope["method"] not in methods:
+            raise Refusal(405, f"{path} takes {' and '.join(methods)}")
         body = (await receive()).get("body", b"")
         self.in_flight += 1
         try:

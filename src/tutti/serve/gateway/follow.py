@@ -36,8 +36,8 @@ _LOG = logging.getLogger("uvicorn.error")
 _EVERY_SECONDS = 0.1
 #: The registry is looked at, and versions are compared.
 _LOOK_SECONDS = 0.5
-#: Requests whose times say how late answers are now.
-_RECENT = 100
+#: Requests whose times say how late answers are now: the last ones, and none that is long past.
+_RECENT, _RECENT_SECONDS = 100, 60.0
 #: A request may take so much longer than the guard lets it, before its worker goes.
 _MARGIN_SECONDS = 5
 #: The path of a socket has 107 bytes at most.
@@ -253,15 +253,14 @@ class Follower:
             if why is not None:
                 self._give_up(fleet.canary, why)
         if self._before is not None and now - self._since < rules.watch_seconds:
-            why = verdict(serving, self._before, rules)
-            if why is not None:
+            why = verdict(serving, self._before, rules) or self._rising[fleet.serving].failure
+            if why is not None and self._give_up(fleet.serving, why):
                 self._before = None
-                self._give_up(fleet.serving, why)
 
-    def _give_up(self, number: int, why: str) -> None:
-        """Roll it back, if there is anything to go back to."""
+    def _give_up(self, number: int, why: str) -> bool:
+        """Roll it back, if there is anything to go back to; whether it is given up (else it is tried again)."""
         if number in self._hopeless:
-            return
+            return True
         try:
             deed = self._source.roll_back(number, why)
         except TuttiError as error:
@@ -270,21 +269,23 @@ class Follower:
             self._tell(
                 f"version {number} is worse than it should be ({why}), and cannot be rolled back: {error}"
             )
-            return
+            return number in self._hopeless
         if deed is None:
             self._hopeless[number] = why
-            return
+            return True
         self.rolled_back += 1
         self._say(f"version {number} is rolled back: {why}")
         self._looked = 0.0
         self._look()
+        return True
 
     def _scale(self, now: float) -> None:
         if self.fleet.serving is None or self._bounds.low == self._bounds.high:
             return
         pool = self.fleet.pools[self.fleet.serving]
         moment = Moment(now, pool.busy, pool.load.waiting)
-        wanted = self._scaler.wanted(pool.wanted, moment, pool.tally.times[-_RECENT:])
+        recent = pool.tally.times_since(now - _RECENT_SECONDS)[-_RECENT:]
+        wanted = self._scaler.wanted(pool.wanted, moment, recent)
         if wanted == pool.wanted:
             return
         direction = "up" if wanted > pool.wanted else "down"

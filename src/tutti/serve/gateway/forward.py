@@ -19,7 +19,7 @@ from tutti.serve.gateway.fleet import HEADER, Fleet
 from tutti.serve.gateway.pool import Pool
 from tutti.serve.gateway.relay import inward, send_stream, send_whole, start_of, streams, unless_left
 from tutti.serve.gateway.worker import Worker
-from tutti.serve.guard.exchange import exchange_of
+from tutti.serve.guard.exchange import OWNER_HEADER, exchange_of
 from tutti.serve.guard.scopes import OPEN, route_of
 from tutti.serve.refusal import Refusal, stopped
 
@@ -74,7 +74,11 @@ async def _pass_on(scope: Scope, body: bytes, pool: Pool, worker: Worker, send: 
     began = time.perf_counter()
     try:
         async with worker.session.request(
-            scope["method"], _url_of(scope), data=body or None, headers=inward(scope), allow_redirects=False
+            scope["method"],
+            _url_of(scope),
+            data=body or None,
+            headers=inward(scope, OWNER_HEADER),
+            allow_redirects=False,
         ) as answer:
             start = start_of(answer)
             start["headers"].append((HEADER.encode(), str(pool.version).encode()))

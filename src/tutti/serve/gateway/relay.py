@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Coroutine
 
 import aiohttp
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
+from tutti.serve.guard.exchange import TOKENS_HEADER
 from tutti.serve.refusal import stopped
 from tutti.web.gone import until_gone
 
 #: What is told of a request, and a client of an answer, beside what the gateway itself says.
 _INWARD = ("content-type", "accept")
-_OUTWARD = ("content-type", "cache-control", "x-accel-buffering", "retry-after")
-#: Of an event in a stream.
-_END = b"\n\n"
+_OUTWARD = ("content-type", "cache-control", "x-accel-buffering", "retry-after", TOKENS_HEADER)
+#: Of an event in a stream, as whoever computes ends its lines.
+_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 async def unless_left(answering: Coroutine[None, None, None], scope: Scope, receive: Receive) -> None:
@@ -35,10 +37,10 @@ async def unless_left(answering: Coroutine[None, None, None], scope: Scope, rece
             await asyncio.wait({doing})  # who computes has been told before this request counts as over
 
 
-def inward(scope: Scope) -> dict[str, str]:
-    """The headers of a request that are passed on."""
+def inward(scope: Scope, *ours: str) -> dict[str, str]:
+    """The headers of a request that are passed on; `ours`: that are for our own workers alone."""
     given = Headers(scope=scope)
-    return {name: given[name] for name in _INWARD if name in given}
+    return {name: given[name] for name in (*_INWARD, *ours) if name in given}
 
 
 def start_of(answer: aiohttp.ClientResponse) -> Message:
@@ -65,9 +67,10 @@ async def send_stream(answer: aiohttp.ClientResponse, start: Message, first: byt
     held, broken = first, False
     try:
         while held or not answer.content.at_eof():
-            events, end, held = held.rpartition(_END)
+            end = max((found.end() for found in _END.finditer(held)), default=0)
             if end:
-                await send({"type": "http.response.body", "body": events + end, "more_body": True})
+                await send({"type": "http.response.body", "body": held[:end], "more_body": True})
+                held = held[end:]
             if not (part := await answer.content.readany()):
                 break
             held += part

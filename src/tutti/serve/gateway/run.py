@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from tutti.config import ServiceConfig
@@ -83,7 +84,7 @@ def serve_elsewhere(url: str, door: Door, rules: ServiceConfig, say: Callable[[s
         TuttiError: nobody answers there, or the door cannot be opened.
     """
     with door.open() as listener:
-        welcome = Welcome.at(door, listener, rules)
+        welcome = Welcome.at(replace(door, with_page=False), listener, rules)
         guard = Guard(welcome.key, rules)
         check_receivers(rules.alerts)
         there = Elsewhere(url)

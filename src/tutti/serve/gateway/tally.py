@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,10 +14,12 @@ _WARMING_UP = 10
 
 
 class Went(NamedTuple):
-    """`failed`: it could not be computed, or not in time. `seconds`: until the answer began."""
+    """`failed`: it could not be computed, or not in time. `seconds`: until the answer began. `ended`: when, by the
+    clock that only goes forward."""
 
     failed: bool
     seconds: float
+    ended: float = 0.0
 
 
 class Tally:
@@ -33,12 +36,12 @@ class Tally:
         or too often, says nothing of the version."""
         self.statuses[str(status)] += 1
         if not 400 <= status < 500:
-            self._last.append(Went(broken or status >= 500, seconds))
+            self._last.append(Went(broken or status >= 500, seconds, time.monotonic()))
 
     def note_repeated(self, seconds: float) -> None:
         """Count a try that has to be repeated."""
         self.repeated += 1
-        self._last.append(Went(True, seconds))
+        self._last.append(Went(True, seconds, time.monotonic()))
 
     @property
     def requests(self) -> int:
@@ -53,5 +56,12 @@ class Tally:
     @property
     def times(self) -> list[float]:
         """Seconds until an answer began, of the last ones that did not fail."""
-        skipped = _WARMING_UP if len(self._last) < _KEPT else 0
-        return [went.seconds for went in list(self._last)[skipped:] if not went.failed]
+        return [went.seconds for went in self._warm if not went.failed]
+
+    def times_since(self, moment: float) -> list[float]:
+        """Of these, of requests that ended later than `moment`."""
+        return [went.seconds for went in self._warm if not went.failed and went.ended > moment]
+
+    @property
+    def _warm(self) -> list[Went]:
+        return list(self._last)[_WARMING_UP if len(self._last) < _KEPT else 0 :]

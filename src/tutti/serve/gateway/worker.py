@@ -156,16 +156,20 @@ class Worker:
     async def _live(self) -> None:
         surroundings = os.environ | {"PYTHONUNBUFFERED": "1"}
         surroundings.setdefault("OMP_NUM_THREADS", str(self._threads))
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tutti.serve.gateway.work",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=surroundings,
-            start_new_session=True,  # Ctrl-C is for the gateway
-        )
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "tutti.serve.gateway.work",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=surroundings,
+                start_new_session=True,  # Ctrl-C is for the gateway
+            )
+        except OSError as error:  # no process, memory or descriptor is left: it is tried again
+            self.ended = f"it could not be started: {error}"
+            return
         assert process.stdin is not None
         process.stdin.write(self._order.line().encode())
         listening = asyncio.create_task(self._listen(process))

@@ -10,6 +10,11 @@ from tutti.serve.refusal import Refusal
 
 #: What holds no text for the model.
 _NAMES = frozenset({"model", "role", "type", "encoding_format"})
+_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"})
+#: How long an answer may be, as OpenAI's clients say it, and as others do beside it.
+_BOUNDS, _OTHER_BOUNDS = ("max_completion_tokens", "max_tokens"), ("n_predict", "max_new_tokens")
+#: What is written where nothing is said; a talk goes on for as long as it may.
+USUAL_TOKENS = {"/v1/completions": 16, "/v1/answer": 256}
 #: What holds what the model reads.
 _PROMPTS = ("messages", "prompt", "suffix", "input", "text", "texts", "question", "context")
 
@@ -56,20 +61,28 @@ def _is_text(value: Any) -> bool:
     return not isinstance(value, list) or all(isinstance(one, str | dict) for one in value)
 
 
-def bounded(asked: dict[str, Any], new_tokens: int | None, *, chats: bool) -> dict[str, Any]:
-    """`asked` with an answer of at most `new_tokens`.
+def bounded(asked: dict[str, Any], new_tokens: int | None, route: str) -> dict[str, Any]:
+    """`asked` at `route` with an answer of at most `new_tokens`.
 
     Raises:
         Refusal: more are asked for.
     """
     if new_tokens is None:
         return asked
-    given = {
-        name: asked[name] for name in ("max_completion_tokens", "max_tokens") if asked.get(name) is not None
-    }
+    for name in _OTHER_BOUNDS:
+        if asked.get(name) is not None:
+            raise Refusal(400, f"{name}: say max_tokens, which is bounded here", param=name)
+    given = {name: asked[name] for name in _BOUNDS if asked.get(name) is not None}
     for name, value in given.items():
-        if isinstance(value, int) and value > new_tokens:
+        if type(value) is not int or value < 1:  # others may take -1 for as many as there can be
+            raise Refusal(400, f"{name}: a whole number from 1 on", param=name)
+        if value > new_tokens:
             raise Refusal(400, f"{name}: an answer has at most {new_tokens} tokens here", param=name)
-    if given or not (chats or "max_tokens" in asked):
+    if given:
         return asked
-    return asked | {"max_tokens": new_tokens}
+    return asked | {"max_tokens": min(new_tokens, USUAL_TOKENS.get(route, new_tokens))}
+
+
+def writes(asked: dict[str, Any], route: str) -> bool:
+    """Whether a model is to write: also where it answers from documents."""
+    return route in _WRITES or (route == "/v1/answer" and "question" in asked)

@@ -9,6 +9,11 @@ from typing import Any
 
 from starlette.types import Scope
 
+#: Between a worker and the guard: how many tokens were read for an answer that does not say so itself.
+TOKENS_HEADER = "x-tutti-tokens"
+#: And the name of the key that asks: what was read for one key is not used for another.
+OWNER_HEADER = "x-tutti-owner"
+
 
 @dataclass
 class Exchange:

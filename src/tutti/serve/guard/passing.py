@@ -13,19 +13,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutti.serve.guard.answered import Answered
-from tutti.serve.guard.asked import bounded, let_in, prompt_of
-from tutti.serve.guard.exchange import Exchange, exchange_of
+from tutti.serve.guard.asked import bounded, let_in, prompt_of, writes
+from tutti.serve.guard.exchange import OWNER_HEADER, TOKENS_HEADER, Exchange, exchange_of
 from tutti.serve.guard.redact import Redactor
 from tutti.serve.guard.texts import Way
 from tutti.serve.refusal import Refusal
 
 _LOG = logging.getLogger("uvicorn.error")
-_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"})
+#: Routes of which a stream says at its end how much it was.
+_STREAMS = frozenset({"/v1/chat/completions", "/v1/completions"})
 #: Bodies with fewer bytes are looked at where they are.
 _SMALL_BYTES = 4096
 #: About so many bytes are a token, where a request was broken off before anybody counted.
@@ -60,13 +62,11 @@ class Passing:
             asked, body = await self._let_in(scope, body, exchange)
         passage = _Passage(self._rules.outward, exchange, asked, body, receive, send)
         try:
-            await self._app(_with_length(scope, body), passage.receive, passage.send)
+            await self._app(_with_length(scope, body, exchange.key or ""), passage.receive, passage.send)
         finally:
-            if (
-                exchange.status in (None, 200, 499)
-                and not exchange.prompt_tokens
-                and exchange.route in _WRITES
-            ):
+            broken_off = scope["method"] == "POST" and exchange.status in (None, 499)
+            uncounted = exchange.status == 200 and exchange.route in _STREAMS
+            if (broken_off or uncounted) and not exchange.prompt_tokens:
                 exchange.prompt_tokens = len(body) // _TOKEN_BYTES
 
     async def _let_in(self, scope: Scope, body: bytes, exchange: Exchange) -> tuple[dict[str, Any], bytes]:
@@ -88,9 +88,9 @@ class Passing:
 
         slow = rules.inward.slow or len(body) > _SMALL_BYTES
         asked = await _closed(look, slow=slow)
-        if exchange.route in _WRITES:
-            asked = bounded(asked, rules.new_tokens, chats=exchange.route.endswith("chat/completions"))
-        told = json.dumps(_counted(asked) if exchange.route in _WRITES else asked)
+        if writes(asked, exchange.route):
+            asked = bounded(asked, rules.new_tokens, exchange.route)
+        told = json.dumps(_counted(asked) if exchange.route in _STREAMS else asked)
         return asked, told.encode()
 
 
@@ -107,6 +107,7 @@ class _Passage:
             way, exchange, usage=usage, texts=several * (n if isinstance(n, int) else 1)
         )
         self._way, self._body, self._receive, self._send = way, body, receive, send
+        self._exchange = exchange
         self._start: Message = {}
         self._parts = bytearray()
         self._streams = False
@@ -133,9 +134,12 @@ class _Passage:
             return
         if message["type"] == "http.response.start":
             self._start = message
-            self._streams = (
-                Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
-            )
+            headers = MutableHeaders(raw=message["headers"])
+            if (counted := headers.get(TOKENS_HEADER, "")).isdecimal():
+                self._exchange.prompt_tokens = int(counted)
+            del headers[TOKENS_HEADER]
+            message["headers"] = headers.raw
+            self._streams = headers.get("content-type", "").startswith("text/event-stream")
             if self._streams:
                 await self._send(message)
         elif self._streams:
@@ -159,7 +163,8 @@ class _Passage:
 
     async def _send_part(self, message: Message) -> None:
         try:
-            told = await _closed(lambda: self._answered.part(message.get("body", b"")), slow=self._way.slow)
+            body, last = message.get("body", b""), not message.get("more_body")
+            told = await _closed(lambda: self._answered.part(body, last=last), slow=self._way.slow)
         except Refusal as refusal:
             self._enough.set()
             line = f"data: {json.dumps(refusal.body())}\n\n".encode()
@@ -196,6 +201,7 @@ def _counted(asked: dict[str, Any]) -> dict[str, Any]:
     return asked | {"stream_options": (options or {}) | {"include_usage": True}}
 
 
-def _with_length(scope: Scope, body: bytes) -> Scope:
-    headers = [one for one in scope["headers"] if one[0] not in (b"content-length", b"transfer-encoding")]
-    return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+def _with_length(scope: Scope, body: bytes, owner: str) -> Scope:
+    ours = {b"content-length": str(len(body)).encode(), OWNER_HEADER.encode(): quote(owner).encode()}
+    headers = [one for one in scope["headers"] if one[0] not in (*ours, b"transfer-encoding")]
+    return {**scope, "headers": [*headers, *ours.items()]}

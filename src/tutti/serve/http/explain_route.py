@@ -17,6 +17,7 @@ from tutti.core import DataError
 from tutti.explain import Explanation, explain, write_explanations
 from tutti.serve.asking import Asking
 from tutti.serve.engine import RowAnswer, Stopped
+from tutti.serve.guard.exchange import TOKENS_HEADER
 from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Posted
 from tutti.serve.http.refusals import Refusal
@@ -43,7 +44,8 @@ def explanation_of(service: Asking) -> Posted:
             return Response(status_code=499)  # nobody reads it
         explanations, tokens = found
         if asked.format == "html":
-            return HTMLResponse(write_explanations(f"Why {service.name} says so", [explanations]))
+            page = write_explanations(f"Why {service.name} says so", [explanations])
+            return HTMLResponse(page, headers={TOKENS_HEADER: str(tokens)})
         return JSONResponse(
             {
                 "object": "list",

@@ -126,7 +126,8 @@ class ChatForm(Form):
 
 
 class Writing:
-    """One request on its way: `prompts` × `n` answers of at most `new_tokens` (None: what there is room for)."""
+    """One request of `owner` on its way: `prompts` × `n` answers of at most `new_tokens` (None: what there is room
+    for)."""
 
     def __init__(
         self,
@@ -136,7 +137,9 @@ class Writing:
         stop: tuple[str, ...],
         *,
         tells_usage: bool,
+        owner: str,
     ) -> None:
+        self._owner = owner
         self._form = form
         self._service = form.service
         self._choices = choices
@@ -173,7 +176,9 @@ class Writing:
             most = most if self._new_tokens is None else min(self._new_tokens, most)
             try:
                 self._answers.append(
-                    self._service.ask(choice.prompt, most, choice.sampling, self._stop, choice.grammar)
+                    self._service.ask(
+                        choice.prompt, most, choice.sampling, self._stop, choice.grammar, self._owner
+                    )
                 )
             except Full as full:
                 self.cancel()
@@ -257,11 +262,16 @@ class Writing:
         ends = [choice.end for choice in self._choices if choice.end is not None]
         prompts = {id(choice.prompt): len(choice.prompt) for choice in self._choices}
         prompt, written = sum(prompts.values()), sum(end.new_tokens for end in ends)
+        # Of several answers to one prompt the first reads it, and it counts once.
+        cached = dict(prompts)
+        for choice in self._choices:
+            told = 0 if choice.end is None else choice.end.cached_tokens
+            cached[id(choice.prompt)] = min(cached[id(choice.prompt)], told)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": written,
             "total_tokens": prompt + written,
-            "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in ends)},
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         }
 
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from tutti.core import ModelError
 from tutti.serve.engine import Grammar, NoGrammar
+from tutti.serve.guard.exchange import OWNER_HEADER
 from tutti.serve.http.common import require_model
 from tutti.serve.http.refusals import Refusal
 from tutti.serve.http.schema import ChatAsked, CompletionAsked
@@ -38,7 +39,10 @@ def mount_writing(app: FastAPI, service: Service) -> None:
             for index, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n))
         ]
         form = CompletionForm(service)
-        writing = Writing(form, choices, asked.max_tokens, asked.stops, tells_usage=asked.tells_usage)
+        owner = request.headers.get(OWNER_HEADER, "")
+        writing = Writing(
+            form, choices, asked.max_tokens, asked.stops, tells_usage=asked.tells_usage, owner=owner
+        )
         return await _answered(writing, request, stream=asked.stream)
 
     @app.post("/v1/chat/completions")
@@ -59,7 +63,12 @@ def mount_writing(app: FastAPI, service: Service) -> None:
             for index in range(asked.n)
         ]
         writing = Writing(
-            ChatForm(service), choices, asked.most_tokens, asked.stops, tells_usage=asked.tells_usage
+            ChatForm(service),
+            choices,
+            asked.most_tokens,
+            asked.stops,
+            tells_usage=asked.tells_usage,
+            owner=request.headers.get(OWNER_HEADER, ""),
         )
         return await _answered(writing, request, stream=asked.stream)
 
