@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from tutti import models
 from tutti.config import Config
 from tutti.core.errors import RunError
 from tutti.core.rundir import RunDirectory
+from tutti.core.types import Objective
 from tutti.data.labelled import PreparedExamples, read_file
 from tutti.explain import Explanation, Method, readings_of
 from tutti.explain import explain as explain_example
@@ -29,7 +32,16 @@ from tutti.train.labelled import LabelledJob, reader_of
 from tutti.train.language import LanguageModelJob
 from tutti.train.masked import MaskedJob
 from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
-from tutti.trained import asker_of, load_causal, load_trained, measure, part_of, require_causal
+from tutti.trained import (
+    Trained,
+    asker_of,
+    load_causal,
+    load_trained,
+    measure,
+    objective_with,
+    part_of,
+    require_causal,
+)
 
 #: Of a model that is handed on.
 Format = Literal["hugging_face", "onnx", "gguf"]
@@ -41,7 +53,8 @@ def evaluate(
     """Loss (bits per byte of text, metrics of a task) of the run's model on `split`, over `samples` samples or all.
 
     The model is that of the newest sound checkpoint; of a task with metrics, that of the best. `file`: labelled
-    examples to judge it by instead, in any format that a run reads; `run` may be what `compress` wrote then.
+    examples to judge it by instead, in any format that a run reads. `run` may be what `compress` wrote, too: inside
+    the run that it was made from, or with a `file`.
 
     Raises:
         TuttiError: there is no such run, checkpoint or part of the data.
@@ -50,10 +63,13 @@ def evaluate(
     if file is not None:
         found = _score(run, list(read_file(file))[:samples])
         return {"run": str(run), "file": str(file), **found, "seconds": time.perf_counter() - began}
-    job, config, step = load_trained(run)
-    found = measure(job, job.objective, part_of(job, split, config), config, samples=samples)
+    trained, model, objective = _compressed(run) if is_package(run) else _as_trained(run)
+    job, config, step = trained
+    # What was compressed computes in fp32, or as its layers do.
+    context = nullcontext() if is_package(run) else None
+    found = measure(job, objective, part_of(job, split, config), config, samples=samples, context=context)
     if isinstance(job, LanguageModelJob | EncoderDecoderJob) and isinstance(job.prepared, PreparedExamples):
-        found |= score_writing(job.objective.model, config, job.prepared, split, samples)
+        found |= score_writing(model, config, job.prepared, split, samples)
     return {
         "run": str(run),
         "step": step,
@@ -61,6 +77,32 @@ def evaluate(
         **found,
         "seconds": time.perf_counter() - began,
     }
+
+
+def _as_trained(run: Path) -> tuple[Trained, nn.Module, Objective]:
+    trained = load_trained(run)
+    return trained, trained.job.objective.model, trained.job.objective
+
+
+def _compressed(place: Path) -> tuple[Trained, nn.Module, Objective]:
+    """The model that `compress` left at `place`, and the run around it, whose data it is judged by."""
+    run, made = place.resolve().parent, Package.read(place).made_from
+    if not RunDirectory(run).config.is_file():
+        raise RunError(
+            f"{place} does not lie in the run that it was made from, so there is no text to judge it by",
+            "name labelled examples with --file, or keep it in the directory of its run",
+        )
+    trained = load_trained(run)
+    assert isinstance(trained.job, LabelledJob | EncoderDecoderJob | LanguageModelJob)
+    if made.get("data") not in (trained.job.train_data.fingerprint, trained.job.prepared.fingerprint):
+        raise RunError(
+            f"{place} was made from another run than {run}, in which it lies",
+            "put it into the run it was made from, or judge it by labelled examples with --file",
+        )
+    opened = open_any(place)
+    if isinstance(opened, Asker):
+        return trained, opened.objective.model, opened.objective
+    return trained, opened.model, objective_with(trained.job, opened.model).eval()
 
 
 def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:

@@ -84,7 +84,8 @@ def profile(
         raise ConfigError(
             f"groups: {count_groups(config)} are several runs side by side", "profile one of them: groups=1"
         )
-    config = config.model_copy(update={"alerts": AlertsConfig()})  # nobody is to be woken
+    # Nobody is to be woken, nor told of a run that is none.
+    config = config.model_copy(update={"alerts": AlertsConfig(), "trackers": []})
     resolved, prepared = _begin(config, former, say)
     plan = Profiling(_WARM_UP, steps, _TRACED)
     place = _place(resolved.config, to)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti.config import Config, load_config
@@ -21,6 +23,8 @@ from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
 from tutti.package import Asker
 from tutti.parallel import Split, World
 from tutti.starting import prepare, text_has_changed
+from tutti.tasks import CausalLanguageModelling
+from tutti.tasks.sequences import EncoderDecoder
 from tutti.train import checkpoints
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob, has_head, labelled_job
@@ -98,6 +102,17 @@ def part_of(job: Job, split: str, config: Config) -> SampleSource:
         there = [part for part in PARTS if find(part) is not None]
         raise TuttiError(f"this run has no part '{split}' of its text", f"there are: {', '.join(there)}")
     return source
+
+
+def objective_with(job: Job, model: nn.Module) -> Objective:
+    """What `job` learned, by another `model` of the same kind, whose layers may be of whole numbers."""
+    if isinstance(job, LabelledJob):
+        return job.task.objective(model, job.prepared.labels)
+    if isinstance(job, EncoderDecoderJob):
+        return EncoderDecoder(model)
+    assert isinstance(job, LanguageModelJob) and isinstance(job.objective, CausalLanguageModelling)
+    # A loss by parts goes through the head's weights, which are no longer plain numbers.
+    return CausalLanguageModelling(model, replace(job.objective.manner, chunked=False))
 
 
 def measure(

@@ -76,6 +76,27 @@ def test_what_is_kept_answers(run: Path, report: dict[str, Any]) -> None:
     assert (kept / "README.md").read_text() == (run / "compression.md").read_text()
 
 
+def test_what_is_kept_is_measured_on_the_data_of_its_run(
+    run: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    kept = Path(report["directory"])
+    line = next(line for line in report["lines"] if line["recipe"] == report["kept"])
+    measured = api.evaluate(kept)
+    assert measured["accuracy"] == pytest.approx(line["quality"]["accuracy"])
+    assert (measured["run"], measured["split"]) == (str(kept), "validation")
+    assert api.evaluate(kept, split="train", samples=9)["targets"] == 9
+    alone = tmp_path / "alone" / "compressed"
+    shutil.copytree(kept, alone)
+    with pytest.raises(RunError, match="does not lie in the run that it was made from"):
+        api.evaluate(alone)
+    said = json.loads((alone / "tutti.json").read_text())
+    (alone / "tutti.json").write_text(json.dumps(said | {"made_from": said["made_from"] | {"data": "other"}}))
+    shutil.copytree(alone, run / "foreign")
+    with pytest.raises(RunError, match="was made from another run than"):
+        api.evaluate(run / "foreign")
+    shutil.rmtree(run / "foreign")
+
+
 def test_fewer_layers_learn_again_from_what_they_were(run: Path, report: dict[str, Any]) -> None:
     again = api.show_run(run / "recovered" / "layers-1")
     assert again["steps"] == 60

@@ -219,6 +219,13 @@ def test_a_model_without_linear_layers_in_blocks_is_said() -> None:
         zero_smallest(model, 0.5, "magnitude", lambda: iter(()))
 
 
+def test_heads_that_the_architecture_does_not_take_are_named_before() -> None:
+    shape = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=8, head_dim=4))
+    with pytest.raises(ModelError, match=r"cannot have 6 of its 8 heads(.|\n)*0.125, 0.25, 0.5"):
+        drop_heads(model, 0.75, lambda: running(model))
+
+
 def test_heads_whose_width_follows_from_their_number_stay() -> None:
     with pytest.raises(ModelError, match="how wide its heads are"):
         drop_heads(bert(), 0.5, lambda: iter(()))

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from commands import Here, refused, write_config
 
+from tutti.config import load_config
+from tutti.search.rate import _temporary
+
 
 def test_it_finds_the_same_again_and_leaves_a_picture(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path, train={"steps": 7, "batch": 8, "precision": "fp32", "learning_rate": 0.5})
@@ -25,6 +28,12 @@ def test_it_finds_the_same_again_and_leaves_a_picture(tutti_here: Here, tmp_path
     assert found["auto"] == pytest.approx(by_the_rule, rel=0.1) and "parameters" in found["auto_reason"]
     again = tutti_here(*words[:3], "sync=diloco", "train.optimizer=adamw", *words[3:]).json
     assert again["losses"] == pytest.approx(found["losses"], rel=1e-6)
+
+
+def test_trackers_and_receivers_of_alerts_are_told_nothing() -> None:
+    words = ["trackers=[wandb, tensorboard]", "alerts.finished=true", "data.source=a", "model=60K"]
+    temporary = _temporary(load_config(None, words), "place", 60, 1e-3)
+    assert temporary.trackers == [] and not temporary.alerts.finished
 
 
 def test_what_cannot_be_found_is_refused(tutti_here: Here, tmp_path: Path) -> None:

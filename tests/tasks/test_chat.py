@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from encoders import write_jsonl
 from tutti import api
@@ -16,7 +17,9 @@ from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, prepare_examples
+from tutti.models import generate
 from tutti.tasks import Record, make_text_task
+from tutti.train.language import _blueprint
 
 TALKS = [
     {
@@ -137,6 +140,48 @@ def test_a_model_learns_to_answer(tmp_path: Path) -> None:
     said = tokenizer.decode(model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :])
     assert said == "go<|endoftext|>"
     assert "tutti generate" in json.dumps((run / "report.md").read_text())
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_turn_may_end_with_another_token_than_texts_do(
+    prepared: PreparedExamples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a base model of Qwen's: texts end with <|endoftext|>, turns with <|im_end|>."""
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    base = tmp_path / "base"
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **shape))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, 5]
+    model.generation_config.bos_token_id = 3
+    tokenizer.save_pretrained(base)
+    model.save_pretrained(base)
+    words = ["task=chat", f"data.source={write_jsonl(tmp_path / 'talks.jsonl', TALKS)}", f"model={base}"]
+    words += [f"data.tokenizer={base}"]
+    words += [f"data.cache={tmp_path / 'cache'}", "data.sequence=64", "replicas=1"]
+    config = load_config(None, words)
+    task = make_text_task(config.task)
+    chat = prepare_examples(config.data, task, Reader(64, types=False), lambda _: None)
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert chat.stops == (turn,) and chat.end_token == tokenizer.eos_token_id != turn
+    learns: Any = _blueprint(config, chat).build()
+    assert learns.generation_config.eos_token_id == [chat.end_token, *sorted((5, turn))]
+    assert (learns.config.eos_token_id, learns.generation_config.bos_token_id) == (chat.end_token, 3)
+    said = tokenizer("It is 4.")["input_ids"]
+
+    def writes(ids: torch.Tensor, **settings: Any) -> torch.Tensor:
+        assert turn in settings["eos_token_id"]
+        new = torch.tensor([[*said, turn, *said]]).expand(len(ids), -1)
+        return torch.cat([ids, new], 1)
+
+    monkeypatch.setattr(learns, "generate", writes)
+    assert generate(learns, tokenizer, ["a", "bc"], 30) == ["It is 4."] * 2
 
 
 def test_a_tokenizer_without_an_end_is_refused(prepared: PreparedExamples, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from encoders import write_encoder
 from tutti.config.task import RegulariseConfig
 from tutti.config.training import TrainConfig
 from tutti.tasks.augment import augmented
-from tutti.tasks.classify import OneLabel
+from tutti.tasks.classify import OneLabel, SeveralLabels
 from tutti.train.optimizer import build_optimizers, depth_scales
 
 BATCH = {
@@ -60,6 +60,37 @@ def test_r_drop_is_two_passes_and_how_far_they_are_apart(model: Any) -> None:
     torch.testing.assert_close(total.double(), losses / 2 + 0.7 / 4 * divergences)
     assert int(targets) == 2
     assert objective.added() == pytest.approx(float(0.7 / 4 * divergences), rel=1e-4)
+
+
+def test_r_drop_counts_as_much_for_several_labels_as_for_one(model: Any) -> None:
+    """The loss of a row is a mean over its labels, and so is how far two passes are apart."""
+    objective = SeveralLabels(model, regularise=RegulariseConfig(r_drop=0.7)).train()
+    batch = {**BATCH, "labels": torch.tensor([[0, 2], [1, -100]]), "weight": torch.ones(2)}
+    seen: list[torch.Tensor] = []
+    model.register_forward_hook(lambda *call: seen.append(call[2].logits))
+    total, _ = objective(batch)
+    one, other = seen[0].double().chunk(2)
+    true = torch.tensor([[1.0, 0, 1], [0, 1, 0]], dtype=torch.float64)
+    losses = sum(
+        F.binary_cross_entropy_with_logits(z, true, reduction="none").mean(1).sum() for z in (one, other)
+    )
+    p, q = one.sigmoid(), other.sigmoid()
+    apart = (p - q) * (p.logit() - q.logit())  # of yes; that of no is the same
+    divergences = (apart.sum(1) / 3).sum()
+    torch.testing.assert_close(total.double(), losses / 2 + 0.7 / 4 * divergences)
+
+
+def test_fgm_also_where_the_table_does_not_learn(model: Any) -> None:
+    model.eval()
+    free, frozen = (OneLabel(model, regularise=RegulariseConfig(adversarial=0.5)) for _ in range(2))
+    free.training = frozen.training = True
+    expected = free(BATCH).total
+    for parameter in model.base_model.parameters():
+        parameter.requires_grad_(False)
+    total = frozen(BATCH).total
+    torch.testing.assert_close(total, expected)
+    total.backward()
+    assert any(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_fgm_pushes_embeddings_where_it_hurts(model: Any) -> None:

@@ -126,6 +126,19 @@ def test_an_answer_is_found_where_it_stands_whatever_the_pieces(directory: Path)
                 assert found == example["answers"][0]["text"]
 
 
+@pytest.mark.parametrize("words", [5, 12, 21, 60])
+def test_a_question_of_any_length_leaves_room_for_its_text(directory: Path, words: int) -> None:
+    long = question("New York") | {"question": " ".join(["where"] * words)}
+    task, examples = examples_of("answer", [long])
+    encoder = encoder_of(directory, 32)
+    asked = len(encoder.tokenizer.encode(long["question"], add_special_tokens=False).ids)
+    (rows,) = task.rows(examples, Labels((), ()), encoder)
+    assert all(len(row["input_ids"]) <= 32 for row in rows)
+    assert rows[0]["cut"] == [int(asked > 12)]
+    seen = {begin for row in rows for begin in row["begins"] if begin >= 0}
+    assert min(seen) == 0 and max(seen) >= len(CONTEXT) - 12, "all of the text is read"
+
+
 def test_answering_is_what_transformers_computes(directory: Path) -> None:
     task, examples = examples_of(
         "answer", [question("Paris"), question("the bank", "when the bank is closed")]

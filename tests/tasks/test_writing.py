@@ -17,6 +17,7 @@ from tutti.config import load_config
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.tasks import Record, make_text_task, make_writing_task
+from tutti.tasks.rewrite import Words
 from tutti.tasks.sequences import EncoderDecoder
 
 WORDS = {"one": "un", "two": "deux", "three": "trois", "red": "rouge", "cat": "chat", "dog": "chien"}
@@ -129,6 +130,15 @@ def test_rouge_by_hand() -> None:
     assert found["rouge1"] == pytest.approx(100 * (6 / 7 + 1) / 2)
     assert found["rouge2"] == pytest.approx(100 * (2 / 5 + 1) / 2)
     assert found["rougeL"] == pytest.approx(100 * (6 / 7 + 1) / 2)
+
+
+def test_rouge_counts_the_words_of_any_alphabet() -> None:
+    task = make_writing_task(TaskConfig(kind="summarise"))
+    for right, wrong in (("Кот сидит дома", "Кот сидит там"), ("Größe über alles", "Größe über allem")):
+        wanted = [{"given": "x", "wanted": right}]
+        assert task.score([right], wanted)["rouge1"] == pytest.approx(100)
+        assert task.score([wrong], wanted)["rouge1"] == pytest.approx(100 * 2 / 3)
+    assert Words().tokenize("हिन्दी भाषा, don't stop_it 7") == ["हिन्दी", "भाषा", "don", "t", "stop", "it", "7"]
 
 
 def test_texts_without_spaces_are_scored_by_their_signs() -> None:

@@ -128,12 +128,12 @@ def test_gradients_that_are_summed_at_the_end_are_not_looked_at() -> None:
         (
             96.0,
             32,
-            "takes 33.3 % more than the fewest; one of 64 would take 37.5 % fewer steps and 25.0 % more samples",
+            "takes 1.3× the fewest; one of 64 would take 0.62× the steps and 1.2× the samples",
         ),
         (
             8.0,
             32,
-            "400.0 % more than the fewest; one of 16 would take 20.0 % more steps and 40.0 % fewer samples",
+            "takes 5× the fewest; one of 16 would take 1.2× the steps and 0.6× the samples",
         ),
         (None, 32, "a larger batch would lose next to no samples"),
         (0.2, 4, "far more than the gradient needs"),

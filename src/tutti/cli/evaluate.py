@@ -9,7 +9,13 @@ import typer
 
 from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_pairs
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run: its directory, or its name in ./runs.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run: its directory, or its name in ./runs; or what `tutti compress` left in it.",
+    ),
+]
 
 
 def evaluate(

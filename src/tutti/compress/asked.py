@@ -23,7 +23,7 @@ from tutti.models.tuning import merged
 from tutti.package import Engine, Package, open_package
 from tutti.tasks.task import Row
 from tutti.train.labelled import LabelledJob, reader_of
-from tutti.trained import Trained, load_trained, measure
+from tutti.trained import Trained, load_trained, measure, objective_with
 
 #: Rows that are timed one by one.
 _TIMED = 32
@@ -97,13 +97,9 @@ class AskedSubject(Subject):
         """Whether it tells first and second texts apart."""
         return reader_of(self.config).types
 
-    def objective(self, model: nn.Module) -> Objective:
-        """The task with `model`."""
-        return self.job.task.objective(model, self.job.prepared.labels)
-
     def quality(self, model: nn.Module, part: str = "validation") -> dict[str, float]:
         """Metrics of `model` on all examples of `part`."""
-        return self.quality_of(self.objective(model), part)
+        return self.quality_of(objective_with(self.job, model), part)
 
     def quality_of(self, objective: Objective, part: str = "validation") -> dict[str, float]:
         """The same of an `objective` of the task."""
@@ -121,8 +117,7 @@ class AskedSubject(Subject):
             yield source.load(0, numbers[start : start + at_once])
 
     def running(self, model: nn.Module) -> Iterator[Batch]:
-        objective = self.objective(model)
-        objective.eval()
+        objective = objective_with(self.job, model).eval()
         with torch.no_grad():
             for batch in self.batches():
                 with suppress(Enough):

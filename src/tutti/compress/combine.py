@@ -25,6 +25,7 @@ from tutti.core import Batch, LossSum, Objective, RunError, write_json_atomicall
 from tutti.models.quantized import save_quantized
 from tutti.package import publish_package, refuse_to_replace, write_package
 from tutti.tasks.scored import Scored
+from tutti.trained import objective_with
 
 Say = Callable[[str], None]
 REPORT = "combination.json"
@@ -150,7 +151,7 @@ def _ways(subjects: Sequence[AskedSubject], say: Say) -> Iterator[Combination]:
             yield greedy
     else:
         say(f"their weights have no mean: {unlike}")
-    objectives = [subject.objective(subject.model).eval() for subject in subjects]
+    objectives = [objective_with(subject.job, subject.model).eval() for subject in subjects]
     if all(isinstance(one, Scored) for one in objectives):
         together = Together([one for one in objectives if isinstance(one, Scored)])
         yield Combination("together", names, judge.quality_of(together), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,14 @@ from tutti.compress.quantize.inputs import Enough
 from tutti.compress.recipes import Recipe, ladder
 from tutti.compress.subject import Subject
 from tutti.compress.table import Metric, Words
-from tutti.core import Batch, ConfigError, Objective, RunError, SampleSource
+from tutti.core import Batch, ConfigError, RunError, SampleSource
 from tutti.evaluate import spread
 from tutti.models.tuning import merged
 from tutti.package import Engine, Package, open_writer
-from tutti.tasks import CausalLanguageModelling, Manner, find_manner
-from tutti.tasks.sequences import EncoderDecoder
 from tutti.train.labelled import reader_of
 from tutti.train.language import LanguageModelJob, source_of
 from tutti.train.writing import EncoderDecoderJob
-from tutti.trained import Trained, load_trained, measure
+from tutti.trained import Trained, load_trained, measure, objective_with
 
 #: Tokens that it is judged by, that show what goes into layers, and that a prompt has, about; and that are written.
 _JUDGED, _SHOWN, _PROMPT, _WRITTEN = 1 << 18, 1 << 14, 128, 16
@@ -40,10 +38,9 @@ _LOGITS = 1 << 25
 
 @dataclass
 class WriterSubject(Subject):
-    """A causal language model or an encoder-decoder, from its run. `manner`: how the former is run."""
+    """A causal language model or an encoder-decoder, from its run."""
 
     job: LanguageModelJob | EncoderDecoderJob
-    manner: Manner | None
 
     words = Words(
         "ms a token, batch 1",
@@ -79,8 +76,7 @@ class WriterSubject(Subject):
             )
         model = merged(job.objective.model).eval()
         assert isinstance(model, PreTrainedModel)
-        manner = find_manner(model) if isinstance(job, LanguageModelJob) else None
-        return cls(run, config, step, model, job, manner)
+        return cls(run, config, step, model, job)
 
     @property
     def metric(self) -> Metric:
@@ -106,14 +102,8 @@ class WriterSubject(Subject):
     def ladder(self, layers: int, done: Sequence[str]) -> list[str]:
         return ladder(layers, "int4-gptq")
 
-    def objective(self, model: nn.Module) -> Objective:
-        """The loss with `model`, whose head may be of whole numbers."""
-        if self.manner is None:
-            return EncoderDecoder(model)
-        return CausalLanguageModelling(model, replace(self.manner, chunked=False))
-
     def quality(self, model: nn.Module) -> dict[str, float]:
-        objective = self.objective(model).eval()
+        objective = objective_with(self.job, model).eval()
         train = self.config.train.model_copy(update={"micro_batch": self._at_once})
         found = measure(
             self.job,
@@ -127,7 +117,7 @@ class WriterSubject(Subject):
         return {"perplexity": math.exp(min(found["loss"], 700.0))} | known
 
     def running(self, model: nn.Module) -> Iterator[Batch]:
-        objective, source = self.objective(model).eval(), self._shown
+        objective, source = objective_with(self.job, model).eval(), self._shown
         shown = spread(max(8, _SHOWN // self.job.tokens_per_sample), source.samples_in_epoch(0))
         with torch.no_grad():
             for start in range(0, len(shown), self._at_once):

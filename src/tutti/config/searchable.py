@@ -27,12 +27,12 @@ _FIXED = {
     "train.patience": "it ends a run early, which is the search's own business",
 }
 #: These all the same; the second, where examples and not tokens are scored.
-_FREE, _FREE_WITH_LABELS = ("task.balance",), ("data.sequence", "data.vocabulary")
+_FREE, _FREE_WITH_METRIC = ("task.balance",), ("data.sequence", "data.vocabulary")
 
 
 def why_fixed(key: str, config: Config) -> str | None:
     """Why the dotted `key` is no setting to search among; None: it is one."""
-    free = _FREE + (_FREE_WITH_LABELS if config.task.labelled else ())
+    free = _FREE + (_FREE_WITH_METRIC if config.task.asks else ())
     if key in free:
         return None
     return _FIXED.get(key) or _FIXED.get(key.partition(".")[0])

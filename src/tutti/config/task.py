@@ -187,7 +187,7 @@ class TuneConfig(Section):
     quantize: Literal["int8", "int4"] | None = Field(
         default=None,
         description="Layers compute as if their weights were written in 8 or 4 bits already, so that `tutti compress` "
-        "with that recipe changes nothing more; a step takes longer.",
+        "with that recipe changes little more; a step takes longer.",
     )
 
     @model_validator(mode="after")

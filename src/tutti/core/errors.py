@@ -16,14 +16,18 @@ defect of Tutti.
 
 from __future__ import annotations
 
+from tutti.core.address import without_secrets
+
 
 class TuttiError(ValueError):
     """One problem in the user's hands.
 
-    `problem` says what and where in one sentence; `hint` says what to do next (may be empty).
+    `problem` says what and where in one sentence; `hint` says what to do next (may be empty). Of URLs no password or
+    signature is shown: messages end in logs, reports and trackers.
     """
 
     def __init__(self, problem: str, hint: str = "") -> None:
+        problem, hint = without_secrets(problem), without_secrets(hint)
         super().__init__(f"{problem}\n  → {hint}" if hint else problem)
         self.problem = problem
         self.hint = hint

@@ -38,7 +38,8 @@ class Blueprint:
     """An `architecture` (Hugging Face configuration), and where its weights come from.
 
     `directory`: weights of a Hugging Face directory; None: drawn from `seed`. `preset`: with the first weights
-    of Tutti's own sizes. `choices`: what was chosen on the way, in sentences.
+    of Tutti's own sizes. `choices`: what was chosen on the way, in sentences. `stops`: tokens beside `end_token` that
+    end what it writes, such as that which ends a turn of a talk.
     """
 
     architecture: Any
@@ -47,6 +48,7 @@ class Blueprint:
     directory: Path | None = None
     preset: bool = False
     choices: list[str] = field(default_factory=list)
+    stops: tuple[int, ...] = ()
 
     def lay_out(self) -> PreTrainedModel:
         """The model on the meta device: names and shapes, no memory.
@@ -87,7 +89,9 @@ class Blueprint:
         for part in {id(part): part for part in (architecture, text)}.values():
             part.vocab_size = min(TWIN_VOCABULARY, part.vocab_size)
             part.eos_token_id = part.bos_token_id = part.pad_token_id = 0
-        return dataclasses.replace(self, architecture=architecture, directory=None, end_token=0).build()
+        return dataclasses.replace(
+            self, architecture=architecture, directory=None, end_token=0, stops=()
+        ).build()
 
     def weights(self, wanted: Wanted = lambda _: True) -> Iterator[tuple[str, Tensor]]:
         """Name and content [whole tensor, CPU] of every parameter and buffer in the units of which one is `wanted`.
@@ -146,12 +150,24 @@ class Blueprint:
     def _ready(self, model: PreTrainedModel) -> PreTrainedModel:
         """`model` with its end tokens, for generation here and wherever the export is opened; in training mode."""
         whole: Any = model
-        end = self.end_token
+        end, stops = self.end_token, [*self.stops]
         if self.directory is None:
             end = self.architecture.get_text_config(decoder=True).eos_token_id
+        elif whole.generation_config is not None:
+            known = whole.generation_config.eos_token_id
+            if isinstance(known, list) and end in known:  # of the same tokenizer: its other ends stay ends
+                stops += known
         for settings in (whole.config.get_text_config(decoder=True), whole.config, whole.generation_config):
-            if settings is not None:
-                settings.eos_token_id = settings.pad_token_id = settings.bos_token_id = end
+            if settings is None:
+                continue
+            settings.eos_token_id = end
+            if self.directory is None or settings.pad_token_id is None:
+                settings.pad_token_id = end
+            if self.directory is None:
+                settings.bos_token_id = end
+        others = sorted({stop for stop in stops if stop != end})
+        if others and whole.generation_config is not None:
+            whole.generation_config.eos_token_id = [end, *others]
         return model
 
 

@@ -46,19 +46,19 @@ def generate(
     """
     if not prompts or new_tokens < 1:
         return ["" for _ in prompts]
-    end = _end_token(model, tokenizer)
+    ends = _end_tokens(model, tokenizer)
     starts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     if suffix:
         behind, sentinels = tokenizer(suffix, add_special_tokens=False)["input_ids"], sentinels_of(tokenizer)
         starts = [sentinels.ask(start, behind) for start in starts]
-    starts = [start or [end] for start in starts]
+    starts = [start or [ends[0]] for start in starts]
     device = next(model.parameters()).device
     training = model.training
     model.train(False)
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            written = _continue(model, starts, new_tokens, end, temperature, top_k)
+            written = _continue(model, starts, new_tokens, ends, temperature, top_k)
     finally:
         model.train(training)
     return [_text(tokenizer, start, new) for start, new in zip(starts, written, strict=True)]
@@ -108,7 +108,7 @@ def generate_from(
 
 
 def _continue(
-    model: Any, starts: list[list[int]], new_tokens: int, end: int, temperature: float, top_k: int
+    model: Any, starts: list[list[int]], new_tokens: int, ends: list[int], temperature: float, top_k: int
 ) -> list[list[int]]:
     """New tokens of every text, in rounds that fit the model's context."""
     context = _context(model)
@@ -124,20 +124,20 @@ def _continue(
             reach = min(reach, max(1, context // 2))
         room = min(left, max(1, context - reach))
         tails = [(starts[i] + written[i])[-reach:] for i in going]
-        for i, new in zip(going, _round(model, tails, room, end, temperature, top_k), strict=True):
+        for i, new in zip(going, _round(model, tails, room, ends, temperature, top_k), strict=True):
             written[i] += new
-        going = [i for i in going if written[i][-1] != end]
-    return [new[: new.index(end)] if end in new else new for new in written]
+        going = [i for i in going if written[i][-1] not in ends]
+    return [new[: _length(new, ends)] for new in written]
 
 
 def _round(
-    model: Any, texts: list[list[int]], new_tokens: int, end: int, temperature: float, top_k: int
+    model: Any, texts: list[list[int]], new_tokens: int, ends: list[int], temperature: float, top_k: int
 ) -> list[list[int]]:
-    """`new_tokens` more of every text; a text that ends sooner is cut after its end token."""
+    """`new_tokens` more of every text; a text that ends sooner is cut after its end token, the first of `ends`."""
     longest = max(map(len, texts))
     device = next(model.parameters()).device
     # On the left, so that every text continues at the same column.
-    ids = torch.tensor([[end] * (longest - len(text)) + text for text in texts], device=device)
+    ids = torch.tensor([[ends[0]] * (longest - len(text)) + text for text in texts], device=device)
     mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts], device=device)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature > 0:
@@ -146,22 +146,29 @@ def _round(
         ids,
         attention_mask=mask,
         max_new_tokens=new_tokens,
-        eos_token_id=end,
-        pad_token_id=end,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
         use_cache=True,
         **sampling,
     )
     new: list[list[int]] = output[:, longest:].tolist()
-    return [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in new]
+    return [tokens[: _length(tokens, ends) + 1] for tokens in new]
 
 
-def _end_token(model: Any, tokenizer: Any) -> int:
-    end = model.config.get_text_config(decoder=True).eos_token_id
-    if isinstance(end, list):
-        end = end[0]
-    if end is None:
-        end = tokenizer.eos_token_id
-    return int(end) if end is not None else 0
+def _length(tokens: list[int], ends: list[int]) -> int:
+    """How many come before the first end."""
+    return next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """All that end what it writes: of texts first, then others, such as that of a turn in a talk."""
+    found: list[int] = []
+    for settings in (model.config.get_text_config(decoder=True), model.generation_config, tokenizer):
+        known = None if settings is None else settings.eos_token_id
+        if settings is tokenizer and found:
+            break
+        found += known if isinstance(known, list) else [] if known is None else [known]
+    return list(dict.fromkeys(map(int, found))) or [0]
 
 
 def _context(model: Any) -> int:

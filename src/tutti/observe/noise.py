@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tutti.observe import words
 from tutti.observe.history import Step
 
 #: Of the two moving means: about the last 20 looks count. With fewer than `_LEAST` nothing is said.
@@ -63,20 +62,20 @@ def noise_figures(steps: Iterable[Step]) -> dict[str, Any] | None:
 
 
 def noise_sentence(noise: Mapping[str, Any]) -> str:
-    """What it means, for who chooses a batch."""
+    """What it means, for who chooses a batch: in two digits, which is more than a look at some steps is good for."""
     scale, batch = noise["samples"], float(noise["batch"])
     if scale is None:
         return f"too large to be told from steps of {batch:g} samples: a larger batch would lose next to no samples"
     if scale < 1:
         return f"below one sample: a batch of {batch:g} is far more than the gradient needs"
-    more = f"about {scale:,.0f} samples: a batch of {batch:g} takes {words.percent(batch / scale)} more than the fewest"
+    more = f"about {scale:,.0f} samples: a batch of {batch:g} takes {_times(1 + batch / scale)} the fewest"
     other = 2 * batch if scale >= batch else batch / 2
     if other < 1:
         return more
-    samples = (1 + other / scale) / (1 + batch / scale) - 1
-    steps = (1 + scale / other) / (1 + scale / batch) - 1
-    return f"{more}; one of {other:g} would take {_change(steps)} steps and {_change(samples)} samples"
+    samples = (1 + other / scale) / (1 + batch / scale)
+    steps = (1 + scale / other) / (1 + scale / batch)
+    return f"{more}; one of {other:g} would take {_times(steps)} the steps and {_times(samples)} the samples"
 
 
-def _change(share: float) -> str:
-    return f"{words.percent(abs(share))} {'more' if share > 0 else 'fewer'}"
+def _times(factor: float) -> str:
+    return f"{float(f'{factor:.2g}'):,g}×"

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tutti.core import RunDirectory
+from tutti.core.address import without_secrets
 from tutti.observe import words
 from tutti.observe.happened import happenings
 from tutti.observe.history import History
@@ -76,7 +77,8 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _lead(run: Path, figures: dict[str, Any]) -> str:
     config = read_config(run)
     source = (config.get("data") or {}).get("source")
-    source = ", ".join(f"`{part}`" for part in (source if isinstance(source, list) else [source]) if part)
+    given = [part for part in (source if isinstance(source, list) else [source]) if part]
+    source = ", ".join(f"`{without_secrets(str(part))}`" for part in given)
     model = (
         f"A model of {words.count(figures['parameters'])} parameters" if figures["parameters"] else "A model"
     )

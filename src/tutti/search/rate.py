@@ -120,6 +120,7 @@ def _temporary(config: Config, place: str, steps: int, first: float) -> Config:
         "search": {},
         "sync": SyncConfig(membership="fixed").model_dump(),
         "alerts": AlertsConfig().model_dump(),
+        "trackers": [],
         "watch.max_restarts": 0,
         "train.steps": steps,
         "train.epochs": None,

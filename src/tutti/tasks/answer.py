@@ -25,6 +25,8 @@ from tutti.tasks.task import Answers, Example, Labels, Record, Row, RowEncoder, 
 
 #: Tokens of the longest answer, and by how many rows of one text overlap.
 _LONGEST, _STRIDE = 30, 64
+#: Tokens around question and context, of any tokenizer, at most.
+_AROUND = 4
 #: Logit of what cannot be.
 _NEVER = -1e9
 
@@ -77,13 +79,25 @@ class Answer(Task):
 
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
         tokenizer = encoder.tokenizer
+        tokenizer.no_truncation()
+        asked = tokenizer.encode_batch([e["question"] for e in examples], add_special_tokens=False)
+        # A question leaves half of the room to its text: pieces of that need more than they have in common.
+        most = max(1, encoder.length // 2 - _AROUND)
+        questions = [
+            e["question"] if len(q.ids) <= most else e["question"][: q.offsets[most - 1][1]]
+            for e, q in zip(examples, asked, strict=True)
+        ]
         stride = min(_STRIDE, encoder.length // 4)
         tokenizer.enable_truncation(encoder.length, stride=stride, strategy="only_second")
-        pairs = [(e["question"], e["context"]) for e in examples]
+        pairs = [(question, e["context"]) for question, e in zip(questions, examples, strict=True)]
         found = []
-        for example, encoding in zip(examples, tokenizer.encode_batch(pairs), strict=True):
+        for example, question, encoding in zip(
+            examples, questions, tokenizer.encode_batch(pairs), strict=True
+        ):
             pieces = [encoding, *encoding.overflowing]
-            found.append([_row(piece, example, encoder.types, number) for number, piece in enumerate(pieces)])
+            rows = [_row(piece, example, encoder.types, number) for number, piece in enumerate(pieces)]
+            rows[0]["cut"] = [int(question != example["question"])]
+            found.append(rows)
         return found
 
     def batch(self, rows: Sequence[Row], pad: int) -> Batch:

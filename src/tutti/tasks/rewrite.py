@@ -2,12 +2,13 @@
 
 Metrics are between 0 and 100, as they are usually printed: BLEU and chrF by sacreBLEU, ROUGE by Google's `rouge-score`,
 each of a whole part. Where references are Chinese, Japanese or Korean there are no spaces between words to go by: BLEU
-and ROUGE count signs there, and words elsewhere.
+and ROUGE count signs there, and words of any alphabet elsewhere.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from tutti.tasks.writing import Message, Writing
 
 #: Kana, Chinese characters, Hangul.
 _SIGNS = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
-_WORDS = re.compile(rf"{_SIGNS}|(?:(?!{_SIGNS})\w)+")
+_WORDS = re.compile(rf"{_SIGNS}|(?:(?!{_SIGNS})\S)+")
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
@@ -89,17 +90,22 @@ class Summarise(Rewrite):
     def compare(self, written: list[str], wanted: list[str]) -> dict[str, float]:
         from rouge_score.rouge_scorer import RougeScorer  # not needed until a model summarises
 
-        scorer: Any = RougeScorer(_ROUGE, tokenizer=Words() if in_signs(wanted) else None)  # type: ignore[no-untyped-call]
+        scorer: Any = RougeScorer(_ROUGE, tokenizer=Words())  # type: ignore[no-untyped-call]
         found = [scorer.score(reference, text) for reference, text in zip(wanted, written, strict=True)]
         return {name: 100 * sum(one[name].fmeasure for one in found) / len(found) for name in _ROUGE}
 
 
 class Words:
-    """What ROUGE counts in texts that are written in signs."""
+    """What ROUGE counts. Of texts in ASCII, what its own tokenizer does, which knows no other letters."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Signs, and words of other scripts in lower case."""
-        return _WORDS.findall(text.lower())
+        """Signs, and words of other scripts in lower case, with the vowels and accents that are characters of their
+        own."""
+        return _WORDS.findall("".join(one if _of_a_word(one) else " " for one in text.lower()))
+
+
+def _of_a_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character)[0] == "M"
 
 
 def in_signs(texts: Sequence[str]) -> bool:

@@ -59,14 +59,21 @@ class Scored(Thinker):
         first, second = self.loss(one, batch), self.loss(other, batch)
         p, q = self.chances(one, batch), self.chances(other, batch)
         apart = ((p.exp() - q.exp()) * (p - q)).sum()  # KL(p‖q) + KL(q‖p)
-        addition = self.regularise.r_drop / 4 * apart
+        # Of a target as its loss is: the mean of what it is made of (several labels, a start and an end).
+        addition = self.regularise.r_drop / 4 * apart * (first.targets / max(1, len(p)))
         self._beside += float(addition.detach())
         return LossSum((first.total + second.total) / 2 + addition, first.targets)
 
     def _attacked(self, batch: Batch) -> LossSum:
         table: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         seen: list[Tensor] = []
-        with _hooked(table, seen.append):
+
+        def see(embedded: Tensor) -> Tensor:
+            # Where the table does not learn, nothing below asks for its gradient.
+            seen.append(embedded if embedded.requires_grad else embedded.detach().requires_grad_())
+            return seen[0]
+
+        with _hooked(table, see):
             clean = self.loss(self.logits(batch), batch)
         (gradient,) = torch.autograd.grad(clean.total, seen[0], retain_graph=True)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]

@@ -191,6 +191,16 @@ def read_talk(encoder: RowEncoder, messages: list[Message]) -> tuple[list[int], 
     return ids[:-1], targets
 
 
+def end_of_turn(encoder: RowEncoder) -> int | None:
+    """The token behind an assistant's message, which a model learns to end its turn with; None: there is none."""
+    assert encoder.render is not None, "made for a task that writes"
+    talk = [{"role": role, "content": f"\ue000{at}\ue001"} for at, role in enumerate(("user", "assistant"))]
+    *_, behind = _MARK.split(encoder.render(talk, False))
+    frame = encoder.frames.encode(behind, add_special_tokens=False)
+    end = _first_special(frame, encoder)
+    return int(frame.ids[end - 1]) if end else None
+
+
 def _first_special(frame: Any, encoder: RowEncoder) -> int:
     """How many tokens of a frame behind a message end it: up to the first special one, which is learned."""
     return next((at + 1 for at, number in enumerate(frame.ids) if number in encoder.specials), 0)

@@ -32,26 +32,29 @@ def finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
 
 
 def _hand_on(loop: Loop, run: RunDirectory) -> None:
-    model = _final_model(loop, run)
+    model, step = _final_model(loop, run)
     loop.job.complete(model, loop.settings.context)
     loop.job.export(model, run.export)
     if (found := loop.job.examine(model, loop.settings.context)) is not None:
-        loop.events.write("test", step=loop.state.best_step, **found)
+        loop.events.write("test", step=step, **found)
     loop.job.write_samples(
         model,
         lambda prompt, text: loop.events.write("sample_text", step=loop.state.step, prompt=prompt, text=text),
     )
 
 
-def _final_model(loop: Loop, run: RunDirectory) -> nn.Module:
-    """The whole model that is handed on: the last, or where a metric says which is better, the best."""
-    if loop.job.main_metric is None or loop.state.best_step in (None, loop.state.step):
-        return whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
+def _final_model(loop: Loop, run: RunDirectory) -> tuple[nn.Module, int]:
+    """The whole model that is handed on, and its step: the last, or where a metric says which is better, the best."""
+    best = loop.state.best_step
+    if loop.job.main_metric is None or best in (None, loop.state.step):
+        model = whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
+        return model, loop.state.step
     saved = checkpoints.best_valid(run.checkpoints)
     assert saved is not None, "present weights were saved a moment ago"
     model = loop.job.whole_model()
     checkpoints.load_weights(saved, model)
-    return model
+    assert best is not None
+    return model, best
 
 
 def whole_model(job: Job, world: World, find: Callable[[], Path | None]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +176,11 @@ def source_of(
 
 
 def _blueprint(config: Config, prepared: Prepared | PreparedExamples) -> Blueprint:
-    return draw_blueprint(
+    drawn = draw_blueprint(
         config.model,
         vocabulary=prepared.vocabulary,
         sequence=config.data.sequence,
         seed=config.train.seed,
         end_token=prepared.end_token,
     )
+    return replace(drawn, stops=prepared.stops) if isinstance(prepared, PreparedExamples) else drawn

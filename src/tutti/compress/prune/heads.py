@@ -12,6 +12,7 @@ Shapes: D width, H heads, G of them that share keys, d width of a head.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,18 @@ from tutti.compress.prune.structured import Run, like
 from tutti.compress.quantize.inputs import observe_inputs
 from tutti.core import ModelError
 from tutti.models import find_blocks
+
+
+def _give_heads(text: Any, groups: int, together: int) -> bool:
+    """Let the configuration `text` have so many groups of heads; whether its architecture takes them."""
+    text.num_attention_heads = groups * together
+    if hasattr(text, "num_key_value_heads"):
+        text.num_key_value_heads = groups
+    try:
+        text.validate_architecture()
+    except ValueError:
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -43,9 +56,13 @@ def drop_heads(model: PreTrainedModel, share: float, run: Run) -> PreTrainedMode
     groups = getattr(text, "num_key_value_heads", None) or heads
     together = heads // groups
     keep = max(1, round(share * groups))
-    text.num_attention_heads = keep * together
-    if hasattr(text, "num_key_value_heads"):
-        text.num_key_value_heads = keep
+    if not _give_heads(text, keep, together):
+        fitting = [f"{k / groups:g}" for k in range(1, groups) if _give_heads(text, k, together)]
+        raise ModelError(
+            f"a {type(model).__name__} cannot have {keep * together} of its {heads} heads: its width of "
+            f"{text.hidden_size} is no multiple of that",
+            f"shares that it can have: {', '.join(fitting)}" if fitting else "leave heads out of the recipe",
+        )
     smaller = like(model, config)
     state = model.state_dict()
     names = {id(module): name for name, module in model.named_modules()}
