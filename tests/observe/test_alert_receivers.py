@@ -165,6 +165,25 @@ def test_a_dead_receiver_costs_the_others_nothing_and_is_named_once(
     assert len(warned) == 1 and "cannot be reached" in warned[0]
 
 
+def test_a_slow_receiver_keeps_no_other_waiting(web: Web) -> None:
+    url, got = web
+    alive, free, lost = receivers_of(section(webhook=url))[0], threading.Event(), list[str]()
+
+    class Slow:
+        name = "slow"
+
+        def send(self, alert: Alert) -> None:
+            free.wait(60)
+
+    sender = Sender([Slow(), alive], lost.append)
+    for _ in range(3):
+        sender.send(ALERT)
+    until(lambda: len(got) == 3)  # while the first still waits
+    free.set()
+    sender.stop()
+    assert sender.lost == 0 and not lost
+
+
 def test_from_the_events_of_a_run_to_the_receiver(tmp_path: Path, web: Web) -> None:
     url, got = web
     r = Recorder(tmp_path / "demo")

@@ -112,7 +112,7 @@ class ServicePage:
     def recent(self) -> list[Sample]:
         """What it said lately, oldest first."""
         with self._lock:
-            return [sample for _, sample in self._samples[-200:]]
+            return [sample for _, sample in self._samples]
 
     def _now(self) -> dict[str, Any]:
         last = self._samples[-1][1] if self._samples else None
