@@ -6,10 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
+from starlette.testclient import TestClient
 
+from tutti.config.service import LimitsConfig, ServiceConfig
 from tutti.serve.guard.answered import Answered
-from tutti.serve.guard.asked import bounded, writes
+from tutti.serve.guard.asked import bounded, texts_of, writes
 from tutti.serve.guard.exchange import Exchange
+from tutti.serve.guard.layers import Guard
 from tutti.serve.guard.redact import Patterns
 from tutti.serve.guard.texts import Way
 from tutti.serve.refusal import Refusal
@@ -128,3 +132,31 @@ def test_bounds_that_others_would_not_keep_are_refused(asked: dict[str, Any]) ->
     with pytest.raises(Refusal):
         bounded(asked, 100, "/v1/chat/completions")
     assert not writes({"input": "x"}, "/v1/answer") and not writes({}, "/v1/classify")
+
+
+@pytest.mark.parametrize(
+    ("asked", "texts"),
+    [
+        ({"prompt": "a"}, 1),
+        ({"prompt": ["a", "b"], "n": 3}, 6),
+        ({"prompt": [5, 6, 7], "n": 2}, 2),
+        ({"prompt": [[5], [6]]}, 2),
+        ({"messages": [], "n": 4}, 4),
+        ({"messages": [], "n": "4"}, 1),
+    ],
+)
+def test_answers_are_counted(asked: dict[str, Any], texts: int) -> None:
+    assert texts_of(asked) == texts
+
+
+def test_texts_are_bounded_before_whatever_serves() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse({"choices": []})(scope, receive, send)
+
+    settings = ServiceConfig(limits=LimitsConfig(texts=2))
+    with TestClient(Guard("sk-key", settings).around(application)) as client:
+        client.headers["Authorization"] = "Bearer sk-key"
+        for n, status in ((2, 200), (3, 400)):
+            got = client.post("/v1/chat/completions", json={"messages": [], "n": n})
+            assert got.status_code == status
+        assert got.json()["error"] == got.json()["error"] | {"param": "n"} and "at most 2" in got.text

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,7 +119,8 @@ def test_late_answers_bring_workers_too() -> None:
 def test_late_answers_of_long_ago_bring_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = Tally()
     for moment, seconds in [(0.0, 0.1)] * 10 + [(10.0, 3.0)] * 30 + [(100.0, 0.1)] * 2:
-        monkeypatch.setattr("tutti.serve.gateway.tally.time.monotonic", lambda moment=moment: moment)
+        clock = SimpleNamespace(monotonic=lambda moment=moment: moment)
+        monkeypatch.setattr(sys.modules[Tally.__module__], "time", clock)
         tally.note(200, seconds)
     assert len(tally.times) == 32
     assert tally.times_since(5.0) == tally.times

@@ -83,6 +83,15 @@ def bounded(asked: dict[str, Any], new_tokens: int | None, route: str) -> dict[s
     return asked | {"max_tokens": min(new_tokens, USUAL_TOKENS.get(route, new_tokens))}
 
 
+def texts_of(asked: dict[str, Any]) -> int:
+    """How many answers are asked for: prompts times `n`. A list of tokens is one prompt."""
+    prompts, n = asked.get("prompt"), asked.get("n")
+    several = (
+        prompts if isinstance(prompts, list) and not isinstance(next(iter(prompts), None), int) else [prompts]
+    )
+    return len(several) * (n if type(n) is int else 1)
+
+
 def writes(asked: dict[str, Any], route: str) -> bool:
     """Whether a model is to write: also where it answers from documents."""
     return route in _WRITES or (route == "/v1/answer" and "question" in asked)

@@ -47,6 +47,7 @@ class Guard:
             ),
             written_down=asked if settings.audit.log_prompts else None,
             new_tokens=settings.limits.new_tokens,
+            texts=settings.limits.texts,
         )
 
     def around(self, app: ASGIApp, vitals: Vitals | None = None, more: Collector | None = None) -> ASGIApp:

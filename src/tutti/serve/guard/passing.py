@@ -19,7 +19,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutti.serve.guard.answered import Answered
-from tutti.serve.guard.asked import bounded, let_in, prompt_of, writes
+from tutti.serve.guard.asked import bounded, let_in, prompt_of, texts_of, writes
 from tutti.serve.guard.exchange import OWNER_HEADER, TOKENS_HEADER, Exchange, exchange_of
 from tutti.serve.guard.redact import Redactor
 from tutti.serve.guard.texts import Way
@@ -38,12 +38,13 @@ _Found = TypeVar("_Found")
 @dataclass(frozen=True)
 class Rules:
     """`inward`, `outward`: what happens to texts; `written_down`: redacts prompts for the audit log (None: they are not
-    in it); `new_tokens`: of an answer at most."""
+    in it); `new_tokens`: of an answer at most; `texts`: that are asked for at most."""
 
     inward: Way
     outward: Way
     written_down: Redactor | None = None
     new_tokens: int | None = None
+    texts: int | None = None
 
 
 class Passing:
@@ -89,6 +90,8 @@ class Passing:
         slow = rules.inward.slow or len(body) > _SMALL_BYTES
         asked = await _closed(look, slow=slow)
         if writes(asked, exchange.route):
+            if rules.texts is not None and (texts := texts_of(asked)) > rules.texts:
+                raise Refusal(400, f"at most {rules.texts} texts for one request, not {texts}", param="n")
             asked = bounded(asked, rules.new_tokens, exchange.route)
         told = json.dumps(_counted(asked) if exchange.route in _STREAMS else asked)
         return asked, told.encode()
@@ -100,12 +103,9 @@ class _Passage:
     def __init__(
         self, way: Way, exchange: Exchange, asked: dict[str, Any], body: bytes, receive: Receive, send: Send
     ) -> None:
-        options, prompts, n = asked.get("stream_options"), asked.get("prompt"), asked.get("n")
-        several = len(prompts) if isinstance(prompts, list) else 1
+        options = asked.get("stream_options")
         usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        self._answered = Answered(
-            way, exchange, usage=usage, texts=several * (n if isinstance(n, int) else 1)
-        )
+        self._answered = Answered(way, exchange, usage=usage, texts=texts_of(asked))
         self._way, self._body, self._receive, self._send = way, body, receive, send
         self._exchange = exchange
         self._start: Message = {}
