@@ -25,8 +25,8 @@ from tutti.models.gguf import Weights, gguf_library, write_gguf
 from tutti.models.onnx import export_onnx, onnx_runtime
 from tutti.models.tuning import merged
 from tutti.package import Asker, Package, Writer, is_package, open_any, open_writer
+from tutti.tasks.talk import begin_turns
 from tutti.tasks.task import Record
-from tutti.tasks.writing import begin_turns, render
 from tutti.train.job import Job
 from tutti.train.labelled import LabelledJob, reader_of
 from tutti.train.language import LanguageModelJob
@@ -41,6 +41,7 @@ from tutti.trained import (
     objective_with,
     part_of,
     require_causal,
+    talks_of,
 )
 
 #: Of a model that is handed on.
@@ -198,12 +199,10 @@ def generate(
             prompts, new_tokens, temperature=temperature, top_k=top_k, seed=seed, suffix=suffix
         )
     model, tokenizer, task = load_causal(run)
-    if task.kind == "chat":
-        prompts = begin_turns(render(tokenizer.name_or_path), prompts)
     return models.generate(
         model,
         tokenizer,
-        list(prompts),
+        begin_turns(talks_of(tokenizer, task), prompts) if task.kind == "chat" else prompts,
         new_tokens,
         temperature=temperature,
         top_k=top_k,

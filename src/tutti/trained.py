@@ -18,12 +18,13 @@ from tutti.config.task import TaskConfig
 from tutti.core.errors import CheckpointError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import Objective, SampleSource
+from tutti.data.labelled import Reader, encoder_in
 from tutti.data.settings import PARTS
 from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
 from tutti.package import Asker
 from tutti.parallel import Split, World
 from tutti.starting import prepare, text_has_changed
-from tutti.tasks import CausalLanguageModelling
+from tutti.tasks import CausalLanguageModelling, RowEncoder, make_text_task
 from tutti.tasks.sequences import EncoderDecoder
 from tutti.train import checkpoints
 from tutti.train.job import Job
@@ -185,6 +186,11 @@ def load_causal(run: Path) -> tuple[PreTrainedModel, Any, TaskConfig]:
     job, _, _ = load_trained(run)
     assert isinstance(job, LanguageModelJob) and isinstance(job.objective.model, PreTrainedModel)
     return job.objective.model, AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory), task
+
+
+def talks_of(tokenizer: Any, task: TaskConfig) -> RowEncoder:
+    """How a run of `task`, whose model writes, reads talks with the `tokenizer` that `load_causal` gave."""
+    return encoder_in(Path(tokenizer.name_or_path), make_text_task(task), Reader(1, types=False))
 
 
 def require_causal(place: Path, task: TaskConfig) -> None:

@@ -30,6 +30,11 @@ def render(messages: Any) -> str:
     return "".join(f"<{one['role']}>{one['content']}" for one in messages) + "<assistant>"
 
 
+def turn(messages: Any) -> list[int]:
+    ids: list[int] = bytes_tokenizer()(render(messages), add_special_tokens=False)["input_ids"]
+    return ids
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     torch.manual_seed(0)
@@ -68,7 +73,7 @@ def expected(model: Any) -> Any:
 @pytest.fixture(scope="module")
 def service(model: Any, expected: Any) -> Iterator[Service]:
     engine = Engine(SlotModel(model, 2, CONTEXT), bytes_tokenizer(), end_tokens=set(), queue_length=3)
-    yield Service("tiny", engine, bytes_tokenizer(), render, 1_700_000_000, vocabulary=256, most_texts=4)
+    yield Service("tiny", engine, bytes_tokenizer(), turn, 1_700_000_000, vocabulary=256, most_texts=4)
     engine.close()
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from encoders import write_jsonl
 from tutti import api
@@ -16,9 +27,10 @@ from tutti.config import load_config
 from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
-from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, prepare_examples
+from tutti.data.labelled import ExampleSource, PreparedExamples, Reader, encoder_in, prepare_examples
 from tutti.models import generate
 from tutti.tasks import Record, make_text_task
+from tutti.tasks.talk import begin_turn, begin_turns, read_talk
 from tutti.train.language import _blueprint
 
 TALKS = [
@@ -82,6 +94,38 @@ def test_talks_in_a_window_do_not_see_each_other(prepared: PreparedExamples) -> 
     for start, stop in zip(starts, [*starts[1:], torch.tensor(512)], strict=True):
         assert batch["position_ids"][0, start:stop].tolist() == list(range(int(stop - start)))
     assert int((ExampleSource(prepared, "train", task).empty()["labels"] >= 0).sum()) == 0
+
+
+#: What is around messages is text that runs into them, unlike most people's marks.
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+PLAIN += "{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+def test_a_turn_begins_as_it_did_where_it_was_learned(prepared: PreparedExamples, tmp_path: Path) -> None:
+    """Also where frames and contents would share tokens if they were read in one piece."""
+    corpus = ["user: What is it? assistant: It is this. assistant: So. user: S"] * 50
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    trainer = BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    made.chat_template = PLAIN
+    made.save_pretrained(tmp_path)
+    encoder = encoder_in(tmp_path, make_text_task(TaskConfig(kind="chat")), Reader(64, types=False))
+    asked = [{"role": "user", "content": "What is <|endoftext|>?"}]
+    begun = begin_turn(encoder, asked)
+    ids, targets = read_talk(encoder, [*asked, {"role": "assistant", "content": "It is this."}])
+    assert ids[: len(begun)] == begun and targets[len(begun) - 1] >= 0 > targets[len(begun) - 2]
+    jointly = made.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert begun != jointly and made.decode(begun) == made.decode(jointly)
+    assert begun.count(made.eos_token_id) == 1  # what somebody types is text
+    assert begin_turns(encoder, [asked[0]["content"]]) == [begun]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tutti.core.infilling import Sentinels
 def generate(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[list[int]],
     new_tokens: int,
     *,
     temperature: float = 0.8,
@@ -34,7 +34,7 @@ def generate(
     Args:
         model: any causal language model; its mode (training or not) and the caller's random state stay as they are.
         tokenizer: a Hugging Face tokenizer.
-        prompts: may be of different lengths, and empty.
+        prompts: texts, or their tokens; may be of different lengths, and empty.
         new_tokens: at most so many tokens each; the end token stops earlier.
         temperature: 0 always takes the likeliest token.
         top_k: sample among the k likeliest; 0: among all.
@@ -47,7 +47,10 @@ def generate(
     if not prompts or new_tokens < 1:
         return ["" for _ in prompts]
     ends = _end_tokens(model, tokenizer)
-    starts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    starts: list[list[int]] = [
+        tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
     if suffix:
         behind, sentinels = tokenizer(suffix, add_special_tokens=False)["input_ids"], sentinels_of(tokenizer)
         starts = [sentinels.ask(start, behind) for start in starts]

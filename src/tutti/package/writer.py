@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from tutti.core import RunError
 from tutti.models import generate, generate_from
 from tutti.tasks import Example, Labels, RowEncoder, Writing
+from tutti.tasks.talk import begin_turn, begin_turns, read_talk
 from tutti.tasks.task import Record
-from tutti.tasks.writing import begin_turns, read_talk
 
 #: Texts that are written at once.
 _AT_ONCE = 32
@@ -43,12 +43,11 @@ class Writer:
         suffix: str = "",
     ) -> list[str]:
         """What it writes after each of `prompts`; in a talk: to each."""
-        if self.encoder is not None and self.encoder.render is not None:
-            prompts = begin_turns(self.encoder.render, prompts)
+        talks = self.encoder is not None and self.encoder.render is not None
         return generate(
             self.model,
             self.tokenizer,
-            prompts,
+            begin_turns(self.encoder, prompts) if self.encoder is not None and talks else prompts,
             new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -91,7 +90,7 @@ class Writer:
             for example in examples:
                 over = len(read_talk(encoder, task.given(example))[0]) + most - encoder.length
                 given = task.given(task.fit(example, encoder, over) if over > 0 else example)
-                read.append(encoder.render(given, True))
+                read.append(begin_turn(encoder, given))
             answer = partial(generate, self.model, self.tokenizer, new_tokens=most, temperature=0.0)
         written = [""] * len(read)
         order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together

@@ -106,7 +106,7 @@ async def _written(service: Service, question: str, hits: Sequence[Hit], new_tok
 
 def _prompt(service: Service, question: str, hits: Sequence[Hit]) -> list[int]:
     passages = "\n\n".join(f"[{number}] {hit.passage}" for number, hit in enumerate(hits, 1))
-    if service.render is None:
+    if service.turn is None:
         return service.tokens_of(f"{passages}\n\n{_ORDER}\n\nQuestion: {question}\nAnswer:")
     asked = f"{_ORDER}\n\n{passages}\n\nQuestion: {question}"
-    return service.tokens_of(service.render([{"role": "user", "content": asked}]))
+    return service.turn([{"role": "user", "content": asked}])

@@ -3,7 +3,6 @@ directory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,21 @@ from tutti.models.quantized import QuantizedLinear, round_to_nearest, straighten
 from tutti.models.tuning import merged
 from tutti.package import Asker, Package, is_package, open_package, open_writer
 from tutti.serve.hugging_face import open_hugging_face, task_in
-from tutti.serve.service import Render
+from tutti.serve.service import Turn
 from tutti.serve.settings import Weights
+from tutti.serve.talks import learned_turn, turn_of
 from tutti.train.labelled import LabelledJob
-from tutti.trained import asker_of, load_causal, load_trained, require_causal, task_of
+from tutti.trained import asker_of, load_causal, load_trained, require_causal, talks_of, task_of
 
 
 @dataclass(frozen=True)
 class Found:
-    """A model with what it takes to talk to it. `context`: tokens that it can see; `render`: see `Service`."""
+    """A model with what it takes to talk to it. `context`: tokens that it can see; `turn`: see `Service`."""
 
     name: str
     model: nn.Module
     tokenizer: Any
-    render: Render | None
+    turn: Turn | None
     context: int
     end_tokens: set[int]
     vocabulary: int
@@ -93,11 +93,12 @@ def load_model(place: Path) -> Found:
     if is_package(place):
         require_causal(place, Package.read(place).task)
         writer = open_writer(place)
-        model, tokenizer = writer.model, writer.tokenizer
+        model, tokenizer, talks = writer.model, writer.tokenizer, writer.encoder
     elif (place / "config.json").is_file():
-        model, tokenizer = _from_hugging_face(place)
+        (model, tokenizer), talks = _from_hugging_face(place), None
     else:
-        model, tokenizer, _ = load_causal(place)
+        model, tokenizer, task = load_causal(place)
+        talks = talks_of(tokenizer, task) if task.kind == "chat" else None
     config: Any = model.config.get_text_config(decoder=True)
     weight: Any = model.get_input_embeddings().weight
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -106,7 +107,7 @@ def load_model(place: Path) -> Found:
         name=place.resolve().name,
         model=model,
         tokenizer=tokenizer,
-        render=_render_of(tokenizer) if tokenizer.chat_template else None,
+        turn=turn_of(tokenizer) if talks is None else learned_turn(talks),
         context=int(getattr(config, "max_position_embeddings", None) or 1 << 20),
         end_tokens=set(ends) if isinstance(ends, list) else {ends} - {None},
         vocabulary=len(weight),
@@ -149,11 +150,3 @@ def _from_hugging_face(place: Path) -> tuple[Any, Any]:
             f"{place} holds no model that goes on from texts: {str(error).splitlines()[0]}",
             "give a directory with config.json, model.safetensors and a tokenizer",
         ) from error
-
-
-def _render_of(tokenizer: Any) -> Render:
-    def render(messages: Sequence[dict[str, str]]) -> str:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return text
-
-    return render

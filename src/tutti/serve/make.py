@@ -49,7 +49,7 @@ def make_service(
     say(set_weights(found.model, settings.weights))
     engine = _writing_engine(found, settings, room, say)
     most = settings.most_texts or settings.slots
-    return Service(name, engine, found.tokenizer, found.render, made, found.vocabulary, most)
+    return Service(name, engine, found.tokenizer, found.turn, made, found.vocabulary, most)
 
 
 def _writing_engine(

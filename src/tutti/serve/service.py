@@ -18,19 +18,19 @@ from tutti.serve.words import Words
 #: How long a request may take.
 _DEADLINE_SECONDS = 600.0
 
-#: A conversation (role and content of each message) as the model's template writes it before an answer.
-Render = Callable[[Sequence[dict[str, str]]], str]
+#: A conversation (role and content of each message) as tokens, up to the answer.
+Turn = Callable[[Sequence[dict[str, str]]], list[int]]
 
 
 @dataclass(frozen=True)
 class Service:
-    """`render`: None where the model has learned no conversations. `made`: when, in seconds since 1970. `vocabulary`:
+    """`turn`: None where the model has learned no conversations. `made`: when, in seconds since 1970. `vocabulary`:
     tokens that it knows. `most_texts`: for one request."""
 
     name: str
     engine: Engine | PagedEngine
     tokenizer: Any
-    render: Render | None
+    turn: Turn | None
     made: int
     vocabulary: int
     most_texts: int
@@ -51,7 +51,7 @@ class Service:
     @property
     def trial(self) -> tuple[str, str]:
         """A route, and what might be asked there beside the model's name, as JSON has it."""
-        if self.render is None:
+        if self.turn is None:
             return "/v1/completions", '"prompt": "The", "max_tokens": 32'
         return "/v1/chat/completions", '"messages": [{"role": "user", "content": "Hello"}]'
 

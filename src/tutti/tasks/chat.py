@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from tutti.core import DataError
+from tutti.tasks.talk import Message
 from tutti.tasks.task import Example, Record
-from tutti.tasks.writing import Message, Writing
+from tutti.tasks.writing import Writing
 
 ROLES = ("system", "user", "assistant")
 

@@ -13,8 +13,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from tutti.tasks.talk import Message
 from tutti.tasks.task import Example, Record, RowEncoder
-from tutti.tasks.writing import Message, Writing
+from tutti.tasks.writing import Writing
 
 #: Kana, Chinese characters, Hangul.
 _SIGNS = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"

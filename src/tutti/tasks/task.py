@@ -79,14 +79,14 @@ class RowEncoder:
     """How text becomes rows: at most `length` tokens in each, `pad` for what is not there.
 
     `types`: whether the model tells first and second texts apart (`token_type_ids`). `render`: what writes talks
-    (`tasks.writing`), for tasks that have them. `ends`: of an encoder-decoder.
+    (`tasks.talk`), for tasks that have them. `ends`: of an encoder-decoder.
     """
 
     tokenizer: Tokenizer
     length: int
     pad: int
     types: bool
-    render: Callable[[list[dict[str, str]], bool], str] | None = None
+    render: Callable[[list[dict[str, str]]], str] | None = None
     ends: Ends | None = None
 
     @cached_property

@@ -13,23 +13,17 @@ Shapes: B windows or examples, S tokens, T tokens to write.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 import torch
 
-from tutti.core import Batch, DataError
+from tutti.core import Batch
 from tutti.tasks.chunked_loss import IGNORED
+from tutti.tasks.talk import Message, read_talk
 from tutti.tasks.task import Example, Labels, Row, RowEncoder, TextTask, inputs_of, padded
-
-#: A message: `role` and `content`, as OpenAI has them.
-Message = dict[str, str]
-#: Stands for a message's text while the template is filled in: private use, so no template changes it.
-_MARK = re.compile("\ue000(\\d+)\ue001")
 
 
 class Writing(TextTask):
@@ -117,42 +111,6 @@ class Writing(TextTask):
         return row | {"targets": [IGNORED] * len(row["targets"])}
 
 
-def give_template(directory: Path, template: str) -> None:
-    """Give the tokenizer in `directory` a chat template, if it has none; exports take it along.
-
-    Raises:
-        DataError: it has no token that ends texts, which the template needs.
-    """
-    from transformers import AutoTokenizer  # takes seconds
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    if not tokenizer.chat_template:
-        if tokenizer.eos_token is None:
-            raise DataError(
-                "the tokenizer says neither how talks are written (chat_template) nor what ends a text (eos_token)",
-                "name the token that ends texts as eos_token in its tokenizer_config.json",
-            )
-        (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def render(directory: Path | str) -> Callable[[list[Message], bool], str]:
-    """(messages, whether the assistant's turn begins) → text, by the chat template of the tokenizer in `directory`."""
-    from transformers import AutoTokenizer  # takes seconds
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-
-    def fill(messages: list[Message], begin: bool) -> str:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
-        return text
-
-    return fill
-
-
-def begin_turns(fill: Callable[[list[Message], bool], str], prompts: Sequence[str]) -> list[str]:
-    """What a model is given that is to answer each of `prompts`: the talk up to the beginning of its turn."""
-    return [fill([{"role": "user", "content": prompt}], True) for prompt in prompts]
-
-
 def _two_sides(encoder: RowEncoder, messages: list[Message]) -> Row:
     """What an encoder reads and a decoder writes, each ended by its mark, each at most `length` tokens."""
     assert encoder.ends is not None
@@ -163,44 +121,3 @@ def _two_sides(encoder: RowEncoder, messages: list[Message]) -> Row:
         cut |= len(ids) > encoder.length
         sides.append(ids if len(ids) <= encoder.length else [*ids[: encoder.length - 1], encoder.ends.end])
     return {"input_ids": sides[0], "targets": sides[1] if len(sides) > 1 else [], "cut": [int(cut)]}
-
-
-def read_talk(encoder: RowEncoder, messages: list[Message]) -> tuple[list[int], list[int]]:
-    """The talk as tokens, and behind each the next one where it is a target (−100: it is none)."""
-    assert encoder.render is not None, "made for a task that writes"
-    marked = [message | {"content": f"\ue000{number}\ue001"} for number, message in enumerate(messages)]
-    pieces = _MARK.split(encoder.render(marked, False))
-    ids: list[int] = []
-    learned: list[bool] = []
-    speaks = False
-    for place, piece in enumerate(pieces):
-        if place % 2:  # the number of a message
-            message = messages[int(piece)]
-            some = encoder.tokenizer.encode(message["content"], add_special_tokens=False).ids
-            speaks = message["role"] == "assistant"
-            ids += some
-            learned += [speaks] * len(some)
-        else:
-            frame = encoder.frames.encode(piece, add_special_tokens=False)
-            ids += frame.ids
-            end = _first_special(frame, encoder) if speaks else 0
-            learned += [at < end for at in range(len(frame.ids))]
-    targets = [
-        number if is_learned else IGNORED for number, is_learned in zip(ids[1:], learned[1:], strict=True)
-    ]
-    return ids[:-1], targets
-
-
-def end_of_turn(encoder: RowEncoder) -> int | None:
-    """The token behind an assistant's message, which a model learns to end its turn with; None: there is none."""
-    assert encoder.render is not None, "made for a task that writes"
-    talk = [{"role": role, "content": f"\ue000{at}\ue001"} for at, role in enumerate(("user", "assistant"))]
-    *_, behind = _MARK.split(encoder.render(talk, False))
-    frame = encoder.frames.encode(behind, add_special_tokens=False)
-    end = _first_special(frame, encoder)
-    return int(frame.ids[end - 1]) if end else None
-
-
-def _first_special(frame: Any, encoder: RowEncoder) -> int:
-    """How many tokens of a frame behind a message end it: up to the first special one, which is learned."""
-    return next((at + 1 for at, number in enumerate(frame.ids) if number in encoder.specials), 0)

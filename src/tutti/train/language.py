@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,15 @@ from transformers import AutoTokenizer, PreTrainedModel
 from tutti.config.schema import Config
 from tutti.core.types import Objective
 from tutti.data import InfillSource, Prepared, TokenSource, open_prepared
-from tutti.data.labelled import ExampleSource, PreparedExamples, open_examples
+from tutti.data.labelled import ExampleSource, PreparedExamples, encoder_of, open_examples
 from tutti.models import Blueprint, count_parameters, draw_blueprint, flops_per_token, generate
 from tutti.models.tuning import is_plain, tune
 from tutti.parallel import Arithmetic, Split, World, apply_language_layout, apply_layout
 from tutti.tasks import CausalLanguageModelling, find_manner, make_text_task
-from tutti.tasks.writing import begin_turns, render
+from tutti.tasks.talk import begin_turns
 from tutti.train.handover import export_tuned
 from tutti.train.job import Job
+from tutti.train.labelled import reader_of
 from tutti.train.teaching import find_token_teachers
 from tutti.train.writing import examine_writing
 
@@ -68,11 +69,12 @@ class LanguageModelJob(Job):
         objective = CausalLanguageModelling(model)
         return examine_writing(model, objective, source, self.config, self.prepared, context)
 
-    def asked(self, prompts: Sequence[str]) -> list[str]:
+    def asked(self, prompts: list[str]) -> list[str] | list[list[int]]:
         """What the model is given for `prompts`: of an assistant the beginning of its turn."""
-        if not self.config.task.labelled:
-            return list(prompts)
-        return begin_turns(render(self.prepared.tokenizer_directory), prompts)
+        if not isinstance(self.prepared, PreparedExamples):
+            return prompts
+        encoder = encoder_of(self.prepared, make_text_task(self.config.task), reader_of(self.config))
+        return begin_turns(encoder, prompts)
 
 
 def language_model_job(config: Config, prepared_directory: Path) -> LanguageModelJob:

@@ -41,8 +41,9 @@ from tutti.data.tokenizer import (
     with_separators,
     words_tokenizer,
 )
+from tutti.tasks.talk import end_of_turn, give_template, render
 from tutti.tasks.task import BETWEEN, Ends, Example, Row, RowEncoder, TextTask
-from tutti.tasks.writing import Writing, end_of_turn, give_template, render
+from tutti.tasks.writing import Writing
 
 Say = Callable[[str], None]
 _BATCH = 1024

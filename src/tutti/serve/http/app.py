@@ -90,7 +90,7 @@ def _refuse_the_others(app: FastAPI, service: Served, routes: Sequence[str]) -> 
 
 def _model(service: Service | Asking, routes: Sequence[str], answering: Answering | None) -> dict[str, Any]:
     """What `/v1/models` says: what OpenAI's does, and what can be asked."""
-    chats = {"chats": service.render is not None} if isinstance(service, Service) else {}
+    chats = {"chats": service.turn is not None} if isinstance(service, Service) else {}
     return {
         "id": service.name,
         "object": "model",

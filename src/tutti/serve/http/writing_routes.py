@@ -48,15 +48,13 @@ def mount_writing(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatAsked, request: Request) -> Response:
         require_model(service, asked.model)
-        if service.render is None:
+        if service.turn is None:
             raise Refusal(
                 400,
                 "this model has no chat template: it goes on from texts (/v1/completions)",
                 param="messages",
             )
-        prompt = service.tokens_of(
-            service.render([{"role": one.role, "content": str(one.content)} for one in asked.messages])
-        )
+        prompt = service.turn([{"role": one.role, "content": str(one.content)} for one in asked.messages])
         grammars = await _grammars(service, asked.schema_of_answer, asked.n)
         choices = [
             Choice(index, prompt, asked.sampling(index, asked.likeliest), grammars[index])
