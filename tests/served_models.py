@@ -40,6 +40,17 @@ def tiny_service(*, slots: int = 2, queue_length: int = 3, context: int = 128) -
     return _service(engine)
 
 
+def render(messages: Any) -> str:
+    """A talk as the models here have it."""
+    return "".join(f"<{one['role']}>{one['content']}" for one in messages) + "<assistant>"
+
+
+def turn(messages: Any) -> list[int]:
+    """The same, as tokens."""
+    ids: list[int] = bytes_tokenizer()(render(messages))["input_ids"]
+    return ids
+
+
 class Script:
     """In place of an engine: whatever is asked, it says `pieces`, one a token."""
 
@@ -68,10 +79,7 @@ def scripted_service(pieces: Sequence[str]) -> Service:
 
 
 def _service(engine: Any) -> Service:
-    def render(messages: Any) -> str:
-        return "".join(f"<{one['role']}>{one['content']}" for one in messages) + "<assistant>"
-
-    return Service("tiny", engine, bytes_tokenizer(), render, 1_700_000_000, vocabulary=256, most_texts=4)
+    return Service("tiny", engine, bytes_tokenizer(), turn, 1_700_000_000, vocabulary=256, most_texts=4)
 
 
 @contextmanager

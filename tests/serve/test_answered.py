@@ -154,9 +154,10 @@ def test_texts_are_bounded_before_whatever_serves() -> None:
         await JSONResponse({"choices": []})(scope, receive, send)
 
     settings = ServiceConfig(limits=LimitsConfig(texts=2))
-    with TestClient(Guard("sk-key", settings).around(application)) as client:
-        client.headers["Authorization"] = "Bearer sk-key"
-        for n, status in ((2, 200), (3, 400)):
-            got = client.post("/v1/chat/completions", json={"messages": [], "n": n})
-            assert got.status_code == status
-        assert got.json()["error"] == got.json()["error"] | {"param": "n"} and "at most 2" in got.text
+    client = TestClient(
+        Guard("sk-key", settings).around(application), headers={"Authorization": "Bearer sk-key"}
+    )
+    for n, status in ((2, 200), (3, 400)):
+        got = client.post("/v1/chat/completions", json={"messages": [], "n": n})
+        assert got.status_code == status
+    assert got.json()["error"] == got.json()["error"] | {"param": "n"} and "at most 2" in got.text

@@ -17,22 +17,13 @@ import uvicorn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from served_models import bytes_tokenizer
+from served_models import bytes_tokenizer, render, turn
 from tutti.serve.engine import Engine, SlotModel
 from tutti.serve.engine import thread as engine_thread
 from tutti.serve.http import make_app
 from tutti.serve.service import Service
 
 KEY, CONTEXT = "sk-of-the-test", 128
-
-
-def render(messages: Any) -> str:
-    return "".join(f"<{one['role']}>{one['content']}" for one in messages) + "<assistant>"
-
-
-def turn(messages: Any) -> list[int]:
-    ids: list[int] = bytes_tokenizer()(render(messages), add_special_tokens=False)["input_ids"]
-    return ids
 
 
 @pytest.fixture(scope="module")
