@@ -37,7 +37,7 @@ def page(
     parts = [
         "# Network: loss, bytes and time of policies and codecs",
         machine_line(machine) + ".",
-        _method(origin),
+        _method(origin, rows),
         "## Targets",
         _beginnings(rows),
         _targets(origin, rows),
@@ -67,14 +67,22 @@ def rate_name(rate: float) -> str:
     return f"{rate:g} Mbit/s" if rate else "unshaped"
 
 
-def _method(origin: Origin) -> str:
+def _method(origin: Origin, rows: Sequence[Row]) -> str:
     s, precision = origin.setting, origin.config.train.precision
-    factors = ", ".join(f"{factor:g}" for factor in s.learning_rate_factors)
+    everywhere = [f for f in s.learning_rate_factors if all(f in row.curves for row in rows)]
+    of_some = [f for f in s.learning_rate_factors if f not in everywhere]
+    factors = ", ".join(f"{factor:g}" for factor in everywhere)
+    others = (
+        f" (of some arms also at {', '.join(f'{factor:g}' for factor in of_some)} times that)"
+        if of_some
+        else ""
+    )
     return (
         f"{s.replicas} replicas of {parameters(origin) / 1e6:.1f}M parameters ({precision}), {s.batch} samples of "
         f"{s.sequence} tokens a step over all, the standard library's sources as text. Every arm starts from one "
-        f"checkpoint, made by {s.origin_steps} plain steps of one process, and trains {s.steps} steps at each of "
-        f"{factors} × {s.learning_rate:g}; the best end counts, by loss on {s.validation_samples} held-out samples. "
+        f"checkpoint, made by {s.origin_steps} plain steps of one process, and trains {s.steps} steps at "
+        f"{factors} × {s.learning_rate:g}{others}; the best end counts, by loss on {s.validation_samples} held-out "
+        f"samples. "
         f"Learning was measured with replicas side by side and no network; step times on hosts of their own: network "
         f"namespaces on a bridge, `tbf` (burst {BURST_KB} KB), no segmentation offload, MTU {MTU}. There are more "
         f"replicas than cores, so compute has a pace by decree: {s.compute_seconds:g} s of forward and backward, "
