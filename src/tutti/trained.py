@@ -44,7 +44,8 @@ class Trained(NamedTuple):
 
 
 def load_trained(run: Path) -> Trained:
-    """The trained model of a run: that of the newest sound checkpoint; of a task with metrics, that of the best.
+    """The trained model of a run: that of the newest sound checkpoint; of a task with metrics, or with
+    `train.patience`, that of the best.
 
     Raises:
         TuttiError: there is no such run, nothing sound was saved of it, or its data is another now.
@@ -57,7 +58,8 @@ def load_trained(run: Path) -> Trained:
             f"{run} was trained by tutti.fit: its model is your own class",
             "load export/model.safetensors into it",
         )
-    find = checkpoints.best_valid if config.task.asks else checkpoints.newest_valid
+    best = config.task.asks or config.train.patience is not None  # as `Loop.hands_on_best` has it
+    find = checkpoints.best_valid if best else checkpoints.newest_valid
     path = find(directory.checkpoints)
     if path is None and directory.groups.is_dir():
         raise RunError(f"{run} has several groups, each with a model", f"name one: {directory.groups / '0'}")

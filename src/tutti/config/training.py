@@ -29,7 +29,8 @@ class TrainConfig(Section):
     )
     patience: Positive | None = Field(
         default=None,
-        description="The run ends early when so many validations in a row were no better than one before them.",
+        description="The run ends early when so many validations in a row were no better than one before them, and "
+        "hands on the model of that one.",
     )
     batch: Positive | Auto = Field(
         default="auto",

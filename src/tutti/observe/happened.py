@@ -53,7 +53,10 @@ def _test(event: Event) -> str:
 def _enough(event: Event) -> str:
     validations = words.plural(int(number(event.get("validations")) or 0), "validation")
     best = int(number(event.get("best_step")) or 0)
-    return f"{_step(event)}: {validations} in a row were no better than that of step {best:,}; the run ends early"
+    return (
+        f"{_step(event)}: {validations} in a row were no better than that of step {best:,}, whose model is handed on; "
+        "the run ends early"
+    )
 
 
 def _stalled(event: Event) -> str:

@@ -44,9 +44,9 @@ def _hand_on(loop: Loop, run: RunDirectory) -> None:
 
 
 def _final_model(loop: Loop, run: RunDirectory) -> tuple[nn.Module, int]:
-    """The whole model that is handed on, and its step: the last, or where a metric says which is better, the best."""
+    """The whole model that is handed on, and its step."""
     best = loop.state.best_step
-    if loop.job.main_metric is None or best in (None, loop.state.step):
+    if not loop.hands_on_best or best in (None, loop.state.step):
         model = whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
         return model, loop.state.step
     saved = checkpoints.best_valid(run.checkpoints)

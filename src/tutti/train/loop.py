@@ -94,6 +94,12 @@ class Loop:
         self.policy.transport.part()
         return "finished"
 
+    @property
+    def hands_on_best(self) -> bool:
+        """Whether the model that is handed on is the best one and not the last: a metric says which is better, or the
+        run waits for one that is."""
+        return self.job.main_metric is not None or self.settings.patience is not None
+
     def _ends_early(self) -> bool:
         """Whether it is patience that has come to its end. Of replicas that drift, the one that leads knows; the others
         are told to stop, and were not asked to by the user."""
@@ -281,7 +287,7 @@ class Loop:
         if self.state.best_value is None or value < self.state.best_value:
             self.state.best_value = value
             self.state.best_step = self.state.step
-            self._due_checkpoint |= self.job.main_metric is not None  # it is what will be handed on
+            self._due_checkpoint |= self.hands_on_best
         patience, best = self.settings.patience, self.state.best_step or 0
         if patience is not None and self.state.step - best >= patience * self.settings.validate_every:
             if not self._enough and self.leads:
