@@ -58,7 +58,7 @@ def load_trained(run: Path) -> Trained:
             f"{run} was trained by tutti.fit: its model is your own class",
             "load export/model.safetensors into it",
         )
-    best = config.task.asks or config.train.patience is not None  # as `Loop.hands_on_best` has it
+    best = config.task.asks or config.train.patience is not None  # as `Validator.hands_on_best` has it
     find = checkpoints.best_valid if best else checkpoints.newest_valid
     path = find(directory.checkpoints)
     if path is None and directory.groups.is_dir():

@@ -20,12 +20,12 @@ def finish(loop: Loop, run: RunDirectory, outcome: str) -> None:
     with loop.live.phase("finishing"):
         loop.keeper.finish()
         loop.keeper.note_saves(loop.events)
-        if outcome == "finished" and loop.leads:
+        if outcome == "finished" and loop.notes.leads:
             with loop.average.in_place() if loop.average is not None else nullcontext():
                 _hand_on(loop, run)
-        loop.note_memory()
+        loop.notes.memory()
         loop.live.set(step=loop.state.step)
-        if loop.leads:
+        if loop.notes.leads:
             loop.events.write("finished", step=loop.state.step, state=outcome)
         loop.policy.close()
         leave_world()
@@ -46,7 +46,7 @@ def _hand_on(loop: Loop, run: RunDirectory) -> None:
 def _final_model(loop: Loop, run: RunDirectory) -> tuple[nn.Module, int]:
     """The whole model that is handed on, and its step."""
     best = loop.state.best_step
-    if not loop.hands_on_best or best in (None, loop.state.step):
+    if not loop.validator.hands_on_best or best in (None, loop.state.step):
         model = whole_model(loop.job, loop.world, lambda: checkpoints.newest_valid(run.checkpoints))
         return model, loop.state.step
     saved = checkpoints.best_valid(run.checkpoints)

@@ -6,20 +6,14 @@ It knows no language model, no transport and no file format; those are a `Job`, 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor, nn
 
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
-from tutti.core.types import SampleSource
-from tutti.evaluate import Answering, Evaluation, answers_in, spread, sum_losses
 from tutti.parallel import Split, World
 from tutti.sync import Meeting, Policy, Range, share
 from tutti.sync.ledger import count
@@ -28,12 +22,14 @@ from tutti.train.cooperate import Cooperation
 from tutti.train.diagnose import LossGuard, bad_numbers, first_bad_layer, largest_gradient
 from tutti.train.feed import Feed, Portion
 from tutti.train.job import Job
+from tutti.train.notes import Notes
 from tutti.train.optimizer import Optimizers
 from tutti.train.profiler import StepProfiler
 from tutti.train.schedule import learning_rate_factor
 from tutti.train.settings import Settings
 from tutti.train.state import RunState, StateKeeper
 from tutti.train.step import Accumulator, Gradient
+from tutti.train.validator import Validator
 
 #: Every so many steps the gradient of a part of the samples is looked at by itself, which tells how noisy it is.
 _LOOK_EVERY = 10
@@ -70,14 +66,27 @@ class Loop:
     average: WeightAverage | None = None
     profiler: StepProfiler | None = None
 
+    def __post_init__(self) -> None:
+        self.notes = Notes(self.events, self.world, self.policy)
+        self.validator = Validator(
+            self.job,
+            self.split,
+            self.policy,
+            self.accumulator,
+            self.settings,
+            self.notes,
+            self.live,
+            self.average,
+        )
+
     def run(self) -> str:
         """Train from `state.step` to `settings.steps`."""
         self._guard = LossGuard()
-        self._due_validation = self._due_checkpoint = self._enough = False
+        self._due_validation = self._due_checkpoint = False
         self._missed: list[Missed] = []
         self._averaged = self.state.step
         first = self.policy.start(self.state.step, self.settings.steps)
-        self._note_meeting(first)
+        self._adopt(first)
         stopping = first is not None and first.stop
         while self.state.step < self.settings.steps:
             if self.profiler is not None:
@@ -94,18 +103,14 @@ class Loop:
         self.policy.transport.part()
         return "finished"
 
-    @property
-    def hands_on_best(self) -> bool:
-        """Whether the model that is handed on is the best one and not the last: a metric says which is better, or the
-        run waits for one that is."""
-        return self.job.main_metric is not None or self.settings.patience is not None
-
     def _ends_early(self) -> bool:
         """Whether it is patience that has come to its end. Of replicas that drift, the one that leads knows; the others
         are told to stop, and were not asked to by the user."""
         if self.settings.patience is None:
             return False
-        return self._enough if self.leads or not self.policy.drifts else not self.stop_requested()
+        return (
+            self.validator.enough if self.notes.leads or not self.policy.drifts else not self.stop_requested()
+        )
 
     # One step ----------------------------------------------------------------------------------------------
 
@@ -149,7 +154,7 @@ class Loop:
             }
             self._note_step(step, gradient, portion, times, factor)
         self.state.step = step
-        self._note_meeting(meeting)
+        self._adopt(meeting)
         self._catch_up(step)
         self._after(before, meeting)
         return meeting.stop if meeting is not None else gradient.totals.stop and not self.policy.drifts
@@ -167,7 +172,7 @@ class Loop:
         key = portion.ids[0][1][0] if portion.ids else 0
         samples = sum(len(numbers) for _, numbers in portion.ids)
         tokens = samples * self.job.tokens_per_sample if self.world.speaks else 0
-        stop = self.stop_requested() or self._enough
+        stop = self.stop_requested() or self.validator.enough
         gradient = self.accumulator.run(portion.micro_batches, tokens, key, stop, apart=apart)
         return gradient, portion, loaded - began
 
@@ -264,70 +269,11 @@ class Loop:
         if not (self._due_validation or self._due_checkpoint):
             return
         with self.policy.consensus():
-            if self._due_validation:
-                self.validate()
+            if self._due_validation and self.validator.measure(self.state, self._settle):
+                self._due_checkpoint |= self.validator.hands_on_best
             if self._due_checkpoint:
                 self.save(wait=False)
         self._due_validation = self._due_checkpoint = False
-
-    def validate(self) -> None:
-        """Measure the validation loss: over all ranks, or by the leading replica when replicas drift."""
-        source = self.job.validation_data
-        alone = self.policy.drifts
-        if source is None or (alone and not self.policy.leads):
-            return
-        began = time.perf_counter()
-        with self.live.phase("evaluating"):
-            self._settle()
-            with self.average.in_place() if self.average is not None else nullcontext():
-                sums = self.policy.sum_evaluation(partial(self._sum_losses, source))
-            result = Evaluation.of(sums)
-            metrics = self._metrics(source, sums)
-        value = result.loss if self.job.main_metric is None else -metrics[self.job.main_metric]
-        if self.state.best_value is None or value < self.state.best_value:
-            self.state.best_value = value
-            self.state.best_step = self.state.step
-            self._due_checkpoint |= self.hands_on_best
-        patience, best = self.settings.patience, self.state.best_step or 0
-        if patience is not None and self.state.step - best >= patience * self.settings.validate_every:
-            if not self._enough and self.leads:
-                self.events.write("enough", step=self.state.step, best_step=best, validations=patience)
-            self._enough = True
-        if self.leads:
-            self.events.write(
-                "validation",
-                step=self.state.step,
-                loss=result.loss,
-                bits_per_byte=result.bits_per_byte,
-                targets=result.targets,
-                seconds=time.perf_counter() - began,
-                **({"metrics": metrics} if metrics else {}),
-            )
-            self.note_memory()
-
-    def _metrics(self, source: SampleSource, sums: Tensor) -> dict[str, float]:
-        if not self.job.answer_width:
-            return {}
-        numbers = spread(self.settings.validation_samples, source.samples_in_epoch(0))
-        return self.job.score(source, numbers, answers_in(sums, len(numbers)))
-
-    def _sum_losses(self, source: SampleSource, part: int, parts: int) -> Tensor:
-        """Replica `part` of `parts` measures its share, over its own ranks."""
-        world = self.world
-        return sum_losses(
-            self.accumulator.measure,
-            source,
-            samples=self.settings.validation_samples,
-            part=world.at("shard") + part * world.layout.shard,
-            parts=world.layout.shard * parts,
-            micro_batch=self.settings.micro_batch,
-            device=world.device,
-            target_bytes=self.job.target_bytes,
-            speaks=world.speaks,
-            answering=Answering(self.split.objective, self.job.answer_width)
-            if self.job.answer_width
-            else None,
-        )
 
     def save(self, *, wait: bool) -> None:
         """Save the run's state, by the replica that leads."""
@@ -342,80 +288,32 @@ class Loop:
         step = self.policy.settle()
         self.state.step = self.state.step if step is None else step
 
-    # Notes ---------------------------------------------------------------------------------------------------
-
-    @property
-    def leads(self) -> bool:
-        """Whether this rank speaks for the run."""
-        return self.world.part == 0 and self.policy.leads
-
     def _note_step(
-        self,
-        step: int,
-        gradient: Gradient,
-        portion: Portion,
-        times: dict[str, float | None],
-        factor: float,
+        self, step: int, gradient: Gradient, portion: Portion, times: dict[str, float | None], factor: float
     ) -> None:
-        fields: dict[str, object] = {
-            "step": step,
-            "samples": portion.ids if self.world.speaks else [],
-            "cursor": self._cursor,
-            "bytes_sent": self.policy.sent_bytes(),
-            "alone_seconds": (times["wait_data_seconds"] or 0.0) + gradient.spent.alone,
-        }
         known = {name: seconds for name, seconds in times.items() if seconds is not None}
-        if self.profiler is not None:
-            fields |= known
-        nothing_yet = self.policy.late and not gradient.totals.targets
-        if self.world.part == 0 and (self.policy.drifts or self.leads) and not nothing_yet:
-            fields |= {
-                "loss": gradient.loss,
-                "targets": gradient.totals.targets,
-                "tokens": gradient.totals.tokens,
-                "learning_rate": factor * self.settings.learning_rate,
-                "gradient_norm": gradient.norm,
-                **known,
-            } | self.policy.figures()
-            if gradient.first is not None and gradient.totals.targets:
-                fields |= {
-                    "first_norm": gradient.first.norm,
-                    "first_samples": self._samples * gradient.first.targets / gradient.totals.targets,
-                    "batch_samples": self._samples,
-                }
-        if gradient.made is not None:
-            fields["push"] = gradient.made.push
-        self.events.write("step", **fields)
+        rate = factor * self.settings.learning_rate
+        self.notes.step(
+            step,
+            gradient,
+            portion,
+            known,
+            rate,
+            self._cursor,
+            self._samples,
+            profiled=self.profiler is not None,
+        )
         self.keeper.note_saves(self.events)
 
-    def _note_meeting(self, meeting: Meeting | None) -> None:
+    def _adopt(self, meeting: Meeting | None) -> None:
+        """Go on from where a meeting has left the run."""
         if meeting is None:
             return
-        if meeting.healed:
-            self.events.write("healed", step=meeting.step)
-            self._averaged = meeting.step  # the average came with the rest
         self.state.step = meeting.step
         self.state.rounds = self.policy.rounds
-        if self.world.part != 0:
-            return
-        self.events.write(
-            "membership", step=meeting.step, replicas=meeting.members, divergence=meeting.divergence
-        )
-        for kind, ranges in (
-            ("commit", meeting.committed),
-            ("return", meeting.returned),
-            ("lease", meeting.leased),
-        ):
-            for member, pieces in ranges.items():
-                self.events.write(
-                    kind, step=meeting.step, round=self.state.rounds, member=member, ranges=pieces
-                )
-
-    def note_memory(self) -> None:
-        """Peak resident memory of this process so far."""
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        self.events.write("memory", peak_memory_bytes=peak)
+        if meeting.healed:
+            self._averaged = meeting.step  # the average came with the rest
+        self.notes.meeting(meeting, self.state.rounds)
 
 
 def _has_passed(every: int, before: int, now: int) -> bool:
