@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from tutti.compress.quantize import Scheme, quantize
 from tutti.config.task import TuneConfig
@@ -49,6 +49,29 @@ def test_layers_compute_with_what_will_be_written(bits: Bits) -> None:
     kinds = [type(module) for module in written.modules()]
     assert kinds.count(QuantizedLinear) == 12
     assert kinds.count(QuantizedEmbedding) == 1
+
+
+def gpt2() -> GPT2ForSequenceClassification:
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=2000, n_embd=64, n_layer=2, n_head=2, n_positions=32, num_labels=3, pad_token_id=0,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return GPT2ForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_so_do_layers_whose_matrices_are_turned(bits: Bits) -> None:
+    model = gpt2().eval()
+    written = copy.deepcopy(model)
+    quantize(written, Scheme(bits, "dynamic", tables=bits), list)
+    assert train_quantized(model, bits) == 2 * 4 + 1
+    with torch.no_grad():
+        expected, found = written(IDS).logits, model(IDS).logits
+    plain = gpt2().eval()(IDS).logits.detach()
+    assert (found - expected).abs().max() < 0.3 * (plain - expected).abs().max() + 0.01
+    kinds = [type(module) for module in written.modules()]
+    assert (kinds.count(QuantizedLinear), kinds.count(QuantizedEmbedding)) == (8, 1)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

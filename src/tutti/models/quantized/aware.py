@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from tutti.models.blocks import find_blocks
 from tutti.models.quantized.choose import layers_of, tables_of
 from tutti.models.quantized.codes import Bits, round_to_nearest
 
@@ -20,12 +22,15 @@ GROUP = 32
 def train_quantized(model: nn.Module, bits: Bits) -> int:
     """Let the layers of `model` that `compress` would write in `bits` compute so, in place; returns how many."""
     layers = [layer for group in layers_of(model) for layer in group]
+    turned = [part for block in find_blocks(model) for part in block.modules() if isinstance(part, Conv1D)]
     tables = list(tables_of(model).values())
     for layer in layers:
         layer.__class__ = _Eight if bits == 8 else _Four
+    for one in turned:
+        one.__class__ = _TurnedEight if bits == 8 else _TurnedFour
     for table in tables:
         table.__class__ = _TableEight if bits == 8 else _TableFour
-    return len(layers) + len(tables)
+    return len(layers) + len(turned) + len(tables)
 
 
 def rounded(weight: Tensor, bits: Bits) -> Tensor:
@@ -52,6 +57,18 @@ class _Eight(nn.Linear):
 class _Four(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(_inputs(x), rounded(self.weight, 4), self.bias)
+
+
+class _TurnedEight(Conv1D):
+    """GPT-2's, whose matrix is the wrong way round; it is written as it is here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_inputs(x), rounded(self.weight.t(), 8), self.bias)
+
+
+class _TurnedFour(Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(_inputs(x), rounded(self.weight.t(), 4), self.bias)
 
 
 class _TableEight(nn.Embedding):
