@@ -156,6 +156,8 @@ def test_what_cannot_be_guarded_is_said_at_once(
         assert "nobody answers at" in capfd.readouterr().err
         assert run(["serve", nobody, "--port", "0", "--slots", "4"]) == 2
         assert "cannot be chosen here" in capfd.readouterr().err
+        assert run(["serve", nobody, "--port", "0", "--page"]) == 2
+        assert "leave out --page" in capfd.readouterr().err
     elif kind == "locked":
         assert run(["serve", other, "--port", "0"]) == 2
         assert "TUTTI_REMOTE_KEY" in capfd.readouterr().err

@@ -131,6 +131,7 @@ def test_outer_momentum_is_what_a_tenth_of_the_rounds_can_build_up() -> None:
         ({"policy": "gossip", "codec": "auto"}, "what policy gossip takes is not predicted"),
         ({"codec": "auto", "overlap": 1}, "what allreduce with overlap takes is not predicted.*say codec"),
         ({"policy": "local_sgd", "fragments": 3}, "fragments belong to policy diloco, not to local_sgd"),
+        ({"policy": "gossip", "merge": 0.2}, "merge belongs to policy diloco, not to gossip"),
     ],
 )
 def test_what_is_not_predicted_has_to_be_said(sync: dict[str, Any], why: str) -> None:

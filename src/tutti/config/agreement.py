@@ -117,8 +117,12 @@ class SyncConfig(Section):
 
     @model_validator(mode="after")
     def _fragments(self) -> SyncConfig:
-        if self.fragments > 1 and self.policy not in ("diloco", "auto"):
+        if self.policy in ("diloco", "auto"):
+            return self
+        if self.fragments > 1:
             raise ValueError(f"fragments belong to policy diloco, not to {self.policy}")
+        if self.merge != SyncConfig.model_fields["merge"].default:
+            raise ValueError(f"merge belongs to policy diloco, not to {self.policy}")
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,11 @@ def serve(
                 f"{place} computes elsewhere: what a model is computed with cannot be chosen here",
                 "leave out --processes, --name and what belongs to the model and its engine",
             )
+        if door.with_page:
+            raise ConfigError(
+                f"{place} computes elsewhere, and does not say what could be tried with it",
+                "leave out --page",
+            )
         serve_elsewhere(place, door, rules, say)
         return
     if processes is not None or is_registry(place):
