@@ -18,7 +18,7 @@ that of the gateway and its workers (resident), at the beginning and at the end.
 turns.
 
 The model is MiniLM (22M parameters) with a head for 77 labels, texts of 16 tokens; where only the way counts
-(`swaps`, `overhead`) the first two of its six layers.
+(`swaps`, `overhead`) the first two of its six layers. Parts are kept one by one in --out: what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.common import ROOT, describe_machine, machine_line, table, write_result
+from benchmarks.kept import Kept
 from benchmarks.labelled import minilm
 from tutti.launch.companion import free_port
 from tutti.serve.release import Registry
 
 HERE = Path(__file__).resolve().parent
+PARTS = ("swaps", "overload", "overhead")
 _KEY = "sk-of-the-benchmark"
 _READY_SECONDS = 300
 
@@ -66,20 +69,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of overload")
     parser.add_argument("--queue", type=int, default=8, help="texts that may wait, in `overload`")
     parser.add_argument("--rounds", type=int, default=5, help="of `overhead`")
-    parser.add_argument("--parts", nargs="*", default=["swaps", "overload", "overhead"])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # services are ended, too
-    machine, found = describe_machine(), dict[str, Any]()
+    machine = describe_machine()
+    kept = Kept(options.out / "swaps", machine)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for part in options.parts:
-            began = os.getloadavg()[0]
-            found[part] = {"swaps": swaps, "overload": overload, "overhead": overhead}[part](
-                root / part, options
-            )
-            found[part]["load_average"] = [began, os.getloadavg()[0]]
-            print(part, json.dumps(found[part]), flush=True)
-    print(write_result(HERE / "results", "swaps", {"machine": machine, **found}, _page(machine, found)))
+            told = kept.once(part, partial(_measured, part, root / part, options))
+            print(part, "is there already" if told is None else json.dumps(told), flush=True)
+    found = {part: one[0] for part in PARTS if (one := kept.all(part))}
+    print(write_result(options.out, "swaps", {"machine": machine, **found}, _page(machine, found)))
+
+
+def _measured(part: str, root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    began = os.getloadavg()[0]
+    found = {"swaps": swaps, "overload": overload, "overhead": overhead}[part](root, options)
+    return found | {"load_average": [began, os.getloadavg()[0]]}
 
 
 # Swaps and drains ------------------------------------------------------------------------------------------------
