@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
     GPT2Config,
@@ -22,6 +23,7 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -94,12 +96,33 @@ def qwen3() -> PreTrainedModel:
     return drawn(Qwen3ForCausalLM, Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=32))
 
 
+def llama3() -> PreTrainedModel:
+    """Slow turns are divided by 8, fast ones by 1, some by what lies between."""
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    return drawn(LlamaForCausalLM, LlamaConfig(**SHAPE, head_dim=32, rope_parameters=rope))
+
+
+def stretched_llama() -> PreTrainedModel:
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}
+    return drawn(LlamaForCausalLM, LlamaConfig(**SHAPE, rope_parameters=rope))
+
+
+def yarn_qwen2() -> PreTrainedModel:
+    rope = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    return drawn(Qwen2ForCausalLM, Qwen2Config(**SHAPE, num_key_value_heads=2, rope_parameters=rope))
+
+
 def gpt2() -> PreTrainedModel:
     shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 96}
     return drawn(GPT2LMHeadModel, GPT2Config(vocab_size=300, eos_token_id=0, bos_token_id=0, **shape))
 
 
-FAMILIES = [llama, tied_llama, mistral, qwen2, qwen3, gpt2]
+FAMILIES = [llama, tied_llama, mistral, qwen2, qwen3, gpt2, llama3, stretched_llama, yarn_qwen2]
 
 
 def written(model: PreTrainedModel, words: Path, path: Path, weights: Weights = "f32") -> GGUFReader:
@@ -125,6 +148,28 @@ def by_hand(name: str, tensor: np.ndarray, config: Any) -> np.ndarray:
         return moved
     is_conv = config.model_type == "gpt2" and part in ("c_attn", "c_proj", "c_fc") and tensor.ndim == 2
     return tensor.T if is_conv else tensor
+
+
+def factors_by_hand(config: Any) -> list[float]:
+    """Llama 3's stretching, as its authors' code has it (meta-llama/llama-models, `apply_scaling`)."""
+    rope, width = config.rope_parameters, config.head_dim
+    seen, low, high = (
+        rope["original_max_position_embeddings"],
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+    )
+    found = []
+    for at in range(0, width, 2):
+        length = 2 * np.pi * rope["rope_theta"] ** (at / width)
+        if length < seen / high:
+            found.append(1.0)
+        elif length > seen / low:
+            found.append(rope["factor"])
+        else:
+            smooth = (seen / length - low) / (high - low)
+            found.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    assert len(set(found)) > 2  # one between the two, too
+    return found
 
 
 #: transformers' names of the parts of a block, and llama.cpp's.
@@ -171,6 +216,11 @@ def test_every_weight_is_where_llama_cpp_looks_for_it(make: Any, words: Path, tm
     reader = written(model, words, tmp_path / "toy.gguf")
     found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     own = dict(model.named_parameters())
+    factors = found.pop("rope_freqs.weight", None)
+    if make is llama3:
+        np.testing.assert_allclose(factors, factors_by_hand(model.config), rtol=1e-6)
+    else:
+        assert factors is None
     assert sorted(map(their_name, own)) == sorted(found)
     for name, parameter in own.items():
         expected = by_hand(name, parameter.detach().numpy(), model.config)
@@ -237,9 +287,16 @@ def test_a_vocabulary_with_room_is_filled_up(words: Path, tmp_path: Path) -> Non
 
 def test_what_llama_cpp_does_not_compute_is_refused(words: Path, tmp_path: Path) -> None:
     path = tmp_path / "toy.gguf"
-    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
+    llama3 = yarn | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for model, reason in (
-        (LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)), "rope_type linear"),
+        (LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)), "rope_type dynamic"),
+        (
+            LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=yarn | {"beta_fast": 16})),
+            "YaRN's beta_fast = 16",
+        ),
+        (Qwen2ForCausalLM(Qwen2Config(**SHAPE, rope_parameters=llama3)), "qwen2 with rope_type llama3"),
         (MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=16)), "sliding_window 16"),
         (LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="relu")), "hidden_act relu"),
     ):
@@ -254,6 +311,115 @@ def test_what_llama_cpp_does_not_compute_is_refused(words: Path, tmp_path: Path)
     with pytest.raises(ModelError, match="puts a space before every text"):
         write_gguf(tied_llama(), tmp_path / "spaced", path, "toy")
     assert not path.exists() and not list(tmp_path.glob(".*"))
+
+
+# SentencePiece's kind of tokenizer --------------------------------------------------------------------------------
+
+
+PIECES = 340
+
+
+def pieces(directory: Path, *, before: str = "first", whole: bool = True) -> Path:
+    """As Llama 2's is kept: every way to make a token is a merge (`whole`), in the order of the tokens."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    marks = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=PIECES, special_tokens=marks, show_progress=False)
+    text = TEXT.replace("🦙", "") + "aaa aaaaa " * 20  # of which some tokens can be made in several ways
+    trained.train_from_iterator([text], trainer)
+    content = json.loads(trained.to_str())["model"]
+    vocabulary = content["vocab"]
+    joined = {"".join(merge): None for merge in content["merges"]}
+    merges = [
+        (token[:at], token[at:])
+        for token in joined
+        for at in range(1, len(token))
+        if token[:at] in vocabulary and token[at:] in vocabulary
+    ]
+    if not whole:
+        merges.remove(next(b for a, b in pairwise(merges) if "".join(a) == "".join(b)))
+    made = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if before == "normalizer":  # as older files have it
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=before, split=False)
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(directory)
+    return directory
+
+
+def with_pieces() -> PreTrainedModel:
+    shape = SHAPE | {"vocab_size": PIECES, "bos_token_id": 1, "eos_token_id": 2}
+    return drawn(LlamaForCausalLM, LlamaConfig(**shape))
+
+
+def test_a_tokenizer_of_sentencepiece_is_written_with_scores(tmp_path: Path) -> None:
+    reader = written(with_pieces(), pieces(tmp_path / "pieces"), tmp_path / "toy.gguf")
+    assert said(reader, "tokenizer.ggml.model") == "llama" and said(reader, "tokenizer.ggml.add_space_prefix")
+    types = said(reader, "tokenizer.ggml.token_type")
+    assert types[:3] == [2, 3, 3] and types[3:259] == [6] * 256 and set(types[259:]) == {1}
+    tokens, scores = said(reader, "tokenizer.ggml.tokens"), said(reader, "tokenizer.ggml.scores")
+    assert tokens[3 + 10] == "<0x0A>" and len(scores) == len(tokens) == PIECES
+    joined = sorted((token for token in tokens[259:] if len(token) > 1), key=tokens.index)
+    assert [scores[tokens.index(token)] for token in joined] == [-1.0 - rank for rank in range(len(joined))]
+    assert said(reader, "tokenizer.ggml.add_bos_token") and said(reader, "tokenizer.ggml.bos_token_id") == 1
+
+
+def test_merges_that_scores_cannot_say_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"does not make '.+' of '.+' and '.+'"):
+        write_gguf(with_pieces(), pieces(tmp_path / "some", whole=False), tmp_path / "toy.gguf", "toy")
+    directory = pieces(tmp_path / "mixed")
+    content = json.loads((directory / "tokenizer.json").read_text())
+    merges = content["model"]["merges"]
+    first = "".join(merges[0])
+    again = next(at for at, merge in enumerate(merges) if len(merge[0] + merge[1]) > len(first))
+    merges.insert(again + 1, merges.pop(0))
+    merges.insert(0, merges[again - 1])
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="does not merge in the order of its tokens"):
+        write_gguf(with_pieces(), directory, tmp_path / "toy.gguf", "toy")
+    content["pre_tokenizer"]["split"] = True
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="treats spaces in a way of its own"):
+        write_gguf(with_pieces(), directory, tmp_path / "toy.gguf", "toy")
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()])
+def test_digits_that_are_cut_apart_have_a_name(normalizer: Any, tmp_path: Path) -> None:
+    """As in SmolLM's tokenizer; and NFC, which llama.cpp leaves to whoever writes."""
+    made = train_bpe([TEXT], 300, exactly=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    if normalizer is not None:
+        made.normalizer = normalizer
+    save_tokenizer(made, tmp_path / "digits")
+    reader = written(tied_llama(), tmp_path / "digits", tmp_path / "toy.gguf")
+    assert said(reader, "tokenizer.ggml.pre") == "smollm"
+    if normalizer is not None:
+        return
+    model, tokenizer = opened(tmp_path / "toy.gguf"), AutoTokenizer.from_pretrained(tmp_path / "digits")
+    for text in (TEXT, "1234 x56"):
+        theirs = model.tokenize(text.encode(), add_bos=True, special=False)
+        assert theirs == tokenizer(text, split_special_tokens=True)["input_ids"], text
+
+
+@pytest.mark.parametrize("before", ["normalizer", "first", "never"])
+def test_llama_cpp_makes_the_same_pieces(before: str, tmp_path: Path) -> None:
+    directory = pieces(tmp_path / "pieces", before=before)
+    write_gguf(with_pieces(), directory, tmp_path / "toy.gguf", "toy")
+    model, tokenizer = opened(tmp_path / "toy.gguf"), AutoTokenizer.from_pretrained(directory)
+    for text in (TEXT, HELD, "x", "  x  y", "a\r\nb\u3000c 🦙", "didn't the the", "aaaa aaa"):
+        if text.startswith(" ") and before == "first":
+            continue  # transformers puts no second space before it, llama.cpp does
+        theirs = model.tokenize(text.encode(), add_bos=True, special=False)
+        assert theirs == tokenizer(text)["input_ids"], text
 
 
 # llama.cpp ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tutti.core import ModelError
+from tutti.models.gguf.stretched import say_stretched, why_not_stretched
 
 _REFUSED = (
     "the export of the run is an ordinary Hugging Face directory: llama.cpp's own convert_hf_to_gguf.py knows more "
@@ -54,8 +55,8 @@ def architecture_of(config: Any) -> Architecture:
     rope = getattr(config, "rope_parameters", None) or {}
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     odd = None
-    if rope.get("rope_type", "default") != "default":
-        odd = f"rope_type {rope['rope_type']}"
+    if (stretched := why_not_stretched(kind, rope)) is not None:
+        odd = stretched
     elif window is not None and window < config.max_position_embeddings:
         odd = f"sliding_window {window}"
     elif kind == "gpt2" and (config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights):
@@ -81,6 +82,7 @@ def _say_llama(writer: Any, config: Any) -> None:
     writer.add_value_length(width)
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    say_stretched(writer, config.rope_parameters)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_feed_forward_length(config.intermediate_size)
 

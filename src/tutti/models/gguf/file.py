@@ -18,6 +18,7 @@ from tutti.core import ModelError
 from tutti.core.files import fsync_directory
 from tutti.core.rundir import unwritable
 from tutti.models.gguf.architectures import Architecture, architecture_of
+from tutti.models.gguf.stretched import FREQUENCIES, frequency_factors
 from tutti.models.gguf.vocabulary import write_vocabulary
 
 #: 32 and 16 bits; 8 and 4 bits in blocks of 32 that share a scale.
@@ -102,6 +103,8 @@ def _add_tensors(
             )
         tensor = architecture.tensor(name, parameter.detach().float(), model.config)
         _add(writer, theirs, tensor, "f32" if tensor.dim() < 2 or "position" in theirs else weights)
+    if (factors := frequency_factors(model.config)) is not None:
+        _add(writer, FREQUENCIES, factors, "f32")
 
 
 def _add(writer: Any, name: str, tensor: Tensor, weights: Weights) -> None:

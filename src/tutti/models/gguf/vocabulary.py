@@ -1,6 +1,7 @@
-"""The tokenizer of a Hugging Face directory, as a GGUF file has it: tokens, their merges, and how text is cut first.
+"""The tokenizer of a Hugging Face directory, as a GGUF file has it: tokens, and how text becomes them.
 
-llama.cpp cuts text by a pattern that it knows by name, so the pattern of a tokenizer must be one of those.
+Byte-level BPEs are written with their merges; llama.cpp cuts text first by a pattern that it knows by name, so the
+pattern of a tokenizer must be one of those. SentencePiece's BPEs (Llama 2, Mistral) are in `pieces.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tutti.core import ModelError
+from tutti.models.gguf.pieces import has_pieces, is_byte, say_pieces, why_no_pieces
 
-#: What llama.cpp calls patterns, by what they cut: gpt-2's is that of `ByteLevel` alone.
-_GPT2 = "gpt-2"
+#: What llama.cpp calls patterns, by what they cut: gpt-2's is that of `ByteLevel` alone, and where digits are cut
+#: from each other before, it has many names.
+_GPT2, _DIGITS = "gpt-2", "smollm"
 _PATTERNS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+": "llama-bpe",
@@ -29,28 +32,23 @@ def write_vocabulary(writer: Any, directory: Path, entries: int) -> None:
     Raises:
         ModelError: llama.cpp has no such tokenizer.
     """
-    import gguf
     from transformers import AutoTokenizer  # takes seconds
 
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     content = json.loads(tokenizer.to_str())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pattern_of(content, directory))
-    names = {number: token for token, number in tokenizer.get_vocab().items()}
-    added = tokenizer.get_added_tokens_decoder()
-    tokens, types = [], []
-    for number in range(entries):
-        kind = gguf.TokenType.NORMAL
-        if number not in names:
-            kind = gguf.TokenType.UNUSED
-        elif number in added:
-            kind = gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED
-        tokens.append(names.get(number, f"[unused {number}]"))
-        types.append(kind)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    merges = content["model"]["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    merges = [
+        merge.split(" ") if isinstance(merge, str) else merge for merge in content["model"].get("merges", ())
+    ]
+    pieces = has_pieces(content)
+    if pieces:
+        if (reason := why_no_pieces(content, merges)) is not None:
+            raise _no_such(directory, reason)
+        say_pieces(writer, content, merges, entries)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pattern_of(content, directory))
+        writer.add_token_merges([" ".join(merge) for merge in merges])
+    _say_tokens(writer, tokenizer, entries, content["model"].get("unk_token") if pieces else None)
     hugging_face: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     for name in ("bos", "eos", "pad", "unk"):
         if (number := getattr(hugging_face, f"{name}_token_id")) is not None:
@@ -61,9 +59,34 @@ def write_vocabulary(writer: Any, directory: Path, entries: int) -> None:
         writer.add_chat_template(hugging_face.chat_template)
 
 
+def _say_tokens(writer: Any, tokenizer: Tokenizer, entries: int, unknown: str | None) -> None:
+    """All `entries`, and of what kind each is. `unknown`: what stands for what is no other, of SentencePiece's."""
+    import gguf
+
+    names = {number: token for token, number in tokenizer.get_vocab().items()}
+    added = tokenizer.get_added_tokens_decoder()
+    tokens, types = [], []
+    for number in range(entries):
+        kind = gguf.TokenType.NORMAL
+        if number not in names:
+            kind = gguf.TokenType.UNUSED
+        elif unknown is not None and names[number] == unknown:
+            kind = gguf.TokenType.UNKNOWN
+        elif number in added:
+            kind = gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED
+        elif unknown is not None and is_byte(names[number]):
+            kind = gguf.TokenType.BYTE
+        tokens.append(names.get(number, f"[unused {number}]"))
+        types.append(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+
+
 def _pattern_of(content: dict[str, Any], directory: Path) -> str:
     """llama.cpp's name for how the tokenizer cuts text."""
-    if content["model"]["type"] != "BPE" or content.get("normalizer") is not None:
+    normalizer = (content.get("normalizer") or {}).get("type")
+    # Qwen's tokenizer composes signs first (NFC); llama.cpp takes them as they come, which they mostly are already.
+    if content["model"]["type"] != "BPE" or normalizer not in (None, "NFC"):
         raise _no_such(directory, "is no byte-level BPE")
     before = content.get("pre_tokenizer") or {}
     parts = before["pretokenizers"] if before.get("type") == "Sequence" else [before]
@@ -74,6 +97,12 @@ def _pattern_of(content: dict[str, Any], directory: Path) -> str:
     if len(parts) == 1 and parts[0].get("use_regex", True):
         return _GPT2
     split = parts[0]
+    if (
+        split == {"type": "Digits", "individual_digits": True}
+        and parts[1:]
+        and parts[1].get("use_regex", True)
+    ):
+        return _DIGITS
     pattern = split.get("pattern", {}).get("Regex") if split.get("type") == "Split" else None
     if len(parts) == 2 and pattern in _PATTERNS and not parts[1].get("use_regex", True):
         return _PATTERNS[pattern]
