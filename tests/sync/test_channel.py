@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+
 import zmq
 
 from tutti.sync.channel import caller, listener, new_secret, proof, proves
@@ -44,3 +47,20 @@ def test_a_proof_holds_for_its_claim_and_secret_alone() -> None:
     assert proves(secret, "replica-1", given)
     assert not proves(secret, "replica-2", given)
     assert not proves(new_secret(), "replica-1", given)
+
+
+def test_a_stranger_cannot_fill_memory() -> None:
+    """Frames are kept before anybody has said who he is: one that is too large ends the connection."""
+    with zmq.Context() as context:
+        server = listener(context, zmq.REP, new_secret())
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger:
+            # ZMTP 3.1: signature, version, mechanism, whether it is a server, filler; then a long command.
+            stranger.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32))
+            stranger.sendall(b"\x06" + (1 << 30).to_bytes(8, "big"))
+            heard = b""
+            with contextlib.suppress(ConnectionResetError):
+                while piece := stranger.recv(1000):
+                    heard += piece
+        assert len(heard) <= 64  # its greeting, and then the end
+        server.close()

@@ -13,6 +13,11 @@ def bracketed(address: str | int) -> str:
     return f"[{address}]" if ":" in str(address) else str(address)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can come to `host`."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def is_url(text: str) -> bool:
     """Whether it is the address of a service on the web."""
     return text.startswith(("http://", "https://"))

@@ -6,6 +6,7 @@ SIGKILL loses at most the line in flight; a torn last line is skipped by the rea
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -36,12 +37,16 @@ class EventWriter:
         path = directory / f"rank-{rank}.jsonl"
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         _end_torn_line(path, self._descriptor)
+        self._torn = False
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values (non-finite floats become text)."""
         event = {"time": round(time.time(), 4), "kind": kind, "rank": self.rank, "replica": self.replica}
         line = json.dumps(event | _finite(fields), ensure_ascii=False, separators=(",", ":"))
-        os.write(self._descriptor, line.encode() + b"\n")
+        content = b"\n" * self._torn + line.encode() + b"\n"
+        self._torn = os.write(self._descriptor, content) < len(content)
+        if self._torn:  # the disk is full; the next one begins a line of its own
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file; further writes fail."""

@@ -18,9 +18,8 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from tutti.launch.alone import AloneRendezvous
 from tutti.launch.server import START_METHOD
 
 _MONITOR_SECONDS = 0.1
@@ -49,22 +48,12 @@ class ReplicaAgent(LocalElasticAgent):
         # Elastic narrates; the run's events say it in the user's words.
         for logger in ("torch.distributed.elastic", "torch.distributed.run", "torch.multiprocessing.spawn"):
             logging.getLogger(logger).setLevel(logging.CRITICAL)
-        handler = get_rendezvous_handler(
-            RendezvousParameters(
-                backend="c10d",
-                endpoint="localhost:0",
-                run_id=f"{name}-{os.getpid()}-{id(self)}",
-                min_nodes=1,
-                max_nodes=1,
-                local_addr="localhost",
-            )
-        )
         spec = WorkerSpec(
             role=name,
             local_world_size=processes,
             entrypoint=entry,
             args=arguments,
-            rdzv_handler=handler,
+            rdzv_handler=AloneRendezvous(f"{name}-{os.getpid()}-{id(self)}"),
             max_restarts=max_restarts,
             monitor_interval=_MONITOR_SECONDS,
             local_addr="localhost",
@@ -89,9 +78,7 @@ class ReplicaAgent(LocalElasticAgent):
         return list(self._pcontext.pids().values()) if self._pcontext is not None else []
 
     def close(self) -> None:
-        """End the rendezvous and its timer, whose thread would else complain when it is collected, and remove files."""
-        with contextlib.suppress(Exception):
-            self._worker_group.spec.rdzv_handler.shutdown()
+        """Remove its files."""
         self._files.cleanup()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:

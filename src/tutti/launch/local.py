@@ -70,6 +70,9 @@ class LocalLaunch:
     _results: dict[int, RunResult | BaseException] = field(default_factory=dict)
     _stopped: bool = False
     _told: set[int] = field(default_factory=set)
+    #: Replicas that were given up when it was last asked whether the others can go on, and the answer.
+    _judged: int = 0
+    _hopeless: bool = False
 
     def execute(self, meanwhile: Callable[[], None]) -> Outcome:
         """Run to the end; `meanwhile` is called a few times a second in this thread.
@@ -97,7 +100,8 @@ class LocalLaunch:
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
-                    meanwhile()
+                    with contextlib.suppress(OSError):  # a full disk is the workers' to report
+                        meanwhile()
                     if self.elastic and self._too_few():
                         # They would wait for each other for ever; the last checkpoint has their state.
                         self._tell(signal.SIGKILL)
@@ -106,7 +110,8 @@ class LocalLaunch:
                     if self._companion is not None and self._companion.failure:
                         self._tell(signal.SIGKILL)  # nobody can go on without it
                     threads[0].join(timeout=0.1) if threads[0].is_alive() else time.sleep(0.1)
-            meanwhile()
+            with contextlib.suppress(OSError):
+                meanwhile()
         return Outcome(self._succeeded(), self._stopped, "; ".join(self._reasons()))
 
     def stop(self) -> None:
@@ -224,9 +229,10 @@ class LocalLaunch:
         """Whether so many replicas were given up that the others can never meet again, or one that could not begin,
         for a reason that the others will meet as well."""
         failed = sum(not isinstance(r, RunResult) or r.is_failed() for r in list(self._results.values()))
-        if not failed:
-            return False
-        return self.replicas - failed < self.min_replicas or self._could_not_begin()
+        if failed > self._judged:  # all events are read for that: once for each
+            self._judged = failed
+            self._hopeless = self.replicas - failed < self.min_replicas or self._could_not_begin()
+        return self._hopeless
 
     def _could_not_begin(self) -> bool:
         return any(

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from tutti.core.address import bracketed
 from tutti.core.errors import LaunchError
+from tutti.launch.store import store_at
 
 #: A replica that sent no heartbeat for so long counts as dead.
 HEARTBEAT_TIMEOUT_MS = 500
@@ -46,7 +45,7 @@ def meeting_here(host: str, *, lighthouse: bool, min_replicas: int) -> Iterator[
                 quorum_tick_ms=50,
                 heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
             )
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        store = store_at(host)
     except (RuntimeError, OSError) as error:
         raise LaunchError(
             f"the servers of the replicas' membership cannot start at {host}: {error}",

@@ -113,7 +113,8 @@ class Supervision:
             report = write_report(run.path)
         except RunError as error:
             raise RunError(error.problem, self._go_on("mend that, then ")) from error
-        if not outcome.succeeded and not outcome.stopped:
+        # With members that may go, others may have ended well, and the one that was to hand on the model not.
+        if not outcome.stopped and (not outcome.succeeded or not _ended(run, began)):
             raise self._failure(began, outcome.reason)
         return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -163,7 +164,8 @@ def split_address(address: str) -> tuple[str, int]:
     """Host and port of HOST:PORT. Raises ConfigError where it is none."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    good = host and not re.search(r"[\s/]", host) and port.isascii() and port.isdecimal()
+    if not good or not 0 < int(port) < 65536:
         raise ConfigError(
             f"{address} is no address with a port", "write it as HOST:PORT, for example 10.0.0.1:29400"
         )

@@ -51,7 +51,7 @@ class Board:
 
     def __init__(self, secret: bytes) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = listener(self._context, zmq.REP, secret)
+        self._socket = listener(self._context, zmq.REP, secret, most_bytes=None)
         self.port: int = self._socket.bind_to_random_port("tcp://127.0.0.1")
         self._messages: dict[tuple[int, int, str], deque[Message]] = {}
         self._serial = 0

@@ -33,9 +33,14 @@ def proves(secret: bytes, claim: str, given: str) -> bool:
     return hmac.compare_digest(proof(secret, claim), given)
 
 
-def listener(context: zmq.Context[zmq.Socket[bytes]], kind: int, secret: bytes) -> zmq.Socket[bytes]:
-    """A socket that is to be bound and hears those who know `secret`."""
+def listener(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, secret: bytes, *, most_bytes: int | None = 1 << 24
+) -> zmq.Socket[bytes]:
+    """A socket that is to be bound and hears those who know `secret`; nobody may send a frame of more than `most_bytes`
+    (None: any), who may be a stranger: the library keeps frames in memory before it knows."""
     socket = context.socket(kind)
+    if most_bytes is not None:
+        socket.maxmsgsize = most_bytes
     socket.curve_publickey, socket.curve_secretkey = _keys(secret, "listener")
     socket.curve_server = True
     socket.ipv6 = True

@@ -201,14 +201,15 @@ class ElasticTransport(Transport):
             group = Group(store, name, rank, size, self._host)
             found = [store.get(f"{name}/addresses-{member}").decode().split() for member in range(size)]
             machines = [machine for *_, machine in found]
+            later = any(int(phase) > self.phase for _, _, phase, _ in found)
             self._form_levels(store, name, rank, arrange(machines, rank) if self._machine else None)
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError, ValueError):  # ValueError: what stands there is of no member
             return False
         self._group = group
         self._broken = False
         self._lost = set()
         self._givers = [giver for _, giver, *_ in found]
-        self._later = any(int(phase) > self.phase for _, _, phase, _ in found)
+        self._later = later
         self._name = name
         self._pulse.watch(name, {member: pulse for member, (pulse, *_) in enumerate(found) if member != rank})
         return True

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 from torchft.coordination import ManagerClient, ManagerServer
 
+from tutti.core.address import is_loopback
 from tutti.core.errors import LaunchError
 from tutti.sync.channel import proof, proves
 from tutti.sync.transport import PeerLost
@@ -75,7 +76,7 @@ class Membership:
                 replica_id=self._name,
                 lighthouse_addr=lighthouse,
                 hostname=host,
-                bind="[::]:0",
+                bind="127.0.0.1:0" if is_loopback(host) else "[::]:0",
                 store_addr="",  # members meet at the launcher's store, which no member's death takes away
                 world_size=parts,
                 heartbeat_interval=_HEARTBEAT,

@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from tutti.core.address import bracketed
+from tutti.core.address import bracketed, is_loopback
 from tutti.core.errors import ConfigError, LaunchError
 
 
@@ -53,7 +53,7 @@ class Door:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can come."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return is_loopback(self.host)
 
     @property
     def page(self) -> bool:

@@ -39,7 +39,7 @@ class Unknown(Exception):
 
 def listen(context: zmq.Context[zmq.Socket[bytes]], address: str, secret: bytes) -> zmq.Socket[bytes]:
     """The server's end. Raises zmq.ZMQError where the address is taken."""
-    socket = listener(context, zmq.ROUTER, secret)
+    socket = listener(context, zmq.ROUTER, secret, most_bytes=None)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
