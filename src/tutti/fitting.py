@@ -109,7 +109,8 @@ def fit(
             shutil.rmtree(run.path, ignore_errors=True)
         raise unwritable(run.path, error) if isinstance(error, OSError) else error from error
     report = Supervision(run, resolved, None, resume=resume, console=console).execute()
-    return FitResult(load_trained(copy.deepcopy(model), run), report)
+    best = config.train.patience is not None
+    return FitResult(load_trained(copy.deepcopy(model), run, best=best), report)
 
 
 def _config(

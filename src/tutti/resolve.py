@@ -72,6 +72,11 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         return value
 
     train, parts = config.train, config.layout.ranks
+    if train.patience is not None and not facts.validation_samples:
+        raise ConfigError(
+            "train.patience waits for a better validation, and nothing is kept aside to validate on",
+            "keep something aside, for example with data.validation=0.05, or leave train.patience out",
+        )
     batch, why = choose_batch(facts.together)
     replicas, reason = _replicas(config, facts, batch if train.batch == "auto" else train.batch)
     replicas = choose("replicas", config.replicas, replicas, reason)

@@ -58,9 +58,7 @@ def load_trained(run: Path) -> Trained:
             f"{run} was trained by tutti.fit: its model is your own class",
             "load export/model.safetensors into it",
         )
-    best = config.task.asks or config.train.patience is not None  # as `Validator.hands_on_best` has it
-    find = checkpoints.best_valid if best else checkpoints.newest_valid
-    path = find(directory.checkpoints)
+    path = trained_checkpoint(directory, config)
     if path is None and directory.groups.is_dir():
         raise RunError(f"{run} has several groups, each with a model", f"name one: {directory.groups / '0'}")
     if path is None:
@@ -80,6 +78,12 @@ def load_trained(run: Path) -> Trained:
     job.objective.eval()
     job.complete(job.objective.model, arithmetic_of(config))
     return Trained(job, config, int(meta["step"]))
+
+
+def trained_checkpoint(directory: RunDirectory, config: Config) -> Path | None:
+    """Where the trained model of a run with `config` is; None: nothing sound was saved."""
+    best = config.task.asks or config.train.patience is not None  # as `Validator.hands_on_best` has it
+    return (checkpoints.best_valid if best else checkpoints.newest_valid)(directory.checkpoints)
 
 
 def part_of(job: Job, split: str, config: Config) -> SampleSource:

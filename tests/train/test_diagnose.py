@@ -49,6 +49,13 @@ def test_explosion_takes_several_steps_and_forgives_one() -> None:
     assert [guard.exploded(9.0) for _ in range(5)] == [False] * 4 + [True]
 
 
+@pytest.mark.parametrize(("first", "fine", "gone"), [(-3.0, -1.0, 0.5), (0.0, 0.0, 0.1), (2.0, 3.9, 4.1)])
+def test_a_loss_below_zero_explodes_above_it(first: float, fine: float, gone: float) -> None:
+    guard = LossGuard()
+    assert not any(guard.exploded(loss) for loss in [first] * 10 + [fine] * 20)
+    assert [guard.exploded(gone) for _ in range(5)] == [False] * 4 + [True]
+
+
 def test_the_error_says_step_and_what_to_do() -> None:
     objective = make_objective()
     total, _ = objective(Numbers().load(0, [1, 2]))

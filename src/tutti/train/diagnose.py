@@ -30,7 +30,8 @@ class LossGuard:
         if len(self._first) < _FIRST_STEPS:
             self._first.append(loss)
             return False
-        high = loss > _EXPLOSION_FACTOR * max(self._first)
+        top = max(self._first)  # may be below zero: some losses are
+        high = loss > top + (_EXPLOSION_FACTOR - 1) * abs(top)
         self._high_steps = self._high_steps + 1 if high else 0
         return self._high_steps >= _EXPLOSION_STEPS
 

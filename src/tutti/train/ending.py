@@ -52,9 +52,7 @@ def _final_model(loop: Loop, run: RunDirectory) -> tuple[nn.Module, int]:
     saved = checkpoints.best_valid(run.checkpoints)
     assert saved is not None, "present weights were saved a moment ago"
     model = loop.job.whole_model()
-    checkpoints.load_weights(saved, model)
-    assert best is not None
-    return model, best
+    return model, int(checkpoints.load_weights(saved, model)["step"])
 
 
 def whole_model(job: Job, world: World, find: Callable[[], Path | None]) -> nn.Module:

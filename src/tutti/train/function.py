@@ -19,7 +19,7 @@ from tutti.core.files import fsync_directory
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import SampleSource
 from tutti.tasks import FunctionObjective
-from tutti.train.checkpoints import load_weights, newest_valid
+from tutti.train.checkpoints import best_valid, load_weights, newest_valid
 from tutti.train.job import Job
 
 #: In the run directory.
@@ -105,9 +105,9 @@ def function_job(run: Path) -> FunctionJob:
     )
 
 
-def load_trained(model: nn.Module, run: RunDirectory) -> nn.Module:
-    """`model` with the weights of the run's newest sound checkpoint; as it is when there is none."""
-    path = newest_valid(run.checkpoints)
+def load_trained(model: nn.Module, run: RunDirectory, *, best: bool) -> nn.Module:
+    """`model` with the weights of the run's `best` or newest sound checkpoint; as it is when there is none."""
+    path = (best_valid if best else newest_valid)(run.checkpoints)
     if path is not None:
         load_weights(path, model)
     return model

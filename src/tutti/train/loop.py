@@ -77,6 +77,7 @@ class Loop:
             self.notes,
             self.live,
             self.average,
+            self.keeper.best_saved,
         )
 
     def run(self) -> str:
@@ -85,6 +86,8 @@ class Loop:
         self._due_validation = self._due_checkpoint = False
         self._missed: list[Missed] = []
         self._averaged = self.state.step
+        if self.keeper.saved_step is not None:
+            self.validator.recall(self.state)
         first = self.policy.start(self.state.step, self.settings.steps)
         self._adopt(first)
         stopping = first is not None and first.stop

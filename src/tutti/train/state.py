@@ -24,9 +24,9 @@ from tutti.sync import Ledger, Policy
 from tutti.sync.policy import local_part
 from tutti.train.checkpoints import Checkpointer, apply_state, gather_state, load, newest_valid, read_manifest
 from tutti.train.checkpoints.image import tensors_of
-from tutti.train.checkpoints.manifest import Damaged
+from tutti.train.checkpoints.manifest import BEST, Damaged
 from tutti.train.checkpoints.packed import Packed
-from tutti.train.checkpoints.retention import entries
+from tutti.train.checkpoints.retention import entries, pointed
 
 #: What of a policy a checkpoint holds: its own tensors, and what its codec still owes.
 _OF_POLICY = frozenset({"policy", "owed"})
@@ -36,13 +36,20 @@ _ATTEMPTS = 10
 
 @dataclass
 class RunState:
-    """Where the run is. `rounds`: meetings of the replicas so far. `best_value`: of the best step, less is better."""
+    """Where the run is. `rounds`: meetings of the replicas so far. `best_value`: of the best step, less is better.
+    `worse`: validations in a row that were no better."""
 
     step: int = 0
     rounds: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     best_value: float | None = None
     best_step: int | None = None
+    worse: int = 0
+
+    def note_best(self, value: float | None, step: int | None) -> None:
+        """What another replica found, or an earlier attempt: the better of the two counts."""
+        if value is not None and (self.best_value is None or value < self.best_value):
+            self.best_value, self.best_step, self.worse = value, step, 0
 
 
 @dataclass
@@ -74,6 +81,18 @@ class StateKeeper:
             state.step, self._tensors(_OF_POLICY), self._meta(state), best=best, wait=wait
         )
         self.saved_step = state.step
+
+    def best_saved(self) -> tuple[float, int] | None:
+        """Value and step of the checkpoint that is the best on disk; None: there is none."""
+        path = pointed(self.directory, BEST)
+        if path is None:
+            return None
+        try:
+            meta = read_manifest(path).meta
+        except Damaged:
+            return None
+        is_its_own = meta.get("best_step") == meta["step"] and meta.get("best_value") is not None
+        return (float(meta["best_value"]), int(meta["step"])) if is_its_own else None
 
     def finish(self) -> None:
         """Wait until everything that was begun is on disk."""
@@ -146,6 +165,7 @@ class StateKeeper:
         self._say_what_is_owed(meta.get("owed"), taken="owed" in of_policy)
         state.step, state.rounds = meta["step"], meta["rounds"]
         state.best_value, state.best_step = meta["best_value"], meta["best_step"]
+        state.worse = meta.get("worse", 0)
         state.ledger.load_state(meta["ledger"])
         if not self.policy.drifts:
             state.ledger.return_loans()  # with leases, the coming meeting settles them: borrowers may be alive
@@ -196,7 +216,7 @@ class StateKeeper:
             buffer,
         ) in self.split.objective.named_buffers():  # each replica goes on with statistics of its own
             buffer.copy_(given["buffers"][name])
-        state.best_value, state.best_step = given["best"]
+        state.note_best(*given["best"])
 
     # Parts ---------------------------------------------------------------------------------------------------
 
@@ -277,6 +297,7 @@ class StateKeeper:
             "ledger": state.ledger.state(),
             "best_value": state.best_value,
             "best_step": state.best_step,
+            "worse": state.worse,
             "policy": self.policy_name,
             "owed": self.codec_name if self.policy.owed() else None,
             "identity": self.identity,

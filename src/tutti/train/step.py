@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutti.core.types import Batch, module_device
 from tutti.parallel import Split
@@ -88,9 +88,6 @@ class Accumulator:
         self._hold = hold
         self._first: Part | None = None
         self._clock = Clock(module_device(objective))
-        self._draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules()) or any(
-            _has_dropout(module) for module in objective.modules()
-        )
 
     @property
     def tells_apart(self) -> bool:
@@ -203,8 +200,8 @@ class Accumulator:
         return total if penalty is None else total + counted * penalty()
 
     def _seed_dice(self, key: int, number: int) -> None:
-        if self._draws:
-            torch.manual_seed(hash((self._seed, key, number)) & 0x7FFFFFFF)
+        """Of dropout and whatever else draws: which models do is not to be seen from outside."""
+        torch.manual_seed(hash((self._seed, key, number)) & 0x7FFFFFFF)
 
     def _finish(self, totals: Totals, spent: Spent) -> Gradient:
         factor = self._factor(totals.targets)
@@ -220,10 +217,3 @@ class Accumulator:
                 torch._foreach_mul_(gradients, factor)
         mean = totals.loss / max(totals.targets, 1)
         return Gradient(mean, norm, totals, usable, spent=spent, first=self._first)
-
-
-def _has_dropout(module: nn.Module) -> bool:
-    """Attention keeps its dropout rate in the configuration of the Hugging Face model, not in a module."""
-    config = getattr(getattr(module, "model", None), "config", None)
-    rates = (getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop", "resid_pdrop"))
-    return any(rates)

@@ -3,6 +3,7 @@ the best."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from tutti.train.step import Accumulator
 
 @dataclass
 class Validator:
-    """Of one rank. `enough`: patience has come to its end."""
+    """Of one rank. `best_saved`: value and step of the best checkpoint on disk. `enough`: patience is at its end."""
 
     job: Job
     split: Split
@@ -36,6 +37,7 @@ class Validator:
     notes: Notes
     live: LiveSign
     average: WeightAverage | None
+    best_saved: Callable[[], tuple[float, int] | None]
     enough: bool = False
 
     @property
@@ -43,6 +45,13 @@ class Validator:
         """Whether the model that is handed on is the best one and not the last: a metric says which is better, or the
         run waits for one that is."""
         return self.job.main_metric is not None or self.settings.patience is not None
+
+    def recall(self, state: RunState) -> None:
+        """After a resume: the best model is one that was saved, which others need not have been while nobody would
+        hand them on."""
+        saved = self.best_saved() if self.hands_on_best else None
+        if self.hands_on_best and (saved is None or saved[1] != state.best_step):
+            state.best_value, state.best_step = saved or (None, None)
 
     def measure(self, state: RunState, settle: Callable[[], None]) -> bool:
         """Measure on the validation part: over all ranks, or by the leading replica when replicas drift. Whether that
@@ -57,8 +66,11 @@ class Validator:
                 sums = self.policy.sum_evaluation(partial(self._sum_losses, source))
             result = Evaluation.of(sums)
             metrics = self._metrics(source, sums)
+        if self.policy.drifts and self.hands_on_best and (saved := self.best_saved()) is not None:
+            state.note_best(*saved)  # another replica may have led, and found it
         value = result.loss if self.job.main_metric is None else -metrics[self.job.main_metric]
-        better = state.best_value is None or value < state.best_value
+        better = math.isfinite(value) and (state.best_value is None or value < state.best_value)
+        state.worse = 0 if better else state.worse + 1
         if better:
             state.best_value, state.best_step = value, state.step
         self._look_at_patience(state)
@@ -76,10 +88,11 @@ class Validator:
         return better
 
     def _look_at_patience(self, state: RunState) -> None:
-        patience, best = self.settings.patience, state.best_step or 0
-        if patience is None or state.step - best < patience * self.settings.validate_every:
+        patience = self.settings.patience
+        if patience is None or state.worse < patience:
             return
         if not self.enough and self.notes.leads:
+            best = state.best_step or 0
             self.notes.events.write("enough", step=state.step, best_step=best, validations=patience)
         self.enough = True
 

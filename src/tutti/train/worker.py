@@ -217,6 +217,7 @@ def _write_started(
         replicas=world.replicas,
         layout=world.layout.sizes,
         steps=settings.steps,
+        checkpoint_every=settings.checkpoint_every,
         policy=config.sync.policy,
         transport="elastic" if world.elastic else "static",
         precision=settings.precision,

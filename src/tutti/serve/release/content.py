@@ -12,6 +12,7 @@ from tutti.package import Package, is_package
 from tutti.serve.release.version import FileMark, Lineage, Version
 from tutti.train import checkpoints
 from tutti.train.checkpoints.manifest import hash_file
+from tutti.trained import trained_checkpoint
 
 
 def require_unchanged(version: Version) -> None:
@@ -92,8 +93,7 @@ def _checkpoint_of(run: Path) -> Path:
     """That of which `load_trained` takes the model."""
     directory = RunDirectory(run)
     directory.require()
-    asks = load_config(directory.config).task.asks
-    found = (checkpoints.best_valid if asks else checkpoints.newest_valid)(directory.checkpoints)
+    found = trained_checkpoint(directory, load_config(directory.config))
     if found is None:
         raise CheckpointError(
             f"{run} has no sound checkpoint", "train it first, or continue it with --resume"

@@ -141,7 +141,9 @@ def _pages(size_bytes: int, directory: Path | None) -> mmap.mmap:
     them (cheaper to touch first)."""
     if directory is not None:
         with tempfile.TemporaryFile(dir=directory) as file:
-            file.truncate(size_bytes)
+            os.posix_fallocate(
+                file.fileno(), 0, size_bytes
+            )  # a full disk is an error here, a crash when written to
             return mmap.mmap(file.fileno(), size_bytes)
     memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):

@@ -123,7 +123,10 @@ class Checkpointer:
         start = time.perf_counter()
         self.wait()
         frozen_meta = json.loads(json.dumps(dict(meta), allow_nan=False))
-        plan = self._image.take(state)
+        try:
+            plan = self._image.take(state)
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
         saved = Saved(step, self.directory, 0, time.perf_counter() - start, 0.0, best)
         self._pending.append(self._thread.submit(self._write, saved, plan, frozen_meta))
         if wait:
