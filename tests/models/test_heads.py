@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from encoders import write_encoder
 from tutti.config.model import ModelConfig
+from tutti.core import ModelError
 from tutti.models import draw_headed_blueprint
+from tutti.models.architecture import set_dropout
+from tutti.models.weights import load_weights, require_weights
 
 LABELS = ("bad", "good", "so-so")
 
@@ -60,3 +72,58 @@ def test_a_head_is_kept_for_the_same_task_and_labels_alone(
             assert torch.equal(tensor, body[name]), name
     again = blueprint.build()
     assert torch.equal(again.classifier.weight, model.classifier.weight)
+
+
+def test_a_decoder_that_knows_no_padding_classifies_rows_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, eos_token_id=3, bos_token_id=3, **shape)).save_pretrained(
+        tmp_path
+    )
+    blueprint = draw_headed_blueprint(
+        ModelConfig(path=str(tmp_path)),
+        "classify",
+        vocabulary=50,
+        labels=LABELS,
+        length=32,
+        seed=3,
+        pad=3,
+        end=3,
+    )
+    model: Any = blueprint.build().eval()
+    rows = torch.tensor([[5, 6, 7, 8], [9, 10, 3, 3]])
+    together = model(input_ids=rows, attention_mask=(rows != 3).long()).logits
+    alone = model(input_ids=rows[1:, :2]).logits
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_are_refused_whatever_the_model_calls_its_body(tmp_path: Path) -> None:
+    """Models without a head, and T5, whose parameters stand under no common name."""
+    encoder = write_encoder(tmp_path / "encoder")
+    config = AutoModel.from_pretrained(encoder).config
+    config.num_hidden_layers += 1
+    with pytest.raises(ModelError, match=r"do not fit its config\.json"):
+        load_weights(encoder, config, AutoModel, seed=1)
+    small = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "vocab_size": 50}
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(T5Config(num_layers=1, **small)).save_pretrained(tmp_path / "t5")
+    assert load_weights(tmp_path / "t5", T5Config(num_layers=1, **small), T5ForConditionalGeneration, seed=1)
+    with pytest.raises(ModelError, match=r"do not fit its config\.json"):
+        load_weights(tmp_path / "t5", T5Config(num_layers=2, **small), T5ForConditionalGeneration, seed=1)
+
+
+def test_weights_that_are_codes_are_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    require_weights(encoder)
+    config = AutoModel.from_pretrained(encoder).config.to_dict() | {
+        "quantization_config": {"quant_method": "fp8"}
+    }
+    (encoder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"are codes \(fp8\), which cannot learn"):
+        require_weights(encoder)
+
+
+def test_dropout_reaches_what_t5_calls_it() -> None:
+    config = T5Config()
+    assert set_dropout(config, 0.3) == "model.dropout = 0.3: dropout_rate, classifier_dropout of t5"
+    assert config.dropout_rate == 0.3

@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from tutti.compress.quantize import Scheme, quantize
 from tutti.core import ModelError
@@ -29,6 +30,7 @@ from tutti.models.quantized import (
     round_to_nearest,
     save_quantized,
 )
+from tutti.models.quantized.choose import tables_of
 from tutti.models.quantized.codes import pack_halves, unpack_halves
 
 
@@ -150,3 +152,15 @@ def test_a_file_that_is_damaged_or_of_another_model_is_refused(tmp_path: Path) -
     encoder().save_pretrained(tmp_path / "plain")
     with pytest.raises(ModelError, match="holds no quantized model"):
         load_quantized(encoder(), tmp_path / "plain" / "model.safetensors")
+
+
+def test_tables_that_do_more_than_look_up_stay_as_they_are() -> None:
+    """Gemma 3 multiplies what it finds, BART counts its places from 2: as whole numbers they would be plain tables."""
+    table = Gemma3TextScaledWordEmbedding(2000, 64, 0, embed_scale=8.0)
+    model = nn.Sequential(table, nn.Linear(64, 8))
+    ids = torch.arange(6)[None]
+    before = model(ids)
+    assert tables_of(model) == {}
+    quantize(model, Scheme(8, tables=8), list)
+    assert model[0] is table and torch.equal(model(ids), before)
+    assert list(tables_of(nn.Sequential(nn.Embedding(2000, 64)))) == ["0"]

@@ -12,7 +12,11 @@ import torch
 from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from encoders import write_encoder
 from tutti.config import Config, load_config
@@ -278,3 +282,22 @@ def test_weights_of_adapters_are_read_in_fp32(bert: Path, tmp_path: Path) -> Non
     file = place / "adapter_model.safetensors"
     save_file({name: w.bfloat16() for name, w in found.weights().items()}, file)
     assert {w.dtype for w in found.weights().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize(
+    ("task", "factory", "head"),
+    [
+        ("tag", AutoModelForTokenClassification, "classifier"),
+        ("answer", AutoModelForQuestionAnswering, "qa_outputs"),
+    ],
+)
+def test_heads_of_tags_and_answers_learn_as_a_whole(
+    bert: Path, task: str, factory: Any, head: str, method: str
+) -> None:
+    model = factory.from_pretrained(bert)
+    tuned = tune(model, config_of(bert, f"task={task}", f"tune={method}"))
+    learns = {name for name, parameter in tuned.model.named_parameters() if parameter.requires_grad}
+    of_head = {name for name in learns if f".{head}." in f".{name}"}
+    assert of_head and all("lora" not in name for name in of_head)
+    assert all("lora" in name for name in learns - of_head) and len(learns) > len(of_head)

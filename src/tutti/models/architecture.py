@@ -35,7 +35,8 @@ _BOOKKEEPING = {
 _DROPOUTS = (
     "attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "hidden_dropout_prob",
     "attention_probs_dropout_prob", "dropout", "activation_dropout", "resid_dropout", "embed_dropout",
-    "embedding_dropout", "attention_dropout_prob", "residual_dropout",
+    "embedding_dropout", "attention_dropout_prob", "residual_dropout", "dropout_rate", "mlp_dropout",
+    "classifier_dropout", "pooler_dropout", "seq_classif_dropout", "qa_dropout",
 )  # fmt: skip
 
 
@@ -139,7 +140,8 @@ def config_from_json(text: str) -> Any:
 
 def set_dropout(config: Any, dropout: float, written: Iterable[str] = ()) -> str:
     """Set every dropout of `config` but those `written` by the user; returns a sentence, or "" if nothing changed."""
-    text = config.get_text_config(decoder=True)
+    # Of an encoder-decoder transformers gives a copy, which nobody reads.
+    text = config if config.is_encoder_decoder else config.get_text_config(decoder=True)
     names = [
         name
         for name in _DROPOUTS

@@ -297,6 +297,9 @@ def draw_headed_blueprint(
             for kind, head in HEADS.items()
             if kind not in ("embed", "masked_language_model")
         )
+        text = architecture.get_text_config()
+        if kind in ("classify", "relate") and getattr(text, "pad_token_id", None) is None:
+            text.pad_token_id = pad  # by which a decoder knows where a text ends
         head = "its head" if keeps_head else "a new head"
         with_head = f", with {head}" if kind not in (*WRITING, "embed") else ""
         choices.append(

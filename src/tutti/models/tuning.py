@@ -28,6 +28,8 @@ from tutti.models.adalora import RankAllocation, adalora_settings, kept_ranks
 from tutti.models.adapters import Adapters, adapters_in, note_base
 from tutti.models.blocks import find_blocks
 
+#: What transformers calls heads of tags and answers.
+_HEADS = ("classifier", "score", "qa_outputs")
 #: By kind of task, as peft calls them; those that write go by their architecture.
 _KINDS = {
     "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
@@ -214,7 +216,7 @@ def _adapt(model: PreTrainedModel, settings: Any, config: Config) -> Any:
     try:
         with _dice(config):
             return get_peft_model(model, settings)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ModelError(
             f"peft cannot add {config.tune.method} to a {type(model).__name__}: {error}",
             "choose another tune.method",
@@ -269,13 +271,18 @@ def _settings(model: PreTrainedModel, config: Config) -> Any:
             num_transformer_submodules=1,
         )
     alpha = None if own.alpha == "auto" else own.alpha
+    # Heads learn as a whole; peft itself knows that of models that classify.
+    heads = list(_HEADS) if config.task.kind in ("tag", "answer") else None
     if own.method == "adalora":
         assert isinstance(config.train.steps, int), "resolved before a worker starts"
-        return adalora_settings(own.rank, alpha, own.dropout, config.train.steps, task_type=task)
+        return adalora_settings(
+            own.rank, alpha, own.dropout, config.train.steps, task_type=task, exclude_modules=heads
+        )
     return LoraConfig(
         task_type=task,
         r=own.rank,
         lora_alpha=2 * own.rank if alpha is None else alpha,
         lora_dropout=own.dropout,
         target_modules="all-linear",
+        exclude_modules=heads,
     )

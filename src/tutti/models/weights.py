@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def load_weights(
             )
     except Exception as error:
         raise _unreadable(directory, error) from error
-    body = f"{model.base_model_prefix}."
+    # Models without a head of their own, and some that write, keep their parameters under no name of a body.
+    body = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     missing = [key for key in report.get("missing_keys", ()) if seed is None or _of_body(key, body)]
     mismatched = [key for key in report.get("mismatched_keys", ()) if seed is None or _of_body(key, body)]
     wrong = [str(key) for key in (*missing, *mismatched)]
@@ -58,7 +61,7 @@ def load_weights(
 def _of_body(key: Any, body: str) -> bool:
     """Whether every model of its kind has this parameter. (A pooler belongs to heads; not all bodies have it.)"""
     name = key if isinstance(key, str) else str(key[0])
-    return name.startswith(body) and ".pooler." not in name
+    return name.startswith(body) and ".pooler." not in f".{name}"
 
 
 def stream_weights(
@@ -132,6 +135,14 @@ def require_weights(directory: Path) -> None:
         raise ModelError(
             f"{directory} has no weights (no *.safetensors)",
             "set model.from_scratch: true to take only the architecture, or fetch the weights",
+        )
+    how: Any = None
+    with suppress(OSError, ValueError, AttributeError):  # told where the configuration is read
+        how = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    if isinstance(how, dict):
+        raise ModelError(
+            f"the weights in {directory} are codes ({how.get('quant_method', 'quantized')}), which cannot learn",
+            "begin with the model that they were made from, or write them as numbers (transformers: dequantize)",
         )
 
 

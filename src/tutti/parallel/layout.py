@@ -160,7 +160,12 @@ def _cut(stage: _Stage, world: World, plan: TensorPlan | None) -> list[str]:
         stage.cut = cut_matrices(model, plan, mesh)
         cut_sequence(blocks[0] if stage.first else None, blocks[-1] if stage.last else None, mesh.get_group())
         head = head_of(model) if stage.last and objective.manner.chunked else None
-        if not cut_vocabulary(model, mesh, embedding=stage.first, head=head):
+        if not objective.manner.chunked and model.config.get_text_config(decoder=True).tie_word_embeddings:
+            choices.append(
+                "the embedding is the head as well, whose logits this architecture changes: layout.tensor leaves both "
+                "whole"
+            )
+        elif not cut_vocabulary(model, mesh, embedding=stage.first, head=head):
             choices.append(
                 f"the vocabulary is not divisible by layout.tensor = {layout.tensor}: embedding and head stay whole"
             )

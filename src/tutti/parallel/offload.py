@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tutti.core.rundir import unwritable
 from tutti.sync.policy import local_part, placed_like
 
 #: `mallopt`'s number for it (malloc.h).
@@ -43,7 +44,13 @@ class MappedFiles:
         if tensor.numel() * tensor.element_size() < _WORTH_A_FILE_BYTES:
             return torch.zeros(tensor.shape, dtype=tensor.dtype)
         handle, name = tempfile.mkstemp(dir=self._directory)
-        os.close(handle)
+        try:  # a full disk is an error here, a crash when written to
+            os.posix_fallocate(handle, 0, tensor.numel() * tensor.element_size())
+        except OSError as error:
+            Path(name).unlink()
+            raise unwritable(self._directory, error) from error
+        finally:
+            os.close(handle)
         mapped = torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
         Path(name).unlink()
         return mapped.view(tensor.shape)

@@ -58,7 +58,7 @@ class EncoderDecoder(Objective):
         logits: Tensor = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=batch["labels"]),
+            decoder_input_ids=_behind_start(model, batch["labels"]),
             use_cache=False,
         ).logits
         return logits.float().flatten(0, 1)
@@ -66,3 +66,14 @@ class EncoderDecoder(Objective):
     def count_targets(self, batch: Batch) -> int:
         """Labels of `batch` that are not −100."""
         return int((batch["labels"] != IGNORED).sum())
+
+
+def _behind_start(model: Any, labels: Tensor) -> Tensor:
+    """What the decoder is given to write `labels` [B, T]: the same, one place later, behind the mark that begins."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        ids: Tensor = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return ids
+    config = model.config
+    moved = labels.new_full(labels.shape, config.decoder_start_token_id)
+    moved[:, 1:] = labels[:, :-1]
+    return moved.masked_fill(moved == IGNORED, config.pad_token_id)

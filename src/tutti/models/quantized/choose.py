@@ -6,6 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tutti.models.blocks import find_blocks
+from tutti.models.lookup import RowsEmbedding
 
 #: Layers outside the blocks (heads, position tables) with fewer numbers stay as they are: nothing would be gained.
 _LEAST = 100_000
@@ -27,7 +28,8 @@ def tables_of(model: nn.Module) -> dict[str, nn.Embedding]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and module.weight.numel() >= _LEAST
+        # Others multiply what they look up, or count places from elsewhere: they stay as they are.
+        if type(module) in (nn.Embedding, RowsEmbedding) and module.weight.numel() >= _LEAST
     }
 
 
