@@ -60,8 +60,10 @@ def watch_alerts(
         RunDirectory(run).require()
         alerts = load_config(config or RunDirectory(run).config).alerts
         section = _told(alerts, str(config or RunDirectory(run).config))
-        watched = WatchedRun(run, RunRules.of(section), alerts.repeat_minutes * 60.0)
-        watches.append(_watch(watched, section, say))
+        groups = RunDirectory(run).groups
+        for place in sorted(groups.iterdir()) if groups.is_dir() else [run]:
+            watched = WatchedRun(place, RunRules.of(section), alerts.repeat_minutes * 60.0)
+            watches.append(_watch(watched, section, say))
     pages = []
     if services:
         if settings is None:

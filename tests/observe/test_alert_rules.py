@@ -1,6 +1,7 @@
 """Each rule, provoked by events as runs write them, and not by those that are as they should be."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,36 @@ def test_noise_is_no_explosion(run: Recorder) -> None:
     for step in range(1, 201):
         now = run.steps(now, [step], loss=2.0 + 0.5 * math.sin(step * 1.7) - step * 1e-4)
     assert "explosion" not in found(run, now)
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.1])
+def test_a_loss_that_hardly_falls_cannot_explode(run: Recorder, fall: float) -> None:
+    """The lowest of many means lies below all others by chance: the last is not high because of it."""
+    dice = random.Random(0)
+    now = 0.0
+    for step in range(1, 1201):
+        loss = 2.0 + 0.3 * dice.gauss(0, 1) - fall * min(1.0, step / 600)
+        now = run.steps(now, [step], loss=loss)
+        assert step % 60 or "explosion" not in found(run, now), step
+
+
+def test_fp16_forgives_gradients_that_overflow(tmp_path: Path) -> None:
+    r = Recorder(tmp_path / "r")
+    r.at(0, "launched", -1, resume=False)
+    r.started(0, precision="fp16")
+    now = r.steps(r.steps(0, range(1, 30)), [30], gradient_norm="inf")
+    assert "numbers" not in found(r, now)
+    assert "loss" in found(r, r.steps(now, [31], loss="nan"))["numbers"]
+
+
+def test_what_is_saved_seldom_by_plan_is_not_late(tmp_path: Path) -> None:
+    r = Recorder(tmp_path / "r")
+    r.at(0, "launched", -1, resume=False)
+    r.started(0, checkpoint_every=200)
+    now = r.steps(0, range(1, 251))
+    assert "checkpoint" not in found(r, now, checkpoint_minutes=1)
+    now = r.steps(now, range(251, 305))  # half as long again
+    assert "checkpoint" in found(r, now, checkpoint_minutes=1)
 
 
 def test_a_run_that_failed_and_one_that_is_gone(run: Recorder) -> None:

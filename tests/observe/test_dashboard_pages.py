@@ -161,6 +161,8 @@ def test_a_service_is_remembered_and_its_silence_is_told(tmp_path: Path) -> None
     assert "cannot be reached" in page.poll().problem
     assert page.summary()["state"] == "unreachable"
     again = ServicePage("http://127.0.0.1:9", None, tmp_path)
-    assert [sample.problem for sample in again.recent()] == [sample.problem for sample in page.recent()]
+    assert (
+        len(page.recent()) == 1 and again.recent() == []
+    )  # what was long ago is drawn, and judged by nobody
     parts, number = again.look(-1)
     assert parts["service"]["state"] == "unreachable" and number == 1

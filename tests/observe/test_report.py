@@ -51,6 +51,27 @@ def test_figures_of_a_plain_run(tmp_path: Path) -> None:
     assert sum(report["time"].values()) == pytest.approx(report["wall_seconds"])
 
 
+def test_pauses_cost_nothing_however_often_it_was_tried_to_go_on(tmp_path: Path) -> None:
+    """Two nights, and between them a resume that was refused; the second day hangs for longer than its pause."""
+    r = Recorder(tmp_path)
+    r.at(0.0, "launched", -1, resume=False)
+    r.started(1.0)
+    r.steps(1.0, range(1, 51))
+    r.at(51.0, "interrupted", step=50)
+    r.at(40_000.0, "launched", -1, resume=True)
+    r.at(40_001.0, "error", -1, type="ConfigError", message="no such key", user=True)
+    r.at(80_000.0, "launched", -1, resume=True)
+    r.started(80_001.0, resumed_from=50)
+    now = r.steps(80_001.0, range(51, 101))
+    r.at(now + 1800, "interrupted", step=100)  # nothing moved for half an hour
+    r.at(now + 1810, "launched", -1, resume=True)
+    r.started(now + 1811, resumed_from=100)
+    r.at(now + 1812, "finished", step=100, state="finished")
+    report = summarise(tmp_path)
+    assert report["wall_seconds"] == pytest.approx(51 + 1 + 51 + 1800 + 2)
+    assert report["goodput"] == pytest.approx(100 / (51 + 1 + 51 + 1800 + 2))
+
+
 def test_a_restart_supersedes_the_steps_after_the_checkpoint(tmp_path: Path) -> None:
     """60 steps, SIGKILL in mid-line, back to step 40 with four ranks."""
     r = Recorder(tmp_path)

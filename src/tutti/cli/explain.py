@@ -9,6 +9,8 @@ import typer
 
 from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json, say
+from tutti.core.files import write_text_atomically
+from tutti.core.rundir import unwritable
 
 if TYPE_CHECKING:
     from tutti.explain import Explanation
@@ -50,7 +52,10 @@ def explain(
         records = records_of(texts, file)
         explained = api.explain(find_run(run), records, label=label, method=method)
     if html is not None:
-        html.write_text(write_explanations(f"Why {run} says so", explained), encoding="utf-8")
+        try:
+            write_text_atomically(html, write_explanations(f"Why {run} says so", explained))
+        except OSError as error:
+            raise unwritable(html, error) from error
         say(f"the page: {html}")
     if json_output:
         print_json({"explanations": [[one.told() for one in some] for some in explained]})

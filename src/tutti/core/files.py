@@ -25,10 +25,15 @@ def fsync_directory(path: Path) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`: written beside it, fsynced, renamed."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """The same for `content`."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

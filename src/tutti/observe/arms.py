@@ -64,7 +64,12 @@ def arms_of(names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[
     for number, config in enumerate(configs):
         kind = repr(sorted((key, repr(value)) for key, value in config.items() if key not in _SEEDS))
         found.setdefault(kind, []).append(number)
-    return [Arm(_name([names[number] for number in runs]), tuple(runs)) for runs in found.values()]
+    several = [[names[number] for number in runs] for runs in found.values()]
+    called = [_name(some) for some in several]
+    return [
+        Arm(name if called.count(name) == 1 else ", ".join(some), tuple(runs))
+        for name, some, runs in zip(called, several, found.values(), strict=True)
+    ]
 
 
 def differences(arms: Sequence[Arm], figures: Mapping[str, Sequence[float | None]]) -> list[Difference]:

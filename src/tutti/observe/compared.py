@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutti.core.files import write_bytes_atomically
+from tutti.core.rundir import unwritable
 from tutti.observe.arms import Arm
 from tutti.observe.curve import scale_losses, smoothed, style
 from tutti.observe.history import History
@@ -57,14 +60,14 @@ def draw_comparison(arms: Sequence[Arm], histories: Sequence[History]) -> bytes:
 
 def _draw(axes: Axes, history: History, colour: str, line: str, label: str) -> list[float]:
     """Draws one run; the values that should be seen."""
-    steps = [step for step in history.steps if step.loss == step.loss]
+    steps = [step for step in history.steps if math.isfinite(step.loss)]
     losses = smoothed([step.loss for step in steps])
     if steps:
         axes.plot([s.step for s in steps], losses, color=colour, linestyle=line, linewidth=1.4, label=label)
     points = [
         (int(event.get("step") or 0), loss)
         for event in history.validations
-        if (loss := number(event.get("loss"))) is not None and loss == loss
+        if (loss := number(event.get("loss"))) is not None and math.isfinite(loss)
     ]
     if points:
         label = "" if steps else label
@@ -121,6 +124,7 @@ def write_files(compared: Mapping[str, Any], picture: bytes, png: Path | None, h
     """What is asked for; each is there whole, or as it was."""
     for path, content in ((png, picture), (html, write_comparison(compared, picture).encode())):
         if path is not None:
-            beside = path.with_name(f".{path.name}.tmp")
-            beside.write_bytes(content)
-            beside.replace(path)
+            try:
+                write_bytes_atomically(path, content)
+            except OSError as error:
+                raise unwritable(path, error) from error

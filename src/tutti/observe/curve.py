@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from pathlib import Path
@@ -81,11 +82,12 @@ def smoothed(values: list[float]) -> list[float]:
     Outliers count with the values beside them, not with their own, so that one spike makes no hill.
     """
     calm = [statistics.median(values[max(0, i - 2) : i + 3]) for i in range(len(values))]
+    sums = [0.0, *itertools.accumulate(calm)]
     result = []
     for index in range(len(calm)):
         half = min(len(calm) // 60, index // 4)
-        window = calm[index - half : index + half + 1]
-        result.append(sum(window) / len(window))
+        first, last = index - half, min(len(calm), index + half + 1)
+        result.append((sums[last] - sums[first]) / (last - first))
     return result
 
 

@@ -155,10 +155,13 @@ def _find_continuations(history: History, times: list[float]) -> None:
                 pass  # another replica of the same command
             elif between or _attempt(start) > 0:
                 by_start += 1
-            else:
+            elif not history.of("launched"):
                 history.idle_seconds += _largest_gap(times, when(earlier), when(start))
         before[rank] = start
     history.restarts = max(len(restarts), by_start)
+    for launched in history.of("launched"):  # commands that go on; what lies before them is nobody's time
+        at = bisect.bisect_left(times, when(launched))
+        history.idle_seconds += when(launched) - times[at - 1] if at else 0.0
 
 
 def _attempt(start: Event) -> int:

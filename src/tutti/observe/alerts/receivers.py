@@ -44,9 +44,11 @@ class Webhook:
 
     def send(self, alert: Alert) -> None:
         body = json.dumps({"text": alert.line, "alert": asdict(alert)}, ensure_ascii=False).encode()
-        request = urllib.request.Request(
-            self.url, body, {"Content-Type": "application/json", "User-Agent": "tutti"}
-        )
+        headers = {"Content-Type": "application/json", "User-Agent": "tutti"}
+        try:
+            request = urllib.request.Request(self.url, body, headers)
+        except ValueError:  # which would tell the address, and with it a secret
+            raise OSError("the webhook's address is none: it has to begin with https:// or http://") from None
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
                 answer.read(1000)
@@ -88,6 +90,8 @@ class Mail:
                 if self.user is not None:
                     server.login(self.user, self.password or "")
                 server.send_message(message)
+        except ValueError as error:
+            raise OSError(f"{self.server} is no address of a mail server: write HOST:PORT") from error
         except smtplib.SMTPException as error:
             raise OSError(f"the mail server {self.server} refused it: {error}") from error
         except OSError as error:

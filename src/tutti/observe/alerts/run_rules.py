@@ -20,6 +20,8 @@ from tutti.observe.tail import when
 
 #: Steps whose mean is taken; of fewer than three times as many nothing is said that compares.
 _WINDOW = 20
+#: So many times what lies between two saves by plan is late, however long that is.
+_LATE = 1.5
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ def _numbers(history: History, rules: RunRules) -> Iterator[Finding]:
         errors = [
             e for e in history.of("error") if e.get("type") == "TrainingError" and when(e) >= _begun(history)
         ]
-        bad = [step for step in history.steps[-_WINDOW:] if not _is_finite(step)]
+        forgives = (
+            history.start.get("precision") == "fp16"
+        )  # gradients that overflow: such steps are left out
+        bad = [step for step in history.steps[-_WINDOW:] if not _is_finite(step, forgives=forgives)]
         if errors:
             yield Finding("numbers", "bad_numbers", str(sentence(errors[0])))
         elif bad:
@@ -97,8 +102,8 @@ def _numbers(history: History, rules: RunRules) -> Iterator[Finding]:
             yield Finding("explosion", "explosion", said)
 
 
-def _is_finite(step: Step) -> bool:
-    return math.isfinite(step.loss) and math.isfinite(step.gradient_norm or 0.0)
+def _is_finite(step: Step, *, forgives: bool) -> bool:
+    return math.isfinite(step.loss) and (forgives or math.isfinite(step.gradient_norm or 0.0))
 
 
 def _risen(losses: Sequence[float]) -> float | None:
@@ -110,14 +115,15 @@ def _risen(losses: Sequence[float]) -> float | None:
     first, lowest, now = means[0], min(means), statistics.fmean(last)
     noise = 4 * statistics.stdev(last) / math.sqrt(_WINDOW)
     fallen, risen = first - lowest, now - lowest - noise
-    return risen / fallen if fallen > 0 and risen > 0 else None
+    # The lowest of many means lies below all others by chance alone; a fall that is no more than that is none.
+    return risen / fallen if fallen > 2 * noise and risen > 0 else None
 
 
 def _delays(history: History, rules: RunRules, now: float) -> Iterator[Finding]:
     begun, saves = _begun(history), history.of("checkpoint")
     if rules.checkpoint_minutes is not None and history.first_time:
         saved = max([begun, *(when(e) for e in saves)])
-        if now - saved > rules.checkpoint_minutes * 60:
+        if now - saved > max(rules.checkpoint_minutes * 60, _LATE * _seconds_between_saves(history)):
             since = "the last checkpoint" if saves and when(saves[-1]) >= begun else "it began"
             yield Finding(
                 "checkpoint",
@@ -131,6 +137,12 @@ def _delays(history: History, rules: RunRules, now: float) -> Iterator[Finding]:
             over = any(when(a) >= when(event) and a.get("of_rank", rank) == rank for a in answers)
             if not over:
                 yield Finding(f"stalled {rank}", "stalled", str(sentence(event)))
+
+
+def _seconds_between_saves(history: History) -> float:
+    """As the run was told to save, at the pace of its last steps; 0: not known."""
+    every, last = history.start.get("checkpoint_every"), history.steps[-_WINDOW:]
+    return int(every) * statistics.fmean(step.seconds for step in last) if every and last else 0.0
 
 
 def _paces(history: History, rules: RunRules) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ from tutti.observe.growing import GrowingHistory
 from tutti.observe.metrics import Sample
 
 _EVERY_SECONDS = 5.0
+#: For the last look, which may have to read a long history again.
+_LAST_LOOK_SECONDS = 60.0
 
 
 class Watched(Protocol):
@@ -115,7 +117,7 @@ class Watch:
     def stop(self) -> None:
         """Look once more, and end when what was found is delivered or cannot be."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=_LAST_LOOK_SECONDS)
         self._sender.stop()
         for one in self._watched:
             with suppress(OSError):

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ class ServicePage:
             raise ConfigError(f"{url!r} is no address of a service", "give one such as http://127.0.0.1:8000")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/metrics').removesuffix('/v1')}"
         self.name = parts.netloc
-        self._key, self._clock = key, clock
+        self._key, self._clock, self._since = key, clock, clock()
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self._file = None if directory is None else directory / f"service-{digest}.jsonl"
         self._samples: list[tuple[int, Sample]] = []  # each with its number
@@ -79,10 +80,11 @@ class ServicePage:
         """Ask once."""
         try:
             sample = parse_sample(self._get("/metrics"), self._clock())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             sample = Sample(self._clock(), problem=_problem(error))
         if not sample.problem and (self._number % 12 == 0 or not self._models):
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # a key may not open it
+            # A key may not open it.
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, HTTPException):
                 found = json.loads(self._get("/v1/models"))["data"]
                 self._models = [str(model["id"]) for model in found]
         with self._lock:
@@ -110,9 +112,9 @@ class ServicePage:
             return self._now()
 
     def recent(self) -> list[Sample]:
-        """What it said lately, oldest first."""
+        """What it said since this was made, oldest first."""
         with self._lock:
-            return [sample for _, sample in self._samples]
+            return [sample for _, sample in self._samples if sample.time >= self._since]
 
     def _now(self) -> dict[str, Any]:
         last = self._samples[-1][1] if self._samples else None
