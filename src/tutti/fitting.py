@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tutti.config import Config, parse_config
 from tutti.core.errors import ConfigError
+from tutti.core.hold import held
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
 from tutti.data import TensorSource
@@ -103,7 +104,8 @@ def fit(
     if not resume:
         run.create()
     try:
-        write_function_job(run.path, model, loss, train_data, validation_data)
+        with held(run.path, "training there"):  # whoever trains there may start a worker anew, which reads it
+            write_function_job(run.path, model, loss, train_data, validation_data)
     except (OSError, ConfigError) as error:
         if not resume:
             shutil.rmtree(run.path, ignore_errors=True)

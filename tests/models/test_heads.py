@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -23,7 +28,8 @@ from tutti.config.model import ModelConfig
 from tutti.core import ModelError
 from tutti.models import draw_headed_blueprint
 from tutti.models.architecture import set_dropout
-from tutti.models.weights import load_weights, require_weights
+from tutti.models.heads import find_body
+from tutti.models.weights import check_vocabulary, load_weights, require_weights
 
 LABELS = ("bad", "good", "so-so")
 
@@ -127,3 +133,32 @@ def test_dropout_reaches_what_t5_calls_it() -> None:
     config = T5Config()
     assert set_dropout(config, 0.3) == "model.dropout = 0.3: dropout_rate, classifier_dropout of t5"
     assert config.dropout_rate == 0.3
+
+
+def test_places_of_roberta_begin_behind_its_padding(tmp_path: Path) -> None:
+    """From scratch with a tokenizer whose padding is its last token, as Tutti's are; and from a directory."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    blueprint = draw_headed_blueprint(
+        ModelConfig(config={"model_type": "roberta", "max_position_embeddings": 20, **shape}),
+        "masked_language_model",
+        vocabulary=60, labels=(), length=24, seed=3, pad=59, end=3,
+    )  # fmt: skip
+    model: Any = blueprint.build().eval()
+    assert model(input_ids=torch.full((1, 24), 5)).logits.shape == (1, 24, 60)
+    small = RobertaConfig(vocab_size=60, max_position_embeddings=20, pad_token_id=1, **shape)
+    RobertaForMaskedLM(small).save_pretrained(tmp_path)
+    found = find_body(ModelConfig(path=str(tmp_path)), "masked_language_model")
+    assert found.length == 18  # numbers 0 and 1 are of no place
+    RobertaForMaskedLM(small)(input_ids=torch.full((1, 18), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        RobertaForMaskedLM(small)(input_ids=torch.full((1, 19), 5))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_mark_of_other_inputs_needs_no_row(special: bool, tmp_path: Path) -> None:
+    """As Gemma 3's for images, which is in its tokenizer and not in its table."""
+    tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1}))
+    tokenizer.add_tokens([AddedToken("<image>", special=special)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with nullcontext() if special else pytest.raises(ModelError, match="trained with another tokenizer"):
+        check_vocabulary(tmp_path, 2, 3)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig, MixtralForCausalLM
 
 from benchmarks.memory.run import CASES, SEQUENCE, WITHIN, Case, config_of, foretold, peaks_of
 from ranks import run_ranks
@@ -21,6 +21,7 @@ from tutti.models.blueprint import Blueprint
 from tutti.parallel import Arithmetic, apply_language_layout, arrange
 from tutti.parallel.memory import MemoryModel, Thrift
 from tutti.parallel.thrift import check_offload, choose_thrift, possible_offloads, ways
+from tutti.parallel.weigh import weigh_block
 from tutti.tasks import find_manner
 
 #: Of the benchmark's cases, those that are tried every day.
@@ -36,6 +37,19 @@ def model_of(samples: int) -> MemoryModel:
     plan = Blueprint(config_of("llama"), seed=0, end_token=0)
     twin = plan.twin()
     return MemoryModel(plan.lay_out(), twin, find_manner(twin), LayoutConfig(), SEQUENCE, "adamw", 1, samples)
+
+
+def test_experts_can_be_weighed() -> None:
+    """In fp32, for which their usual products have no shapes."""
+    config = MixtralConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=32,
+    )  # fmt: skip
+    twin = MixtralForCausalLM(config)
+    small, large = (
+        weigh_block(twin, find_manner(twin), samples, 16, None, cast=False).kept for samples in (2, 4)
+    )
+    assert 0 < small < large
 
 
 @pytest.mark.parametrize("cases", [EVERY_DAY, pytest.param(CASES, marks=pytest.mark.slow)], ids=len)

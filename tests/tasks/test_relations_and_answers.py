@@ -239,6 +239,7 @@ def test_an_answer_that_cannot_be_is_refused_by_its_place(answers: Any, words: s
         (["regularise.r_drop=1.0"], "regularise is for models that are asked"),
         (["task=clasify"], "did you mean"),
         (["train.layer_decay=0.9", "train.optimizer=muon"], "layer_decay is for optimizer adamw"),
+        (["train.layer_decay=0.9", "layout.pipeline=2"], "layer_decay counts the blocks of a whole model"),
         (["train.betas=[0.8, 0.9]", "train.optimizer=adafactor"], "adafactor has no momentum"),
     ],
 )

@@ -23,6 +23,8 @@ def check_combinations(config: Config) -> None:
 
 
 def _check_learning(config: Config) -> None:
+    if config.train.layer_decay != 1 and config.layout.pipeline > 1:
+        raise ValueError("train.layer_decay counts the blocks of a whole model, which layout.pipeline cuts")
     own, task, teachers = config.regularise, config.task, config.distil.teachers
     if config.data.extra_source is not None and not task.labelled:
         raise ValueError("data.extra_source is for labelled examples; list all texts in data.source")

@@ -203,6 +203,13 @@ def _build(head: Head, architecture: Any, device: str, seed: int) -> PreTrainedM
     return model
 
 
+#: Architectures that count places from behind their padding token's number.
+_FROM_PAD = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "longformer", "data2vec-text",
+     "xmod", "esm"}
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Body:
     """The architecture that `model` names, before labels and vocabulary are known.
@@ -247,11 +254,10 @@ def find_body(config: ModelConfig, kind: str) -> Body:
     else:
         architecture = ModernBertConfig()
     text = architecture.get_text_config()
-    return Body(
-        architecture,
-        getattr(text, "max_position_embeddings", None) if config.path is not None else None,
-        getattr(text, "type_vocab_size", 0) > 1,
-    )
+    length = getattr(text, "max_position_embeddings", None) if config.path is not None else None
+    if length is not None and text.model_type in _FROM_PAD:
+        length -= (text.pad_token_id or 0) + 1
+    return Body(architecture, length, getattr(text, "type_vocab_size", 0) > 1)
 
 
 def draw_headed_blueprint(
@@ -311,8 +317,9 @@ def draw_headed_blueprint(
             choices.append(sentence)
         text = architecture.get_text_config()
         text.vocab_size, text.pad_token_id = vocabulary, pad
-        if getattr(text, "max_position_embeddings", length) < length:
-            text.max_position_embeddings = length
+        rows = length + (pad + 1 if text.model_type in _FROM_PAD else 0)
+        if getattr(text, "max_position_embeddings", rows) < rows:
+            text.max_position_embeddings = rows
         if architecture.is_encoder_decoder:
             architecture.eos_token_id, architecture.decoder_start_token_id = end, pad
     if kind == "recommend":

@@ -155,6 +155,8 @@ def check_vocabulary(directory: Path, entries: int, vocabulary: int) -> None:
         ModelError: the data's tokenizer is not the one the model was trained with.
     """
     own = _own_vocabulary(directory)
+    if own == vocabulary > entries and _only_marks_from(directory, entries):
+        return  # of other inputs, such as Gemma 3's images, which no text holds
     padded = vocabulary <= entries <= vocabulary + max(128, vocabulary // 100)
     if own == vocabulary <= entries or (own is None and padded):
         return
@@ -165,6 +167,14 @@ def check_vocabulary(directory: Path, entries: int, vocabulary: int) -> None:
         + ("" if own is not None else " (put its tokenizer files there)")
         + ", or model.from_scratch: true to take only the architecture",
     )
+
+
+def _only_marks_from(directory: Path, entries: int) -> bool:
+    """Whether all tokens of the tokenizer in `directory` from number `entries` on are special ones."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    added = tokenizer.get_added_tokens_decoder()
+    beyond = [number for number in tokenizer.get_vocab(with_added_tokens=True).values() if number >= entries]
+    return all(number in added and added[number].special for number in beyond)
 
 
 def _own_vocabulary(directory: Path) -> int | None:

@@ -51,6 +51,8 @@ def weigh_block(
 ) -> BlockBytes:
     """Of `twin` on `micro_batch` samples; computed in `dtype`: under autocast or with `cast` throughout."""
     fake = copy.deepcopy(twin)
+    if hasattr(fake, "set_experts_implementation"):  # the usual one has shapes for bf16 alone
+        fake.set_experts_implementation("batched_mm")
     if cast:
         fake = fake.to(dtype)
     with FakeTensorMode(allow_non_fake_inputs=True) as shapes:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import optuna
 
 _NAME = "tutti"
+#: For a lock on the file that somebody else holds, such as a backup.
+_PATIENCE_SECONDS = 60
 #: Trials that are drawn at random before what they found guides the others.
 RANDOM_TRIALS = 6
 #: A trial is pruned when it is worse than half of those that came to their end, at the same point of their length. So
@@ -88,7 +90,7 @@ class Study:
         optuna = load_optuna()
         with _database():
             study = optuna.create_study(
-                storage=f"sqlite:///{path}",
+                storage=_storage(path),
                 study_name=_NAME,
                 direction="maximize" if larger else "minimize",
                 pruner=make_pruner(),
@@ -105,7 +107,7 @@ class Study:
         optuna = load_optuna()
         try:
             with _database():
-                study = optuna.load_study(storage=f"sqlite:///{path}", study_name=_NAME, pruner=make_pruner())
+                study = optuna.load_study(storage=_storage(path), study_name=_NAME, pruner=make_pruner())
         except KeyError as error:
             raise RunError(f"there is no search in {path}", "delete its directory, and begin anew") from error
         return cls(study, space, seed)
@@ -214,6 +216,13 @@ def _suggest(trial: optuna.Trial, one: Dimension) -> Plain:
     if one.whole:
         return trial.suggest_int(one.key, int(one.low), int(one.high), log=one.log)
     return trial.suggest_float(one.key, one.low, one.high, log=one.log)
+
+
+def _storage(path: Path) -> Any:
+    """The file at `path`, which others may read and write meanwhile: for as long as they hold it, it is waited for."""
+    from optuna.storages import RDBStorage
+
+    return RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": _PATIENCE_SECONDS}})
 
 
 @contextmanager

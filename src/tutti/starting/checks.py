@@ -33,6 +33,12 @@ def check_agreement(config: Config, processes: int | None) -> None:
 
 def check_tuning(config: Config, model: PreTrainedModel) -> None:
     """Raise ConfigError or ModelError unless `model` (on the meta device) can learn as the resolved `config` says."""
+    if config.train.layer_decay != 1 and model.config.is_encoder_decoder:
+        raise ConfigError(
+            f"train.layer_decay counts blocks from a model's beginning, and {model.config.model_type} has two: of what "
+            "reads and of what writes",
+            "leave it out",
+        )
     if is_plain(config):
         return
     layout = config.layout
