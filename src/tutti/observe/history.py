@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tutti.core import read_events
-from tutti.observe.starts import made_together, restarted_alone
+from tutti.observe.standing import Standing
+from tutti.observe.starts import restarted_alone
 from tutti.observe.tail import Event, number, of_a_tracker, when
 
 #: What a step is made of, beside loading and meeting.
@@ -135,20 +136,21 @@ def sort_events(events: Iterable[Event]) -> History:
         told.sort(key=when)
     if times:
         history.first_time, history.last_time = times[0], times[-1]
-    _find_continuations(history, times)
-    _sort_steps(history, steps)
-    _sort_validations(history, validations)
+    standing = Standing(history.starts, *map(history.of, ("healed", "membership", "serving")))
+    _find_continuations(history, times, standing)
+    _sort_steps(history, steps, standing)
+    _sort_validations(history, validations, standing)
     return history
 
 
-def _find_continuations(history: History, times: list[float]) -> None:
+def _find_continuations(history: History, times: list[float], standing: Standing) -> None:
     restarts = history.of("restart")
     before: dict[object, Event] = {}
     by_start = 0
     for start in history.starts:
         rank = start.get("rank")
         if (earlier := before.get(rank)) is not None:
-            if (mark := _mark(history, start)) < sys.maxsize:
+            if (mark := standing.mark(start)) < sys.maxsize:
                 history.continued_at.append(mark)
             between = any(when(earlier) < when(restart) <= when(start) for restart in restarts)
             if rank != history.starts[0].get("rank"):
@@ -168,63 +170,22 @@ def _attempt(start: Event) -> int:
     return int(start.get("attempt") or 0)
 
 
-def _mark(history: History, start: Event) -> int:
-    """The last step of earlier attempts that this start leaves standing."""
-    resumed = int(start.get("resumed_from") or 0)
-    if not restarted_alone(start):
-        return resumed
-    rank = start.get("rank")
-    end = min(
-        (when(s) for s in history.starts if s.get("rank") == rank and when(s) > when(start)), default=math.inf
-    )
-    if not any(e.get("rank") == rank and when(start) <= when(e) < end for e in history.of("healed")):
-        return resumed
-    if made_together(start):
-        return sys.maxsize  # a step is written when it counts for all
-    # It has its peers' weights. What it did until its last meeting is in them; what it did after that is not.
-    met = (e for e in history.of("membership") if e.get("rank") == rank and when(e) < when(start))
-    return max((int(e.get("step") or 0) for e in met), default=0)
-
-
 def _largest_gap(times: list[float], begin: float, end: float) -> float:
     inside = [t for t in times if begin <= t <= end]
     return max((b - a for a, b in itertools.pairwise(inside)), default=0.0)
 
 
-def _survives(history: History, event: Event) -> bool:
-    """Whether no later start that concerns the event's rank went back behind its step."""
-    step, rank, push = int(event.get("step") or 0), event.get("rank"), event.get("push")
-    if push is not None and any(
-        push > int(server.get("push") or 0)
-        for server in history.of("serving")
-        if when(server) > when(event) and server.get("restored")
-    ):
-        return False
-    return all(
-        step <= _mark(history, start)
-        for start in history.starts
-        if when(start) > when(event)
-        and (not restarted_alone(start) or (push is None and start.get("rank") == rank))
-    )
-
-
-def _together(history: History, event: Event) -> bool:
-    """Whether the replicas made the step of this event together, so that any of them speaks for all."""
-    before = [start for start in history.starts if when(start) <= when(event)]
-    return not before or made_together(before[-1])
-
-
-def _sort_steps(history: History, events: list[Event]) -> None:
+def _sort_steps(history: History, events: list[Event], standing: Standing) -> None:
     leaders = sorted((e for e in events if number(e.get("loss")) is not None), key=when)
-    leaders = _one_speaker(history, leaders)
+    leaders = _one_speaker(history, leaders, standing)
     kept: dict[int, dict[tuple[int, object], Event]] = {}  # step → rank and push → event
     void: list[Event] = []
     for event in leaders:
         ranks = kept.setdefault(int(event.get("step") or 0), {})
-        together = _together(history, event)
+        together = standing.together(event)
         rank = 0 if together else int(event.get("rank") or 0)
         key = (rank, _piece(event))
-        if not _survives(history, event):
+        if not standing.survives(event):
             void.append(event)
         elif key not in ranks:
             ranks[key] = event
@@ -264,13 +225,13 @@ def _piece(event: Event) -> object:
     return (event["push"], str(event.get("cursor"))) if "push" in event else None
 
 
-def _one_speaker(history: History, leaders: list[Event]) -> list[Event]:
+def _one_speaker(history: History, leaders: list[Event], standing: Standing) -> list[Event]:
     """Of several events about one step that was made together, that of the lowest rank."""
     begins = [when(start) for start in history.starts]
     speakers: dict[tuple[int, int], Event] = {}
     for_themselves = []
     for event in leaders:
-        if not _together(history, event):
+        if not standing.together(event):
             for_themselves.append(event)
             continue
         key = (bisect.bisect_right(begins, when(event)), int(event.get("step") or 0))
@@ -329,9 +290,9 @@ def _largest(values: list[float]) -> float:
     return math.nan if any(map(math.isnan, values)) else max(values)
 
 
-def _sort_validations(history: History, events: list[Event]) -> None:
+def _sort_validations(history: History, events: list[Event], standing: Standing) -> None:
     by_step: dict[int, Event] = {}
     for event in sorted(events, key=when):
-        if number(event.get("loss")) is not None and _survives(history, event):
+        if number(event.get("loss")) is not None and standing.survives(event):
             by_step[int(event.get("step") or 0)] = event
     history.validations = [by_step[step] for step in sorted(by_step)]
