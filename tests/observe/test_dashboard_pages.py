@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 
 from tests.observe.synthetic import Recorder, lively_run
 from tutti.core.errors import ConfigError
+from tutti.observe.dashboard import app as app_module
 from tutti.observe.dashboard.app import Dashboard
 from tutti.observe.dashboard.service import ServicePage
 from tutti.observe.dashboard.stream import stream
@@ -87,7 +89,7 @@ def test_after_a_break_only_what_was_missed_is_sent(tmp_path: Path) -> None:
     assert parts["rows"]["from"] == 0 and len(parts["rows"]["columns"]["step"]) == 30
     assert parts["run"]["name"] == "a"
     r.steps(now, [31, 32])
-    dashboard._pages["a"]._look_at = 0.0
+    dashboard._pages["a"][0]._look_at = 0.0
     ((_, parts),) = asyncio.run(messages(dashboard, look, last, 1))
     assert parts["rows"]["from"] == 30 and parts["rows"]["columns"]["step"] == [31, 32]
     # Another life of the dashboard knows nothing of that message: it sends everything, which it has from the files.
@@ -166,3 +168,23 @@ def test_a_service_is_remembered_and_its_silence_is_told(tmp_path: Path) -> None
     )  # what was long ago is drawn, and judged by nobody
     parts, number = again.look(-1)
     assert parts["service"]["state"] == "unreachable" and number == 1
+
+
+def test_pages_that_somebody_looks_at_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are kept usually; and nothing is kept for ever."""
+    for number in range(11):
+        recorder = Recorder(tmp_path / f"run-{number}")
+        recorder.started(0)
+        recorder.steps(0, range(1, 3))
+    dashboard, made = Dashboard([tmp_path], [], None), list[str]()
+    clock = SimpleNamespace(monotonic=lambda: float(len(made)))
+    monkeypatch.setattr(app_module, "time", clock)
+    real = app_module.RunPage
+    monkeypatch.setattr(app_module, "RunPage", lambda run, name: made.append(name) or real(run, name))
+    for _ in range(3):
+        for number in range(11):
+            dashboard._look_at_run(f"run-{number}")(-1)
+    assert len(made) == 11
+    clock.monotonic = lambda: 1000.0
+    dashboard._look_at_run("run-0")(-1)
+    assert len(dashboard._pages) == 8 and "run-0" in dashboard._pages

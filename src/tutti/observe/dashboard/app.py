@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from tutti.observe.dashboard.runs import Runs
 from tutti.observe.dashboard.service import ServicePage
 from tutti.observe.dashboard.stream import Look, stream
 
-#: Runs whose history is kept in memory: of those that were looked at last.
+#: Runs whose history is kept in memory: of those that were looked at last, and whichever somebody looks at now.
 _MOST_PAGES = 8
+_LOOKED_AT_SECONDS = 30.0
 _RUN_SECONDS, _RUNS_SECONDS, _SERVICE_SECONDS = 1.0, 2.0, 1.0
 _FILES = {
     "dashboard.css": "text/css",
@@ -38,7 +40,7 @@ class Dashboard:
     def __init__(self, directories: list[Path], services: list[ServicePage], key: str | None) -> None:
         self._runs = Runs(directories)
         self._services = {service.name: service for service in services}
-        self._pages: dict[str, RunPage] = {}
+        self._pages: dict[str, tuple[RunPage, float]] = {}  # and when each was looked at
         self._lock = threading.Lock()
         self._session = secrets.token_hex(4)
         self._ended = threading.Event()
@@ -99,15 +101,19 @@ class Dashboard:
 
     def _page_of(self, name: str) -> RunPage | None:
         with self._lock:
-            page = self._pages.pop(name, None)
+            page, _ = self._pages.pop(name, (None, 0.0))
             if page is None or not page.run.is_dir():
                 run = self._runs.find().get(name)
                 if run is None:
                     return None
                 page = RunPage(run, name)
-            self._pages[name] = page  # the last one that was looked at
+            now = time.monotonic()
+            self._pages[name] = page, now  # the last one that was looked at
             while len(self._pages) > _MOST_PAGES:
-                del self._pages[next(iter(self._pages))]
+                eldest, (_, looked) = next(iter(self._pages.items()))
+                if now - looked < _LOOKED_AT_SECONDS:
+                    break
+                del self._pages[eldest]
             return page
 
     def _look_at_service(self, name: str) -> Look:
