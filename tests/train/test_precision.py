@@ -101,3 +101,16 @@ def test_a_failing_compiler_costs_one_warning(tmp_path: Path, monkeypatch: pytes
     assert "torch.compile failed" in warning["message"]
     assert steps.run([Numbers().load(0, [1, 2, 4])], 0, 0, False).loss > 0
     assert all(p.grad is not None for n, p in objective.named_parameters() if "unused" not in n)
+
+
+def test_a_scale_goes_on_where_it_was() -> None:
+    scale = LossScale("fp16")
+    assert not scale.accepts(math.inf) and scale.accepts(1.0)
+    again = LossScale("fp16")
+    again.load_state(scale.state())
+    assert again.state() == scale.state() == (2.0**15, 1)
+    again.load_state(LossScale("bf16").state())  # a run that was resumed in another precision
+    assert again.value == 2.0**15
+    plain = LossScale("fp32")
+    plain.load_state(scale.state())
+    assert plain.value == 1.0

@@ -84,8 +84,9 @@ class FirstMachine:
             )
 
     @contextmanager
-    def in_touch(self, on_gone: Callable[[], None]) -> Iterator[None]:
-        """Say now and then that this machine is there. `on_gone` is called when the other is not, or gave it up."""
+    def in_touch(self, on_gone: Callable[[], None], trains: Callable[[], bool]) -> Iterator[None]:
+        """Say now and then that this machine is there. `on_gone` is called when the other is not, or gave it up; while
+        nobody `trains` here yet, a line that was bad for a while is no reason to go."""
         over = threading.Event()
 
         def patience() -> float:
@@ -103,6 +104,8 @@ class FirstMachine:
                     except LaunchError:
                         if over.is_set():
                             return
+                        if not trains():
+                            continue
                         self._gone = (
                             f"{self.address}, which started the run, was silent for {_ANSWER_SECONDS:.0f} s"
                         )

@@ -67,7 +67,7 @@ class Visit:
             self._numbers = [int(number) for number in offered["numbers"]]
             self._incarnation = int(offered["incarnation"])
             self._files: dict[str, int] = offered["files"]
-            with self._first.in_touch(self._stop):
+            with self._first.in_touch(self._stop, lambda: self._launched is not None):
                 try:
                     result = self._stay()
                 except BaseException:
@@ -92,6 +92,7 @@ class Visit:
             stage = int(work["stage"])
             config = parse_config(work["config"], f"of the run at {self._first.address}")
             prepared = self._fetch_text(config, Path(work["prepared"]).name)
+            self._first.require()
             run = self._make_directory(config, work["config"])
             if work["measure"]:
                 self._say("sync: auto: measuring steps, links and codecs before the run")

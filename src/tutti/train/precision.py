@@ -7,6 +7,7 @@ FSDP instead (room `parallel`), which then also gathers the smaller copies.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -31,6 +32,15 @@ class LossScale:
         self._dynamic = precision == "fp16"
         self.value = 2.0**16 if self._dynamic else 1.0
         self._good_steps = 0
+
+    def state(self) -> tuple[float, int]:
+        """What `load_state` goes on from."""
+        return self.value, self._good_steps
+
+    def load_state(self, state: Sequence[float]) -> None:
+        """Go on from what `state` gave; of a run whose precision is another now, from nothing."""
+        if self._dynamic and state[0] != 1.0:
+            self.value, self._good_steps = float(state[0]), int(state[1])
 
     def accepts(self, gradient_norm: float) -> bool:
         """Whether a step with this norm may be made; adapts the scale. Only fp16 forgives an overflow."""

@@ -27,6 +27,7 @@ from tutti.train.checkpoints.image import tensors_of
 from tutti.train.checkpoints.manifest import BEST, Damaged
 from tutti.train.checkpoints.packed import Packed
 from tutti.train.checkpoints.retention import entries, pointed
+from tutti.train.precision import LossScale
 
 #: What of a policy a checkpoint holds: its own tensors, and what its codec still owes.
 _OF_POLICY = frozenset({"policy", "owed"})
@@ -68,6 +69,7 @@ class StateKeeper:
     #: Ranks that resume together and must take the same checkpoint (None: this one alone).
     together: dist.ProcessGroup | None = None
     saved_step: int | None = None
+    scale: LossScale | None = None
 
     def __post_init__(self) -> None:
         self._checkpointer = self.make_checkpointer(self.directory)
@@ -166,6 +168,8 @@ class StateKeeper:
         state.step, state.rounds = meta["step"], meta["rounds"]
         state.best_value, state.best_step = meta["best_value"], meta["best_step"]
         state.worse = meta.get("worse", 0)
+        if self.scale is not None and meta.get("loss_scale") is not None:
+            self.scale.load_state(meta["loss_scale"])
         state.ledger.load_state(meta["ledger"])
         if not self.policy.drifts:
             state.ledger.return_loans()  # with leases, the coming meeting settles them: borrowers may be alive
@@ -298,6 +302,7 @@ class StateKeeper:
             "best_value": state.best_value,
             "best_step": state.best_step,
             "worse": state.worse,
+            "loss_scale": self.scale.state() if self.scale is not None else None,
             "policy": self.policy_name,
             "owed": self.codec_name if self.policy.owed() else None,
             "identity": self.identity,

@@ -84,13 +84,14 @@ def _train(rank: Rank) -> None:
             take=lambda given: keeper.take(given, state),
             say=lambda message: events.write("warning", message=message),
         )
+    scale = LossScale(settings.precision)
     accumulator = Accumulator(
         split,
         policy,
         nominal_targets=nominal_targets,
         clip=settings.clip,
         context=settings.context,
-        loss_scale=LossScale(settings.precision),
+        loss_scale=scale,
         seed=settings.seed,
         hold=Hold(split.objective, job.known, config.remember.ewc) if job.known is not None else None,
     )
@@ -116,6 +117,7 @@ def _train(rank: Rank) -> None:
         ),
         say=lambda message: events.write("warning", message=message),
         together=world.inside if world.elastic else world.everyone,
+        scale=scale,
     )
     evened = None if settings.batches.steps else settings.batch  # while it grows no order is of whole steps
     feed = Feed(job.train_data, settings.seed, world.device, rotation, batch=evened)
