@@ -30,7 +30,7 @@ from tutti.parallel.thrift import check_offload
 from tutti.resolve import Facts, resolve
 from tutti.supervise import Supervision
 from tutti.sync import check_sync
-from tutti.train.function import load_trained, write_function_job
+from tutti.train.function import load_trained, normalises_batches, write_function_job
 
 #: `loss(outputs, targets)`: a mean over samples, one value a sample, or a `LossSum`.
 Loss = Callable[[Any, Tensor], "Tensor | LossSum"]
@@ -101,6 +101,13 @@ def fit(
         parts=config.layout.ranks,
     )
     check_layout(config.layout, anything_else(batch // workers))
+    ranks = workers * config.layout.shard
+    if normalises_batches(model) and batch < 2 * ranks:
+        raise ConfigError(
+            f"the model normalises over the samples that a worker computes at once, and of {batch} a step not each of "
+            f"{ranks} workers has two",
+            f"give batch={2 * ranks} or more, or fewer workers",
+        )
     if not resume:
         run.create()
     try:

@@ -122,6 +122,36 @@ def test_mlp_with_a_loss_sum_and_no_validation(tmp_path: Path) -> None:
     assert result.report["validation_loss"] is None
 
 
+def normalised() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(5, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+
+
+def test_batch_normalisation_sees_whole_batches(tmp_path: Path) -> None:
+    """Also where an epoch ends after the first sample of a step, and in steps whose gradient noise is looked at; and
+    its statistics are of what it was trained on alone."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(33, 5, generator=generator)
+    y = x.sum(1, keepdim=True)
+    result = tutti.fit(
+        normalised(), nn.MSELoss(), (x, y), steps=21, batch=8, runs=str(tmp_path), console=False, **SETTINGS
+    )
+    for name, value in plain(normalised(), nn.MSELoss(), (x, y), 21, 8).state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    with pytest.raises(tutti.TuttiError, match="not each of 2 workers has two"):
+        tutti.fit(
+            normalised(),
+            nn.MSELoss(),
+            (x, y),
+            workers=2,
+            batch=3,
+            name="few",
+            runs=str(tmp_path),
+            console=False,
+        )
+    assert not (tmp_path / "few").exists()
+
+
 SCRIPT = """
 import torch, tutti
 

@@ -32,6 +32,9 @@ class TensorSource(SampleSource):
         DataError: not of these forms, no samples, or tensors of different length.
     """
 
+    #: So that the end of an epoch leaves no micro-batch of a single sample, which batch normalisation cannot take.
+    same_every_epoch = True
+
     def __init__(self, data: Pairs) -> None:
         self._tensors: tuple[Tensor, Tensor] | None = None
         self._items: Dataset[Any] | None = None

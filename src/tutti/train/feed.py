@@ -44,23 +44,31 @@ class Feed:
         self._device = device
         self._rotation = rotation
         self._sizes = getattr(source, "sizes", None) if rotation is None else None
+        self._same = getattr(source, "same_every_epoch", False)
         self._batch = batch
         self._step: tuple[int, list[tuple[int, np.ndarray]]] = (-1, [])
 
     def load(self, ranges: Sequence[Range], micro_batch: int, slots: int) -> Portion:
-        """The samples at `ranges` in micro-batches of `micro_batch`, then empty ones up to `slots` of them."""
+        """The samples at `ranges` in micro-batches of at most `micro_batch`, alike in size, then empty ones up to
+        `slots` of them."""
         ids = self._locate(ranges)
         batches = [
-            self._to_device(self._source.load(epoch, indices[first : first + micro_batch]))
-            for epoch, indices in ids
-            for first in range(0, len(indices), micro_batch)
+            self._to_device(self._source.load(epoch, some))
+            for epoch, indices in self._together(ids)
+            for some in np.array_split(indices, -(-len(indices) // micro_batch))
         ]
         batches += [self._to_device(self._source.empty()) for _ in range(slots - len(batches))]
         return Portion(batches, [(epoch, indices.tolist()) for epoch, indices in ids])
 
     def count(self, ranges: Sequence[Range], micro_batch: int) -> int:
         """How many micro-batches `load` makes of `ranges`; an epoch's end in them may cost one more."""
-        return sum(-(-len(indices) // micro_batch) for _, indices in self._locate(ranges))
+        return sum(-(-len(indices) // micro_batch) for _, indices in self._together(self._locate(ranges)))
+
+    def _together(self, ids: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
+        """`ids` as they may be loaded: where a sample is the same in every epoch, those of several in one."""
+        if not self._same or len(ids) < 2:
+            return ids
+        return [(ids[0][0], np.concatenate([indices for _, indices in ids]))]
 
     def _locate(self, ranges: Sequence[Range]) -> list[tuple[int, np.ndarray]]:
         """The samples at `ranges`; neighbours of the same epoch as one, for fewer, fuller micro-batches."""

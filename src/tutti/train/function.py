@@ -101,8 +101,14 @@ def function_job(run: Path) -> FunctionJob:
         validation_data=validation_data,
         tokens_per_sample=1,
         parameters=sum(p.numel() for p in model.parameters()),
+        depends_on_batch=normalises_batches(model),
         make_model=lambda: read()[0],
     )
+
+
+def normalises_batches(model: nn.Module) -> bool:
+    """Whether `model` takes means over the samples it is given at once; then it needs two to train."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def load_trained(model: nn.Module, run: RunDirectory, *, best: bool) -> nn.Module:

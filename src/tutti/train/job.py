@@ -37,6 +37,8 @@ class Job(ABC):
     #: Bytes of text behind each target id [V]; None when targets are not text.
     target_bytes: Tensor | None = None
     choices: list[str] = field(default_factory=list)
+    #: Whether what the model makes of a sample depends on those beside it, as with batch normalisation.
+    depends_on_batch: bool = False
     #: What the model must not forget; None: nothing is held.
     known: Known | None = None
     #: What gives and takes rank while adapters learn, where they have no fixed one.

@@ -219,7 +219,8 @@ class Loop:
         mine = share(ranges, self.world.at("shard"), shares)
         self._cursor = [list(piece) for piece in mine]
         slots = self._slots(ranges, micro_batch)
-        if apart and slots == 1 and not self.settings.compiled:  # other shapes would be compiled anew
+        may_cut = not self.settings.compiled and not self.job.depends_on_batch  # other shapes: compiled anew
+        if apart and slots == 1 and may_cut:
             micro_batch = max(1, -(-count(ranges) // (2 * shares)))
             slots = self._slots(ranges, micro_batch)
         return self.feed.load(mine, micro_batch, slots)

@@ -100,6 +100,7 @@ class Accumulator:
 
     def try_out(self, batch: Batch) -> None:
         """Forward and backward of `batch`, of which nothing remains."""
+        before = {name: buffer.clone() for name, buffer in self._objective.named_buffers()}
         if self._split.pipeline is not None:
             self._split.pipeline.train(
                 [batch], math.inf, self._context, lambda _: self._policy.micro_batch(last=False)
@@ -112,6 +113,12 @@ class Accumulator:
                 (total * 0.0).backward()
         for parameter in self._objective.parameters():
             parameter.grad = None
+        with torch.no_grad():
+            for (
+                name,
+                buffer,
+            ) in self._objective.named_buffers():  # such as the statistics of batch normalisation
+                buffer.copy_(before[name])
 
     def measure(self, batches: Iterable[Batch]) -> tuple[float, int]:
         """Loss and targets of `batches`, to be added up over all ranks."""
