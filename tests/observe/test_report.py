@@ -195,6 +195,17 @@ def test_states(tmp_path: Path, kind: str, fields: dict[str, object], state: str
         assert run_state(tmp_path, read_history(tmp_path), now=START + 10) == "running"
 
 
+def test_who_comes_back_too_late_does_not_take_up_the_run_again(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    for rank in (0, 1):
+        r.at(0.0, "run_started", rank, transport="elastic", attempt=0, world_size=2, resumed_from=None)
+    r.steps(0.0, range(1, 4))
+    r.at(3.0, "restart", -1, attempt=1, reason="replica 1: killed", of_replica=1)
+    r.at(4.0, "finished", step=3, state="finished")
+    r.at(5.0, "run_started", 1, transport="elastic", attempt=1, world_size=2, resumed_from=2)
+    assert run_state(tmp_path, read_history(tmp_path), now=START + 6) == "finished"
+
+
 def test_nan_is_no_figure(tmp_path: Path) -> None:
     r = Recorder(tmp_path)
     r.started(0.0)

@@ -3,6 +3,7 @@ written by an independent NumPy function names - nothing lost, nothing twice."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ def numpy_order(seed: int, samples: int, count: int) -> list[tuple[int, int]]:
 
 def trained_samples(run: Path) -> dict[int, list[tuple[int, int]]]:
     """Step → its samples in order of ranks, read from the events: of each attempt the steps that the next one
-    did not do again."""
+    did not do again. Where members come and go, an attempt is a launch: who comes back begins where the others are."""
     starts = sorted(read_events(run, "run_started"), key=lambda event: event["time"])
+    if all(start["transport"] == "elastic" for start in starts if start["replicas"] > 1):
+        begun = [start for start in starts if start["attempt"] == 0]
+        starts = [begun[0], *(b for a, b in pairwise(begun) if b["resumed_from"] != a["resumed_from"])]
     steps = list(read_events(run, "step"))
     surviving: dict[int, list[tuple[int, int]]] = {}
     for number, start in enumerate(starts):
@@ -72,8 +76,9 @@ def expected_steps() -> dict[int, list[tuple[int, int]]]:
     return {step: order[(step - 1) * BATCH : step * BATCH] for step in range(1, STEPS + 1)}
 
 
-def disturbed_run(run: Path) -> None:
-    """1 → 4 → 3 → 2 workers; the last three each lose a worker to SIGKILL and heal from the last checkpoint."""
+def disturbed_run(run: Path, membership: str) -> None:
+    """1 → 4 → 3 → 2 workers; the last three each lose a worker to SIGKILL: all begin again from the last checkpoint
+    (fixed membership), or the others go on until it is back (elastic)."""
     arguments: dict[str, Any] = {
         "model": SlowNet(0.03),
         "loss": nn.MSELoss(),
@@ -82,6 +87,7 @@ def disturbed_run(run: Path) -> None:
         "batch": BATCH,
         "train__seed": SEED,
         "checkpoint__every": 3,
+        "sync__membership": membership,
     }
     running = Running(run, workers=1, **arguments)
     running.until_step(8)
@@ -93,22 +99,31 @@ def disturbed_run(run: Path) -> None:
         running.kill(victim)
         running.until(lambda e: e["kind"] == "restart", "a restart")
         if stop_at is not None:
-            running.until(lambda e: e["kind"] == "run_started" and e["attempt"] == 1, "the second attempt")
+            if membership == "fixed":
+                running.until(
+                    lambda e: e["kind"] == "run_started" and e["attempt"] == 1, "the second attempt"
+                )
             running.until_step(stop_at)
             running.stop(workers)
             assert running.end()["state"] == "interrupted"
     report = running.end()
     assert report["state"] == "finished"
-    assert report["restarts"] == 3
+    # Who is asked to stop while it is started anew, not knowing anything yet, is started once more.
+    assert report["restarts"] == 3 or (membership == "elastic" and report["restarts"] > 3)
 
 
 @pytest.mark.slow
-def test_the_samples_of_a_disturbed_run_are_those_of_the_list(tmp_path: Path) -> None:
-    disturbed_run(tmp_path / "run")
+@pytest.mark.parametrize("membership", ["fixed", "elastic"])
+def test_the_samples_of_a_disturbed_run_are_those_of_the_list(tmp_path: Path, membership: str) -> None:
+    disturbed_run(tmp_path / "run", membership)
     trained, expected = trained_samples(tmp_path / "run"), expected_steps()
     assert sorted(trained) == list(range(1, STEPS + 1))
-    for step in expected:
-        assert trained[step] == expected[step], f"step {step}"
+    # A worker may be killed when a step that others complete has its gradient, and before it has said so.
+    unsaid = [step for step in expected if trained[step] != expected[step]]
+    assert len(unsaid) <= (3 if membership == "elastic" else 0), unsaid
+    for step in unsaid:
+        told = [sample for sample in expected[step] if sample in trained[step]]
+        assert trained[step] == told and len(told) >= len(expected[step]) // 2, f"step {step}"
 
 
 def advance_cursor(checkpoints: Path) -> None:

@@ -163,10 +163,9 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
     What the last attempt wrote last decides. A run that was killed whole wrote nothing: it counts as running
     only while it shows signs of life.
     """
-    since = max([when(history.start), *(when(event) for event in history.of("launched"))])
     ends: list[Event] = []
     for kind in ("finished", "interrupted", "error"):
-        ends += [event for event in history.of(kind) if when(event) >= since]
+        ends += [event for event in history.of(kind) if when(event) >= history.begun]
     if last := [event for event in ends if event["kind"] == "finished"]:
         return "interrupted" if last[-1].get("state") == "interrupted" else "finished"
     restarts = [when(event) for event in history.of("restart")]

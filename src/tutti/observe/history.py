@@ -78,6 +78,13 @@ class History:
         """The last `run_started`, with the world and the choices that hold now."""
         return self.starts[-1] if self.starts else {}
 
+    @property
+    def begun(self) -> float:
+        """When what goes on, or went on last, began: at a command, or where all began again; a replica that comes
+        back by itself begins nothing."""
+        together = [event for event in self.starts if not restarted_alone(event)]
+        return max((when(event) for event in (*together, *self.of("launched"))), default=self.first_time)
+
     def process_starts(self, replica: int) -> list[float]:
         """Times at which the processes of `replica` began anew, and with them their counters."""
         starts = [when(e) for e in self.starts if not restarted_alone(e) or e.get("replica") == replica]

@@ -47,7 +47,10 @@ class Missed:
 
 @dataclass
 class Loop:
-    """Everything that one rank needs to train. `run()` returns `finished` or `interrupted`."""
+    """Everything that one rank needs to train. `run()` returns `finished`, `interrupted`, or `late`: nothing was done.
+
+    `others_ended`: asked once the others have been met, whether they ended the run while this replica was on its way.
+    """
 
     job: Job
     world: World
@@ -62,6 +65,7 @@ class Loop:
     events: EventWriter
     live: LiveSign
     stop_requested: Callable[[], bool]
+    others_ended: Callable[[], bool]
     cooperation: Cooperation | None = None
     average: WeightAverage | None = None
     profiler: StepProfiler | None = None
@@ -89,6 +93,8 @@ class Loop:
         if self.keeper.saved_step is not None:
             self.validator.recall(self.state)
         first = self.policy.start(self.state.step, self.settings.steps)
+        if self.others_ended():
+            return "late"
         self._adopt(first)
         stopping = first is not None and first.stop
         while self.state.step < self.settings.steps:

@@ -40,7 +40,8 @@ def main(assignment: Assignment, before_exit: Callable[[], None] | None = None) 
 
 
 def _has_ended(run: RunDirectory) -> bool:
-    """Whether the run has come to its end since it was last launched."""
+    """Whether the run has come to its end since it was last launched. Whoever ends it says so before he leaves the
+    others' membership, so who meets others, or nobody, afterwards knows it."""
     launched = max((event["time"] for event in read_events(run.path, "launched")), default=0.0)
     return any(event["time"] > launched for event in read_events(run.path, "finished"))
 
@@ -124,9 +125,17 @@ def _train(rank: Rank) -> None:
 
     live.set(phase="resuming")
     resumed = keeper.resume(state) if (assignment.resume or attempt > 0) and not guest else None
-    if attempt > 0 and elastic is not None and _has_ended(run):
-        policy.close()  # the others made the last step while this replica was being started again
+
+    def others_ended() -> bool:
+        """While this replica was being started again."""
+        return attempt > 0 and elastic is not None and _has_ended(run)
+
+    def leave() -> None:
+        policy.close()
         leave_world()
+
+    if others_ended():
+        leave()
         return
     _write_started(events, config, world, job, settings, attempt, state.step if resumed else None)
     if resumed is not None and world.rank == 0:
@@ -172,6 +181,7 @@ def _train(rank: Rank) -> None:
         events=events,
         live=live,
         stop_requested=lambda: stop.asked and not guest,  # who leaves does not stop the others
+        others_ended=others_ended,
         cooperation=cooperation,
         average=trainee.average,
         profiler=profiler,
@@ -187,6 +197,9 @@ def _train(rank: Rank) -> None:
     if profiler is not None:
         profiler.close()
         outcome = "profiled" if outcome == "finished" else outcome  # there is nothing to hand on
+    if outcome == "late":  # what it would train on from was saved before the others' last step
+        leave()
+        return
     finish(loop, run, outcome)
 
 

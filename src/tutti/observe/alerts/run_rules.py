@@ -54,13 +54,8 @@ def judge_run(run: Path, history: History, rules: RunRules, now: float) -> list[
     return found
 
 
-def _begun(history: History) -> float:
-    """When the command that goes on, or went on last, was given."""
-    return max((when(e) for e in (*history.starts, *history.of("launched"))), default=history.first_time)
-
-
 def _ends(history: History, state: str, rules: RunRules) -> Iterator[Finding]:
-    begun = _begun(history)
+    begun = history.begun
     launched = max((when(e) for e in history.of("launched")), default=begun)
     if state == "failed" and rules.ended:
         cause = find_cause([e for e in history.of("error") if when(e) >= launched])
@@ -83,7 +78,7 @@ def _ends(history: History, state: str, rules: RunRules) -> Iterator[Finding]:
 def _numbers(history: History, rules: RunRules) -> Iterator[Finding]:
     if rules.bad_numbers:
         errors = [
-            e for e in history.of("error") if e.get("type") == "TrainingError" and when(e) >= _begun(history)
+            e for e in history.of("error") if e.get("type") == "TrainingError" and when(e) >= history.begun
         ]
         forgives = (
             history.start.get("precision") == "fp16"
@@ -120,7 +115,7 @@ def _risen(losses: Sequence[float]) -> float | None:
 
 
 def _delays(history: History, rules: RunRules, now: float) -> Iterator[Finding]:
-    begun, saves = _begun(history), history.of("checkpoint")
+    begun, saves = history.begun, history.of("checkpoint")
     if rules.checkpoint_minutes is not None and history.first_time:
         saved = max([begun, *(when(e) for e in saves)])
         if now - saved > max(rules.checkpoint_minutes * 60, _LATE * _seconds_between_saves(history)):

@@ -139,11 +139,10 @@ def ending_of(
     state, history = figures["state"], growing.history
     if state == "running":
         return None
-    begun = max((when(e) for e in (*history.starts, *history.of("launched"))), default=0.0)
     said = ""
     if state == "failed":
-        said = summarise_errors(run, begun) or "It failed."
-    elif state == "interrupted" and not any(when(e) >= begun for e in history.of("interrupted")):
+        said = summarise_errors(run, history.begun) or "It failed."
+    elif state == "interrupted" and not any(when(e) >= history.begun for e in history.of("interrupted")):
         saves = history.of("checkpoint")
         kept = f"the checkpoint of step {int(saves[-1].get('step') or 0):,}" if saves else "no checkpoint"
         said = (
