@@ -24,8 +24,8 @@ from tutti.data.labelled import ListedRows
 from tutti.models import find_blocks
 from tutti.tasks import Labels, Record, RowEncoder, make_task
 from tutti.tasks.dense import install
+from tutti.tasks.entities import entities
 from tutti.tasks.packing import ATTENTION
-from tutti.tasks.tag import entities
 
 TEXTS = [
     "my card is lost",

@@ -16,12 +16,7 @@ from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tutti.data.token_bytes import kinds_of, text_of
-
-#: First and last code point of the scripts without spaces: Thai and Lao, Myanmar, Khmer, kana, Han (with extensions).
-_SPACELESS = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF),
-    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF),
-)  # fmt: skip
+from tutti.tasks.words import SPACELESS
 
 
 @dataclass(frozen=True)
@@ -72,4 +67,4 @@ def _of_word(character: str) -> bool:
     """Whether words are made of `character`."""
     if not character or not character.isalnum():
         return False
-    return not any(first <= ord(character) <= last for first, last in _SPACELESS)
+    return not any(first <= ord(character) <= last for first, last in SPACELESS)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tutti.core import DataError
 from tutti.package import Asker
 from tutti.tasks.classify import Classify
-from tutti.tasks.tag import OUTSIDE, entities
+from tutti.tasks.entities import OUTSIDE, entities
 from tutti.tasks.task import Example, Row
 
 #: Nearer to 0 and to 1 chances are not told apart.

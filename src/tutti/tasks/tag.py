@@ -2,8 +2,8 @@
 
 An example comes as words with a BIO tag each (CoNLL), or as text with spans (JSONL). Either way it becomes a text, the
 places of its words, and a tag for each. A model reads sub-words: the first of each word is asked for the word's tag,
-the others, and what is padding, are neither learned nor scored. A text that is longer than the model goes on in
-another row, at the border of a word.
+the others, and what is padding, are neither learned nor scored. No token reaches beyond a word (`tasks.words`). A text
+that is longer than the model goes on in another row, at the border of a word.
 
 Shapes: B rows, S tokens, W words of a row, L labels.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.core import Batch, DataError, LossSum, Objective
 from tutti.tasks.chunked_loss import IGNORED
+from tutti.tasks.entities import OUTSIDE, entities, tags_of_spans
 from tutti.tasks.scored import Scored
 from tutti.tasks.task import (
     Answers,
@@ -37,14 +38,9 @@ from tutti.tasks.task import (
     padded,
     run_encoder,
 )
+from tutti.tasks.words import first_tokens, windows, words_of
 
-OUTSIDE = "O"
 _TAG = re.compile(r"(?:O|[BI]-.+)\Z", re.DOTALL)
-#: Words of a text: runs of letters and digits, and whatever else is not space, one by one; so are signs of
-#: writings that put no space between words.
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_"
-)
 
 
 class Tag(Task):
@@ -54,6 +50,7 @@ class Tag(Task):
     kind = "tag"
     long = "they are read in pieces"
     counted = "words"
+    layout = 1
 
     def __init__(self, config: TaskConfig, regularise: RegulariseConfig | None = None) -> None:
         super().__init__(config, regularise)
@@ -63,10 +60,10 @@ class Tag(Task):
         if self.has(record, "tokens"):
             return self._of_tokens(record, labelled)
         text = self.text_field(record, "text")
-        words = [match.span() for match in _WORD.finditer(text)]
+        words = words_of(text)
         example: Example = {"text": text, "words": [list(word) for word in words]}
         if labelled:
-            example["tags"] = self._of_spans(record, text, words)
+            example["tags"] = tags_of_spans(record, self.field(record, "spans"), text, words)
         return example
 
     def _of_tokens(self, record: Record, labelled: bool) -> Example:
@@ -98,30 +95,6 @@ class Tag(Task):
             example["tags"] = tags
         return example
 
-    def _of_spans(self, record: Record, text: str, words: list[tuple[int, int]]) -> list[str]:
-        tags = [OUTSIDE] * len(words)
-        spans = self.field(record, "spans")
-        if not isinstance(spans, list):
-            raise DataError(
-                f"{record.origin}: spans is no list", 'give spans: [{"start": 0, "end": 4, "label": "…"}]'
-            )
-        for span in spans:
-            start, end, label = _span(record, span, text)
-            inside = [at for at, (first, last) in enumerate(words) if first < end and last > start]
-            if not inside:
-                raise DataError(
-                    f"{record.origin}: the span {text[start:end]!r} ({start} to {end}) holds no word",
-                    "mend or delete it",
-                )
-            if any(tags[at] != OUTSIDE for at in inside):
-                raise DataError(
-                    f"{record.origin}: the span {text[start:end]!r} ({start} to {end}) overlaps another",
-                    "entities cannot overlap; keep one of them",
-                )
-            for at in inside:
-                tags[at] = ("B-" if at == inside[0] else "I-") + label
-        return tags
-
     def text(self, example: Example) -> str:
         return str(example["text"])
 
@@ -147,9 +120,9 @@ class Tag(Task):
         )
         found = []
         for example, encoding in zip(examples, encodings, strict=True):
-            firsts = _first_tokens(example["words"], encoding.offsets)
+            firsts = first_tokens(example["words"], encoding.offsets)
             rows = []
-            for start, stop in _windows(firsts, len(encoding.ids), encoder.length - len(before) - len(after)):
+            for start, stop in windows(firsts, len(encoding.ids), encoder.length - len(before) - len(after)):
                 here = [word for word, at in enumerate(firsts) if at is not None and start <= at < stop]
                 row: Row = {
                     "input_ids": [*before, *encoding.ids[start:stop], *after],
@@ -225,23 +198,6 @@ class Tag(Task):
         return found
 
 
-def entities(example: Example, tags: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The entities that `tags` mean, as the shared task of CoNLL 2000 counts them: also where `I-` begins one."""
-    open_: dict[str, Any] | None = None
-    for (start, end), tag in zip(example["words"], tags, strict=True):
-        kind = tag[2:]
-        if open_ is not None and (tag == OUTSIDE or tag[0] == "B" or kind != open_["label"]):
-            yield open_
-            open_ = None
-        if tag == OUTSIDE:
-            continue
-        if open_ is None:
-            open_ = {"label": kind, "start": start, "end": end, "text": ""}
-        open_["end"], open_["text"] = end, example["text"][open_["start"] : end]
-    if open_ is not None:
-        yield open_
-
-
 def _scored(entity: dict[str, Any], example: Example, chances: Sequence[float]) -> dict[str, Any]:
     """`entity` with `score`, the mean chance of the tags of its words."""
     own = [
@@ -263,55 +219,11 @@ def _listed(examples: Sequence[Example], tags: Sequence[Sequence[str]]) -> list[
     ]
 
 
-def _span(record: Record, span: Any, text: str) -> tuple[int, int, str]:
-    try:
-        start, end, label = span["start"], span["end"], span["label"]
-        if not (isinstance(start, int) and isinstance(end, int) and isinstance(label, str) and label):
-            raise TypeError
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{record.origin}: {str(span)[:80]} is no span",
-            'spans are like {"start": 0, "end": 4, "label": "…"}',
-        ) from error
-    if not 0 <= start < end <= len(text):
-        raise DataError(
-            f"{record.origin}: the span from {start} to {end} lies outside its text of {len(text)} characters",
-            "start counts characters from 0, end is behind the last",
-        )
-    return start, end, label
-
-
 def _around(encoder: RowEncoder) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and behind a text."""
     encoding = encoder.tokenizer.encode("a")
     inside = [at for at, special in enumerate(encoding.special_tokens_mask) if not special]
     return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
-
-
-def _first_tokens(words: Sequence[Sequence[int]], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
-    """Of each word the first token that covers any of it; None: there is none."""
-    firsts: list[int | None] = []
-    at = 0
-    for start, end in words:
-        while at < len(offsets) and offsets[at][1] <= start:
-            at += 1
-        covers = at < len(offsets) and offsets[at][0] < end and offsets[at][1] > start
-        firsts.append(at if covers else None)
-        if covers and offsets[at][1] > end:  # a token of two words speaks for the first
-            at += 1
-    return firsts
-
-
-def _windows(firsts: Sequence[int | None], tokens: int, length: int) -> Iterator[tuple[int, int]]:
-    """Stretches of at most `length` of `tokens` tokens that end where a word does (or in the middle of a huge one)."""
-    borders = [at for at in firsts if at is not None]
-    start = 0
-    while tokens - start > length:
-        fitting = [at for at in borders if start < at <= start + length]
-        stop = fitting[-1] if fitting else start + length
-        yield start, stop
-        start = stop
-    yield start, tokens
 
 
 class Tags(Scored):

@@ -122,6 +122,8 @@ class TextTask(ABC):
     closed: ClassVar[bool] = True
     #: Whether equal examples are one, and none to be judged by may be among those to train on.
     distinct: ClassVar[bool] = True
+    #: Version of what is kept of its examples: raised where rows hold something else, or text is cut otherwise.
+    layout: ClassVar[int] = 0
     #: Tokens of every row, where they have to be equally many; None: as many as the longest of a batch has.
     fixed: int | None = None
     #: Rows of a sample: above 1, rows are judged by each other, and drawn together anew in every epoch.

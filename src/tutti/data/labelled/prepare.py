@@ -41,8 +41,10 @@ from tutti.data.tokenizer import (
     with_separators,
     words_tokenizer,
 )
+from tutti.tasks.tag import Tag
 from tutti.tasks.talk import end_of_turn, give_template, render
 from tutti.tasks.task import BETWEEN, Ends, Example, Row, RowEncoder, TextTask
+from tutti.tasks.words import cut_at_words, with_space_before
 from tutti.tasks.writing import Writing
 
 Say = Callable[[str], None]
@@ -76,7 +78,7 @@ def prepare_examples(
     given = None if own else hugging_face_directory(config.tokenizer)
     name = digest(
         [
-            FORMAT,
+            [FORMAT, task.layout] if task.layout else FORMAT,
             task.config.model_dump(mode="json"),
             [reader.length, reader.types, *([True] if reader.decodes else ())],
             gathered.parts,
@@ -110,6 +112,8 @@ def _write(
     choices = list(gathered.choices)
     frame = with_end if reader.decodes else with_separators
     choices += _make_tokenizer(config, gathered, task, directory / TOKENIZER, frame)
+    if isinstance(task, Tag):
+        _cut_at_words(directory / TOKENIZER / "tokenizer.json")
     if isinstance(task, Writing) and not reader.decodes:
         give_template(directory / TOKENIZER, task.template)
     encoder = encoder_in(directory / TOKENIZER, task, reader)
@@ -187,6 +191,8 @@ def _make_tokenizer(
         save_tokenizer(words_tokenizer(gathered.labels.names, BETWEEN), directory)
         return []
     texts = [task.text(example) for example in gathered.parts["train"]]
+    if isinstance(task, Tag):
+        texts = [piece for text in texts for piece in with_space_before(text)]
     if config.tokenizer == "characters":
         save_tokenizer(frame(train_characters(texts)), directory)
         return []
@@ -196,6 +202,13 @@ def _make_tokenizer(
         choices = [f"data.vocabulary = {size}: {reason}"]
     save_tokenizer(frame(train_bpe(texts, size, exactly=config.vocabulary != "auto")), directory)
     return choices
+
+
+def _cut_at_words(path: Path) -> None:
+    """Let the tokenizer in the file `path` cut between words, wherever it is taken from there."""
+    tokenizer = Tokenizer.from_file(str(path))
+    cut_at_words(tokenizer)
+    tokenizer.save(str(path))
 
 
 def encoder_of(prepared: PreparedExamples, task: TextTask, reader: Reader) -> RowEncoder:
