@@ -78,7 +78,9 @@ def test_answers_are_ranks_among_what_was_not_had(tmp_path: Path) -> None:
                 if wanted < len(labels.names):
                     expected_loss += np.log(np.exp(line).sum()) - line[wanted]
                     targets += 1
-        left = {at: logits[-1, at] for at in range(len(labels.names)) if at not in read}
+        left = {
+            at: logits[-1, at] for at in range(len(labels.names)) if at not in (ids if opened else ids[:-1])
+        }
         best = sorted(left, key=lambda at: -left[at])
         shown = [int(at) for at in answers[number, 1:21] if at >= 0]
         assert shown == best[:20]
@@ -90,6 +92,29 @@ def test_answers_are_ranks_among_what_was_not_had(tmp_path: Path) -> None:
         else:
             assert answers[number, 0] == 1 + best.index(wanted)
     assert float(loss.total) == pytest.approx(expected_loss, rel=1e-5) and int(loss.targets) == targets
+
+
+def test_what_was_had_before_what_is_read_is_neither_shown_nor_ranked(tmp_path: Path) -> None:
+    """From the file to the answer: a model that reads four items, of somebody who had eight."""
+    had = ITEMS[:8]
+    source = write_jsonl(tmp_path / "had.jsonl", [{"items": ITEMS}, {"items": had}])
+    task, reader = make_task(TaskConfig(kind="recommend")), Reader(4, types=False)
+    config = DataConfig(source=str(source), cache=str(tmp_path / "cache"), validation=0.0)
+    prepared = prepare_examples(config, task, reader, lambda _: None)
+    labels = prepared.labels
+    encoder = encoder_in(prepared.tokenizer_directory, task, reader)
+    (asked,) = task.rows([task.example(Record("x", {"items": had}), labelled=False)], labels, encoder)[0]
+    objective = task.objective(torch.nn.Identity(), labels).eval()
+    objective.answers = []
+    batch = task.batch([prepared.parts["train"].table[1], asked], prepared.pad)
+    # The earlier an item stands in the list, the likelier.
+    order = torch.tensor([labels.numbers[name] for name in ITEMS])
+    logits = torch.empty(len(ITEMS)).scatter_(0, order, -torch.arange(12.0)).expand(2, 4, -1)
+    objective.answer_with(logits, batch)
+    answers = objective.answers[0].double().numpy()
+    assert answers[:, 0].tolist() == [1, 0], "the eighth is the likeliest that was not had before it"
+    shown = [[one["item"] for one in said["items"]] for said in task.decode(answers, None, [], labels)]
+    assert shown == [ITEMS[7:], ITEMS[8:]]
 
 
 def test_metrics_by_hand() -> None:
@@ -141,6 +166,7 @@ def test_repeats_are_kept_and_may_be_chosen_where_they_are_wanted() -> None:
     assert once.example(Record("x", {"items": "a|b|a"}))["items"] == ["a", "b"]
     batch = {
         "input_ids": torch.tensor([[5, 0, 1]]), "labels": torch.tensor([[0, 1, 1]]), "last": torch.tensor([2]),
+        "earlier": torch.empty(1, 0, dtype=torch.int64),
     }  # fmt: skip
     logits = torch.tensor([1.0, 4.0, 3.0, 2.0]).expand(1, 3, 4)
     shown = []

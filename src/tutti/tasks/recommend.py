@@ -9,7 +9,8 @@ Judged is the last item of each example, given all before it, among the items th
     HR@k    share of examples whose item is among the k likeliest
     NDCG@k  mean of 1 / log₂(1 + rank) where the rank is k or better, else 0 (one right item: its ideal is 1)
 
-Examples with one item say nothing about a next one and are not judged. A history that is too long loses its beginning.
+Examples with one item say nothing about a next one and are not judged. Of a history that is too long
+the beginning is not read, but what stands there was had.
 
 Shapes: B rows, S items, V items that there are.
 """
@@ -49,6 +50,7 @@ class Recommend(Task):
     words = "labels"
     closed = False
     distinct = False
+    layout = 1
 
     def example(self, record: Record, *, labelled: bool = True) -> Example:
         value = self.field(record, "items")
@@ -93,6 +95,7 @@ class Recommend(Task):
             row: Row = {
                 "input_ids": ids[-encoder.length :],
                 "labels": targets[-encoder.length :],
+                "earlier": ids[1 : -encoder.length],
                 "cut": [int(len(ids) > encoder.length)],
             }
             rows.append([row])
@@ -103,6 +106,7 @@ class Recommend(Task):
         return {
             "input_ids": padded([row["input_ids"] for row in rows], pad),
             "labels": padded([row["labels"] for row in rows], IGNORED),
+            "earlier": padded([row["earlier"] for row in rows], pad),
             "last": torch.tensor([len(row["input_ids"]) - 1 for row in rows]),
         }
 
@@ -139,7 +143,8 @@ class Recommend(Task):
 
 
 class NextItem(Scored):
-    """Σ −log p(item | what was had before it); batches: `input_ids` and `labels` [B, S] (−100: no target)."""
+    """Σ −log p(item | what was had before it); batches: `input_ids` and `labels` [B, S] (−100: no target), `last` [B],
+    and `earlier` [B, any], what was had before anything that is read."""
 
     def __init__(
         self, model: nn.Module, items: int, repeats: bool, regularise: RegulariseConfig | None = None
@@ -174,7 +179,8 @@ class NextItem(Scored):
         chances, wanted = logits[rows, last].softmax(1), batch["labels"][rows, last]
         if not self._repeats:
             seen = torch.zeros(len(had), items + 2, device=had.device, dtype=torch.bool)
-            chances = chances.masked_fill(seen.scatter_(1, had, True)[:, :items], -1.0)
+            seen.scatter_(1, torch.cat([had, batch["earlier"]], 1), True)
+            chances = chances.masked_fill(seen[:, :items], -1.0)
         own = chances.gather(1, wanted.clamp(0, items - 1)[:, None])
         ranks = torch.where(wanted < items, (chances > own).sum(1) + 1, items + 1)
         ranks = ranks * ((wanted != IGNORED) & (last > 0))
