@@ -17,6 +17,7 @@ from tutti.config.task import TaskConfig
 from tutti.core import DataError
 from tutti.core.errors import ConfigError
 from tutti.data.labelled import ListedRows
+from tutti.data.tokenizer import train_bpe, train_characters, with_separators
 from tutti.models import find_blocks
 from tutti.tasks import Labels, Record, RowEncoder, make_task
 from tutti.tasks.answer import likeliest
@@ -126,6 +127,36 @@ def test_an_answer_is_found_where_it_stands_whatever_the_pieces(directory: Path)
                 assert found == example["answers"][0]["text"]
 
 
+@pytest.mark.parametrize("kind", ["pretrained", "bpe", "characters"])
+def test_space_around_an_answer_is_no_part_of_it(directory: Path, kind: str) -> None:
+    """Neither of one that is given, nor of one that is said by tokens with the space before them."""
+    context = "she did go to  new york \n in may"
+    marked = [
+        {
+            "question": "where did she go",
+            "context": context,
+            "answers": [{"text": text, "answer_start": start}],
+        }
+        for text, start in (("new york", 15), ("  new york", 13), ("new york \n ", 15))
+    ]
+    task, examples = examples_of("answer", marked)
+    assert [example["answers"] for example in examples] == [[{"text": "new york", "start": 15}]] * 3
+    encoder = encoder_of(directory, 64)
+    if kind != "pretrained":
+        texts = [context] * 4
+        own = train_characters(texts) if kind == "characters" else train_bpe(texts, 300, exactly=False)
+        encoder = RowEncoder(with_separators(own), 64, 0, types=False)
+    rows = [row for some in task.rows(examples, Labels((), ()), encoder) for row in some]
+    first, last = rows[0]["places"]
+    assert [row["places"] for row in rows] == [[first, last]] * 3 and first > 0
+    more = min(place for place in range(first + 1) if rows[0]["ends"][place] > 13)  # with what space there is
+    answers = np.array([[first, last, 1.0, 0.0], [more, last, 1.0, 0.0], [more, last + 1, 1.0, 0.0]])
+    said = task.decode(answers, ListedRows([[row] for row in rows]), examples, Labels((), ()))
+    for one in said[:2]:
+        assert one["answer"] == "new york" and one["start"] == 15
+    assert said[2]["answer"].startswith("new york") and said[2]["answer"] == said[2]["answer"].strip()
+
+
 @pytest.mark.parametrize("words", [5, 12, 21, 60])
 def test_a_question_of_any_length_leaves_room_for_its_text(directory: Path, words: int) -> None:
     long = question("New York") | {"question": " ".join(["where"] * words)}
@@ -215,6 +246,7 @@ def test_answers_are_scored_as_squad_scores_them() -> None:
     [
         ("Paris", "the answers are no list"),
         ([{"text": "Paris"}], "is no answer"),
+        ([{"text": " ", "answer_start": 4}], "is no answer"),
         ([{"text": "Paris", "answer_start": 3}], "does not stand in its context at 3"),
     ],
 )

@@ -141,8 +141,9 @@ class Answer(Task):
             none[example] = min(none[example], nothing)
             begin = row["begins"][int(start)]
             if begin >= 0 and score > best[example][0]:
-                stop = row["ends"][int(end)]
-                best[example] = (score, examples[example]["context"][begin:stop], begin)
+                context = examples[example]["context"]
+                begin, stop = _without_space(context, begin, row["ends"][int(end)])
+                best[example] = (score, context[begin:stop], begin)
         unanswered = self.config.unanswerable
         return [
             {"answer": "", "start": None, "score": round(nothing - score, 4)}
@@ -155,7 +156,7 @@ class Answer(Task):
 def _answer(record: Record, one: Any, context: str) -> dict[str, Any]:
     try:
         text, start = one["text"], one.get("answer_start", one.get("start"))
-        if not isinstance(text, str) or not text or not isinstance(start, int):
+        if not isinstance(text, str) or not text.strip() or not isinstance(start, int):
             raise TypeError
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -168,7 +169,15 @@ def _answer(record: Record, one: Any, context: str) -> dict[str, Any]:
             f"(there is {context[start : start + len(text)][:60]!r})",
             "answer_start counts characters from 0",
         )
-    return {"text": text, "start": start}
+    start, stop = _without_space(context, start, start + len(text))
+    return {"text": context[start:stop], "start": start}
+
+
+def _without_space(text: str, start: int, stop: int) -> tuple[int, int]:
+    """Where `text` from `start` to `stop` begins and ends but for space: some tokenizers count that to a word."""
+    bare = text[start:stop].lstrip()
+    start = stop - len(bare)
+    return start, start + len(bare.rstrip())
 
 
 def _row(piece: Any, example: Example, types: bool, number: int) -> Row:
