@@ -94,6 +94,22 @@ def test_the_loss_is_the_equation(place: Path) -> None:
     assert objective.answers[0].shape == (2, 3 * 64)
 
 
+def test_what_is_alike_is_not_rounded_where_the_model_computes_in_16_bits(place: Path) -> None:
+    """The loss of the very vectors that it found; a fresh model finds all texts nearly alike."""
+    task = make_task(TaskConfig(kind="embed", together=4))
+    encoder = encoder_in(place / "bert", task, Reader(16, types=False))
+    pairs = [("my card", "lost"), ("why late", "fee"), ("how", "money"), ("a bank", "rate")]
+    examples = [task.example(Record("x", {"query": q, "text": t})) for q, t in pairs]
+    objective = task.objective(AutoModel.from_pretrained(place / "bert"), NOTHING).eval()
+    objective.answers = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = objective(task.batch([row for (row,) in task.rows(examples, NOTHING, encoder)], encoder.pad))
+    queries, texts = objective.answers[0].double().view(4, 2, 32).unbind(1)
+    alike, own = queries @ texts.T / 0.05, torch.arange(4)
+    both = [torch.nn.functional.cross_entropy(table, own, reduction="sum") for table in (alike, alike.T)]
+    assert float(found.total) == pytest.approx(float(sum(both)) / 2, rel=1e-5)
+
+
 def test_retrieval_by_hand() -> None:
     """Three queries, two of which have the same text; the third's is the second most alike."""
     task = make_task(TaskConfig(kind="embed"))

@@ -182,7 +182,8 @@ class Contrast(Thinker):
 
     def _alike(self, vectors: Tensor) -> Tensor:
         queries, texts = (side.view(-1, self._group, side.shape[1]) for side in vectors.chunk(2))
-        return (queries @ texts.transpose(1, 2) / _TEMPERATURE).float()
+        with torch.autocast(vectors.device.type, enabled=False):  # little work, and τ makes much of rounding
+            return queries @ texts.transpose(1, 2) / _TEMPERATURE
 
     def count_targets(self, batch: Batch) -> int:
         """Pairs that are there."""
