@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,28 @@ def test_a_talk_that_cannot_be_is_refused_by_its_place(record: dict[str, object]
     with pytest.raises(DataError, match=words) as caught:
         make_text_task(TaskConfig(kind="chat")).example(Record("f:1", record))
     assert "f:1" in str(caught.value)
+
+
+def test_a_talk_that_the_template_refuses_is_named_by_its_place(
+    prepared: PreparedExamples, tmp_path: Path
+) -> None:
+    given = shutil.copytree(prepared.tokenizer_directory, tmp_path / "given")
+    refusing = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    )
+    (given / "chat_template.jinja").write_text(refusing + PLAIN)
+    source = write_jsonl(
+        tmp_path / "talks.jsonl", [{"prompt": f"{n}?", "response": "yes"} for n in range(3)] + TALKS
+    )
+    config = DataConfig(
+        source=str(source), tokenizer=str(given), cache=str(tmp_path / "cache"), validation=0.0
+    )
+    task = make_text_task(TaskConfig(kind="chat"))
+    with pytest.raises(DataError, match="System role not supported") as caught:
+        prepare_examples(config, task, Reader(512, types=False), lambda _: None)
+    assert (
+        caught.value.problem.startswith(f"{source}:4: ") and "system, user, assistant" in caught.value.problem
+    )
 
 
 def test_a_model_learns_to_answer(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from tutti.core.errors import TuttiError
 from tutti.serve.refusal import Refusal
 from tutti.serve.service import Turn
 from tutti.tasks import RowEncoder
@@ -40,6 +41,7 @@ def _refusing(turn: Turn) -> Turn:
         try:
             return turn(messages)
         except (TemplateError, ValueError) as error:
-            raise Refusal(400, f"messages: {error}", param="messages") from error
+            said = error.problem if isinstance(error, TuttiError) else error
+            raise Refusal(400, f"messages: {said}", param="messages") from error
 
     return refusing

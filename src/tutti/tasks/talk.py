@@ -22,6 +22,10 @@ Message = dict[str, str]
 _MARK = re.compile("\ue000(\\d+)\ue001")
 
 
+class RefusedTalk(DataError):
+    """A talk that the tokenizer's chat template has no room for."""
+
+
 def give_template(directory: Path, template: str) -> None:
     """Give the tokenizer in `directory` a chat template, if it has none; exports take it along.
 
@@ -41,13 +45,21 @@ def give_template(directory: Path, template: str) -> None:
 
 
 def render(directory: Path | str) -> Callable[[list[Message]], str]:
-    """messages → text, by the chat template of the tokenizer in `directory`."""
+    """messages → text, by the chat template of the tokenizer in `directory`; raises RefusedTalk."""
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer  # takes seconds
 
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
 
     def fill(messages: list[Message]) -> str:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise RefusedTalk(
+                f"the tokenizer's chat template refuses a talk of {roles[:80]}: {error}",
+                "mend or delete it, or take a tokenizer whose template has room for it",
+            ) from error
         return text
 
     return fill

@@ -29,9 +29,11 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass
 class Gathered:
-    """Examples by part, and what was found on the way. `described`: texts about labels, by their names."""
+    """Examples by part, where each of them stands (`origins`), and what was found on the way. `described`: texts about
+    labels, by their names."""
 
     parts: dict[str, list[Example]]
+    origins: dict[str, list[str]]
     labels: Labels
     counts: dict[str, int]
     choices: list[str] = field(default_factory=list)
@@ -77,7 +79,8 @@ def gather(config: DataConfig, task: TextTask, remember: RememberConfig | None =
     labels = _labels(task, found, described)
     choices += _remarks(task, labels, counts)
     parts = {part: [one.example for one in some] for part, some in found.items() if some}
-    return Gathered(parts, labels, dict(counts), choices, described)
+    origins = {part: [one.origin for one in found[part]] for part in parts}
+    return Gathered(parts, origins, labels, dict(counts), choices, described)
 
 
 def _read(

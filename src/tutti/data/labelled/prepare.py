@@ -42,8 +42,8 @@ from tutti.data.tokenizer import (
     words_tokenizer,
 )
 from tutti.tasks.tag import Tag
-from tutti.tasks.talk import end_of_turn, give_template, render
-from tutti.tasks.task import BETWEEN, Ends, Example, Row, RowEncoder, TextTask
+from tutti.tasks.talk import RefusedTalk, end_of_turn, give_template, render
+from tutti.tasks.task import BETWEEN, Ends, Example, Labels, Row, RowEncoder, TextTask
 from tutti.tasks.words import cut_at_words, with_space_before
 from tutti.tasks.writing import Writing
 
@@ -121,7 +121,7 @@ def _write(
         np.save(directory / VECTORS, vectors_of(gathered.labels.names, gathered.described))
     parts = {}
     for part, examples in gathered.parts.items():
-        parts[part] = _write_part(task, examples, gathered, encoder, directory / part)
+        parts[part] = _write_part(task, part, gathered, encoder, directory / part)
         if cut := parts[part]["cut"]:
             choices.append(
                 f"{cut:,} of {len(examples):,} {part} examples are longer than {reader.length} tokens: {task.long}"
@@ -149,14 +149,16 @@ def _write(
 
 
 def _write_part(
-    task: TextTask, examples: Sequence[Example], gathered: Gathered, encoder: RowEncoder, directory: Path
+    task: TextTask, part: str, gathered: Gathered, encoder: RowEncoder, directory: Path
 ) -> dict[str, Any]:
+    examples, origins = gathered.parts[part], gathered.origins[part]
     directory.mkdir()
     rows = tokens = cut = 0
 
     def of_examples() -> Iterator[list[Row]]:
         for first in range(0, len(examples), _BATCH):
-            yield from task.rows(examples[first : first + _BATCH], gathered.labels, encoder)
+            some = slice(first, first + _BATCH)
+            yield from _rows(task, examples[some], origins[some], gathered.labels, encoder)
 
     def counted() -> Iterator[list[Row]]:
         nonlocal rows, tokens, cut
@@ -173,6 +175,21 @@ def _write_part(
         file.flush()
         os.fsync(file.fileno())
     return {"examples": len(examples), "rows": rows, "tokens": tokens, "cut": cut, "columns": columns}
+
+
+def _rows(
+    task: TextTask, examples: Sequence[Example], origins: Sequence[str], labels: Labels, encoder: RowEncoder
+) -> list[list[Row]]:
+    """The rows of each of `examples`; of a talk that cannot be read it is said where it stands."""
+    try:
+        return task.rows(examples, labels, encoder)
+    except RefusedTalk as error:
+        if len(examples) == 1:
+            raise DataError(f"{origins[0]}: {error.problem}", error.hint) from error
+    return [
+        _rows(task, [example], [origin], labels, encoder)[0]
+        for example, origin in zip(examples, origins, strict=True)
+    ]
 
 
 def _make_tokenizer(
