@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from encoders import write_encoder
-from tutti.config.task import RegulariseConfig
+from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.config.training import TrainConfig
+from tutti.data.tokenizer import train_bpe, train_characters, with_separators
+from tutti.tasks import Labels, Record, RowEncoder, make_task
 from tutti.tasks.augment import augmented
 from tutti.tasks.classify import OneLabel, SeveralLabels
 from tutti.train.optimizer import build_optimizers, depth_scales
@@ -147,6 +150,31 @@ def test_words_left_out_and_moved() -> None:
     assert augmented(row, 0.3, 0.3, np.random.default_rng([1, 2])) == augmented(
         row, 0.3, 0.3, np.random.default_rng([1, 2])
     )
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters"])
+def test_what_is_left_out_and_moved_are_words_whatever_the_tokens(kind: str) -> None:
+    """Of a pair: no word goes from one text to the other."""
+    sides = ("my card was swallowed by the machine", "machine of the bank, swallowed")
+    texts = list(sides) * 4
+    own = train_characters(texts) if kind == "characters" else train_bpe(texts, 300, exactly=False)
+    encoder = RowEncoder(with_separators(own), 128, 0, types=False)
+    task = make_task(TaskConfig(kind="classify"))
+    examples = [task.example(Record("x", {"text": sides[0], "pair": sides[1]}), labelled=False)]
+    (row,) = task.rows(examples, Labels((), ()), encoder)[0]
+    assert len({word for word in row["words"] if word >= 0}) == 7 + 6
+    changed = 0
+    for seed in range(50):
+        some = augmented(row, 0.3, 0.0, np.random.default_rng(seed))["input_ids"]
+        said = encoder.tokenizer.decode(some, skip_special_tokens=False)
+        first, second = (side.replace(",", " ,").split() for side in re.split(r"<\|.*?\|>", said)[1:3])
+        for left, side in ((first, sides[0]), (second, sides[1])):
+            words = iter(side.replace(",", " ,").split())
+            assert all(word in words for word in left), "in order, each whole"
+        moved = augmented(row, 0.0, 0.3, np.random.default_rng(seed))["input_ids"]
+        assert sorted(moved) == sorted(row["input_ids"])
+        changed += some != row["input_ids"] and moved != row["input_ids"]
+    assert changed > 40
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])

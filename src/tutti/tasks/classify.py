@@ -7,6 +7,7 @@ Shapes: B rows, S tokens, L labels.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Encoding
 from torch import Tensor, nn
 
 from tutti.config.task import RegulariseConfig, TaskConfig
@@ -32,6 +34,7 @@ from tutti.tasks.task import (
     inputs_of,
     run_encoder,
 )
+from tutti.tasks.words import words_of
 
 
 class Classify(Task):
@@ -39,6 +42,7 @@ class Classify(Task):
 
     kind = "classify"
     long = "their ends are cut off"
+    layout = 1
 
     def __init__(self, config: TaskConfig, regularise: RegulariseConfig | None = None) -> None:
         super().__init__(config, regularise)
@@ -102,10 +106,10 @@ class Classify(Task):
         tokenizer.enable_truncation(encoder.length, strategy="longest_first")
         texts: list[Any] = [texts if len(texts) > 1 else texts[0] for texts in shown]
         rows = []
-        for example, encoding in zip(examples, tokenizer.encode_batch(texts), strict=True):
+        for example, read, encoding in zip(examples, shown, tokenizer.encode_batch(texts), strict=True):
             row: Row = {
                 "input_ids": encoding.ids,
-                "words": [-1 if word is None else word for word in encoding.word_ids],
+                "words": _words(encoding, read),
                 "cut": [int(bool(encoding.overflowing))],
             }
             if encoder.types:
@@ -190,6 +194,16 @@ def _name(record: Record, value: Any) -> str:
             "give each example a label: text or a whole number",
         )
     return str(value)
+
+
+def _words(encoding: Encoding, texts: Sequence[str]) -> list[int]:
+    """The word that each token is of, by number; −1: a special token. Space belongs to the word behind it, and where a
+    second text begins, another word does."""
+    ends = [[end for _, end in words_of(text)] for text in texts]
+    return [
+        -1 if text is None else bisect_right(ends[text], start) + text * (len(ends[0]) + 1)
+        for text, (start, _) in zip(encoding.sequence_ids, encoding.offsets, strict=True)
+    ]
 
 
 def _scores(line: Any, labels: Labels) -> dict[str, float]:

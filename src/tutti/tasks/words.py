@@ -1,4 +1,4 @@
-"""The words of a text that are tagged, and tokens that never reach beyond one.
+"""The words of a text, which are tagged, left out or moved; and tokens that never reach beyond one.
 
 A word is a run of letters and digits; whatever else is no space is one by itself, and so is each sign of writings that
 put no space between words. Marks (accents, vowels above and below), soft hyphens and joiners belong to what they stand
