@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from runs import Running, SlowNet, regression
-from tutti.core import read_events
-from tutti.sync import merge
-from tutti.train.checkpoints import newest_valid, read_manifest
+from tutti.config.agreement import SyncConfig
+from tutti.core import LossSum, Objective, read_events
+from tutti.parallel import Split, World
+from tutti.sync import AllReduce, LocalSGD, Place, StaticTransport, Summing, SynchronousStart, merge
+from tutti.train.checkpoints import Checkpointer, newest_valid, read_manifest
+from tutti.train.state import RunState, StateKeeper
 
 TOGETHER, EVERY, STEPS, BATCH = 20, 5, 40, 16
 ARGUMENTS: dict[str, Any] = {
@@ -128,3 +131,59 @@ def test_who_died_together_comes_back_when_the_others_are_apart(
     healed = [e["step"] for e in read_events(run, "healed") if e["replica"] == 1]
     assert healed and healed[0] > together
     check_samples(run, together)
+
+
+class Line(Objective):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 4, bias=False))
+
+    def forward(self, batch: Any) -> LossSum:
+        raise NotImplementedError
+
+
+def keeper_of(directory: Path, incarnation: int) -> tuple[StateKeeper, RunState]:
+    """Of a replica that has just been started, and has made no step."""
+    state, objective, transport, place = RunState(), Line(), StaticTransport(None), Place(0, 2)
+    sync = SyncConfig(policy="local_sgd", every=EVERY, synchronous_steps=TOGETHER, codec="int4")
+    together = AllReduce(
+        transport, place, state.ledger, BATCH, bucket_bytes=1000, everyone=None,
+        summing=Summing.of(sync, transport),
+    )  # fmt: skip
+    apart = LocalSGD(
+        transport, place, state.ledger, BATCH, every=EVERY, inside=StaticTransport(None),
+        incarnation=incarnation, summing=Summing.of(sync, transport),
+    )  # fmt: skip
+    policy = SynchronousStart(together, apart, TOGETHER)
+    policy.attach(objective)
+    keeper = StateKeeper(
+        split=Split(objective, World.alone()),
+        optimizers=[torch.optim.AdamW(objective.parameters())],
+        policy=policy,
+        policy_name="local_sgd",
+        codec_name="int4",
+        identity={},
+        directory=directory,
+        make_checkpointer=lambda at: Checkpointer(at, keep=2, rank=0, group=None, say=print),
+        say=print,
+    )
+    return keeper, state
+
+
+def test_who_is_started_again_between_meetings_has_what_was_lent_and_what_its_codec_owes(
+    tmp_path: Path,
+) -> None:
+    keeper, state = keeper_of(tmp_path, 0)
+    keeper.policy.start(TOGETHER, STEPS)
+    state.step, state.rounds = TOGETHER + EVERY, 1
+    state.ledger.lease("replica-1.0", 40)
+    lent = state.ledger.state()
+    (debt,) = keeper.policy.owed().values()
+    debt.copy_(torch.arange(16.0).view(4, 4))
+    keeper.save(state, best=False, wait=True)
+
+    reborn, found = keeper_of(tmp_path, 1)
+    assert reborn.resume(found) is not None
+    assert lent["loans"].keys() == {"replica-0.0", "replica-1.0"} and found.ledger.state() == lent
+    reborn.policy.start(found.step, STEPS)
+    (owed,) = reborn.policy.owed().values()
+    assert torch.equal(owed, debt)

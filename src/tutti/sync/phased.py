@@ -66,6 +66,10 @@ class SynchronousStart(Policy):
     def attach(self, objective: nn.Module) -> nn.Module:
         return self._apart.attach(self._together.attach(objective))
 
+    def resume_at(self, step: int) -> None:
+        if step > self._steps:  # what was saved right after the last step together is still all-reduce's
+            self._go_apart()
+
     def start(self, step: int, last_step: int) -> Meeting | None:
         self._step, self._last_step = step, last_step
         if step >= self._steps:

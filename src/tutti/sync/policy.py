@@ -153,6 +153,9 @@ class Policy(ABC):
         """Take charge of `objective`'s gradients; the result is what the loop calls instead of it."""
         return objective
 
+    def resume_at(self, step: int) -> None:  # noqa: B027 - most are always the same
+        """Before the state after `step` is loaded: be what it was saved by."""
+
     @abstractmethod
     def start(self, step: int, last_step: int) -> Meeting | None:
         """Before the first step (`step` of `last_step` were made before): agree on where to begin."""

@@ -158,6 +158,9 @@ class StateKeeper:
                     f"checkpoint {path.name} was made with {key} = {theirs!r}, this run has {mine!r}",
                     "resume with the configuration that the run was started with, or choose a new name=NAME",
                 )
+        self.policy.resume_at(
+            meta["step"]
+        )  # first: what it owes, and whether it drifts, may follow from that
         of_policy = {name for name in ("policy", "owed") if meta.get(name) == self._meta(state)[name]}
         self._read(path, of_policy)
         if "policy" not in of_policy:
