@@ -123,6 +123,20 @@ def test_one_worker_goes_on_with_what_two_had_under_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
+def test_a_run_that_was_stopped_goes_on_to_its_end(tmp_path: Path) -> None:
+    alone = ARGUMENTS | {"workers": 1}
+    first = Running(tmp_path / "run", model=net(0.05), **alone)
+    first.until_step(6)
+    first.stop(1)
+    stopped = first.end(120)
+    assert stopped["state"] == "interrupted" and 6 <= stopped["steps"] < STEPS
+    running = Running(tmp_path / "run", model=net(), resume=True, **alone)
+    report = running.end(120)
+    assert (report["state"], report["steps"]) == ("finished", STEPS)
+    check(running)
+
+
+@pytest.mark.distributed
 def test_a_finished_run_goes_on_for_one_step_with_nothing_left_of_the_last(tmp_path: Path) -> None:
     Running(tmp_path / "run", model=net(), **ARGUMENTS).end(120)
     more = Running(tmp_path / "run", model=net(), resume=True, **ARGUMENTS | {"steps": STEPS + 1})

@@ -73,6 +73,7 @@ class LateAllReduce(AllReduce):
         if not self._sets[1].totals.any():  # else what was under way was loaded, and this with it
             for name, parameter in self._parameters.items():
                 self._before[name].copy_(parameter.detach())
+        self._sets[1].totals[3] = 0  # who asked to stop before that was loaded got it
         return super().start(step, last_step)
 
     def rest(self) -> None:
