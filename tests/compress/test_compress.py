@@ -163,6 +163,33 @@ def test_onnxruntime_says_what_the_run_does(run: Path, tmp_path: Path) -> None:
     assert [names[int(number)] for number in found.argmax(1)] == INTENTS
 
 
+def test_what_learned_with_rounding_is_handed_on_like_any_other(tmp_path: Path) -> None:
+    words = [
+        *("name=rounds", f"runs={tmp_path}", "task=classify", f"data.source={write_intents(tmp_path)}"),
+        *(
+            f"model={write_encoder(tmp_path / 'bert')}",
+            f"data.cache={tmp_path / 'cache'}",
+            "data.sequence=32",
+        ),
+        *("data.validation=0.25", "train.precision=fp32", "train.steps=10", "train.batch=16", "replicas=1"),
+        "tune={quantize: int8}",
+    ]
+    api.train(load_config(None, words), console=False)
+    run = tmp_path / "rounds"
+    subject = AskedSubject.of(run)
+    inputs = subject.inputs()
+    made = api.export(run, tmp_path / "onnx", format="onnx")
+    session = onnxruntime.InferenceSession(str(made / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    plain = AutoModelForSequenceClassification.from_pretrained(run / "export").eval()
+    smaller = open_package(Maker(subject, tmp_path).make(Recipe.of("onnx+int8")).directory).objective.model
+    with torch.no_grad():
+        expected = plain(**inputs).logits.numpy()
+        np.testing.assert_allclose(subject.model(**inputs).logits.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(smaller(**inputs).logits.numpy(), expected, atol=0.2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_what_misses_the_target_is_not_kept(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

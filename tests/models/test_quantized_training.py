@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from tutti.compress.quantize import Scheme, quantize
@@ -18,6 +19,7 @@ from tutti.models.quantized import (
     QuantizedLinear,
     round_to_nearest,
     train_quantized,
+    without_rounding,
 )
 from tutti.models.quantized.aware import rounded
 
@@ -107,6 +109,28 @@ def test_rounding_changes_less_after_such_a_training() -> None:
             return float((plain(IDS).logits - model(IDS).logits).abs().mean())
 
     assert change(aware=True) < 0.5 * change(aware=False)
+
+
+@pytest.mark.parametrize("make", [encoder, gpt2])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_handed_on_is_an_ordinary_model_that_is_rounded_as_one(
+    make: Callable[[], nn.Module], bits: Bits
+) -> None:
+    ordinary = make().eval()
+    assert without_rounding(ordinary) is ordinary
+    rounds = copy.deepcopy(ordinary)
+    train_quantized(rounds, bits)
+    found = without_rounding(rounds)
+    assert [type(module) for module in found.modules()] == [type(module) for module in ordinary.modules()]
+    with torch.no_grad():
+        expected = ordinary(IDS).logits
+        assert torch.equal(found(IDS).logits, expected)
+        assert not torch.equal(rounds(IDS).logits, expected), "it goes on learning as it did"
+        written = [
+            quantize(model, Scheme(bits, tables=bits), list)(IDS).logits for model in (found, ordinary)
+        ]
+    assert torch.equal(*written)
+    assert sum(isinstance(module, QuantizedEmbedding) for module in found.modules()) == 1
 
 
 def test_adapters_cannot_be_trained_so() -> None:

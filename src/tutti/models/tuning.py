@@ -27,6 +27,7 @@ from tutti.core import ModelError
 from tutti.models.adalora import RankAllocation, adalora_settings, kept_ranks
 from tutti.models.adapters import Adapters, adapters_in, note_base
 from tutti.models.blocks import find_blocks
+from tutti.models.quantized import without_rounding
 
 #: What transformers calls heads of tags and answers.
 _HEADS = ("classifier", "score", "qa_outputs")
@@ -127,7 +128,8 @@ def is_plain(config: Config) -> bool:
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """`model` without adapters, what they learned added to its own weights; the same object where it has none.
+    """`model` as an ordinary one: without adapters, what they learned added to its own weights, and with layers that
+    do not round (`tune.quantize`); the same object where it is one already.
 
     Raises:
         ModelError: it has a learned prompt, which is no weight of it.
@@ -142,7 +144,7 @@ def merged(model: nn.Module) -> nn.Module:
             "use its export with peft, or tune with another method, such as lora",
         )
     if not any(isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in model.modules()):
-        return model
+        return without_rounding(model)  # adapters and rounding exclude each other
     plain = copy.deepcopy(model)
     for name, module in list(plain.named_modules()):
         if isinstance(module, BaseTunerLayer):

@@ -1,6 +1,6 @@
 """Models whose weights are whole numbers of 8 or 4 bits: the codes, the modules that compute with them, their file."""
 
-from tutti.models.quantized.aware import GROUP, train_quantized
+from tutti.models.quantized.aware import GROUP, train_quantized, without_rounding
 from tutti.models.quantized.choose import layers_of, straighten, tables_of
 from tutti.models.quantized.codes import Bits, Codes, encode, grid, round_to_nearest
 from tutti.models.quantized.modules import Arithmetic, QuantizedEmbedding, QuantizedLinear, product_of
@@ -23,4 +23,5 @@ __all__ = [
     "straighten",
     "tables_of",
     "train_quantized",
+    "without_rounding",
 ]

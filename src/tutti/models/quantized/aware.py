@@ -1,11 +1,13 @@
 """Training that knows of the rounding to come: layers compute with their weights as they will be written.
 
 Gradients pass through the rounding as if it were not there (Bengio et al. 2013, arXiv 1308.3432). Layers keep their
-names and their weights in full, so layouts, checkpoints and exports know nothing of it; `compress` rounds the trained
-weights on the same grid.
+names and their weights in full, so layouts and checkpoints know nothing of it. What is handed on are ordinary layers
+with those weights (`without_rounding`); `compress` rounds them on the same grid.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,16 @@ def train_quantized(model: nn.Module, bits: Bits) -> int:
     for table in tables:
         table.__class__ = _TableEight if bits == 8 else _TableFour
     return len(layers) + len(turned) + len(tables)
+
+
+def without_rounding(model: nn.Module) -> nn.Module:
+    """`model` with ordinary layers that hold the same weights; the same object where it has no others."""
+    if not any(type(module) in _ORDINARY for module in model.modules()):
+        return model
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        module.__class__ = _ORDINARY.get(type(module), type(module))
+    return plain
 
 
 def rounded(weight: Tensor, bits: Bits) -> Tensor:
@@ -81,3 +93,10 @@ class _TableFour(nn.Embedding):
     def forward(self, ids: Tensor) -> Tensor:
         found = super().forward(ids)
         return rounded(found.flatten(0, -2), 4).view_as(found)
+
+
+_ORDINARY: dict[type[nn.Module], type[nn.Module]] = {
+    **dict.fromkeys((_Eight, _Four), nn.Linear),
+    **dict.fromkeys((_TurnedEight, _TurnedFour), Conv1D),
+    **dict.fromkeys((_TableEight, _TableFour), nn.Embedding),
+}
