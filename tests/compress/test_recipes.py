@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tutti.compress.asked import AskedSubject
 from tutti.compress.quantize import Scheme
 from tutti.compress.recipes import SCHEMES, Recipe, ladder
+from tutti.compress.table import Line, Metric, as_markdown
 from tutti.compress.target import Target
+from tutti.compress.timing import Timing
 from tutti.compress.writer import WriterSubject
-from tutti.core import ConfigError
+from tutti.core import ConfigError, write_json_atomically
 
 
 def test_a_recipe_says_all_that_is_done() -> None:
@@ -65,3 +70,20 @@ def test_a_target_says_what_is_missed() -> None:
     assert str(Target.of("<0.5% worse")) == "at most 0.50% worse"
     with pytest.raises(ConfigError, match="'much smaller' is not understood"):
         Target.of("much smaller")
+
+
+def test_what_is_no_number_meets_no_target_and_stands_in_the_table(tmp_path: Path) -> None:
+    metric, timing = Metric("perplexity", larger_is_better=False), Timing(1.0, 1.0, 1)
+    before = Line("fp32", {"perplexity": 10.0}, 100, timing)
+    broken = Line("int4", {"perplexity": float("nan")}, 10, timing)
+    for line, other in ((broken, before), (before, broken)):
+        assert Target.of("<1% worse").missed(*line.against(other, metric)) == [
+            "nan% worse, not at most 1.00%"
+        ]
+    words = WriterSubject.words
+    lines = [line.as_json(before, metric, words) for line in (before, broken)]
+    report = {"run": "r", "metric": "perplexity", "target": "t", "kept": None, "judged": "j", "lines": lines}
+    write_json_atomically(tmp_path / "compression.json", report)
+    read = json.loads((tmp_path / "compression.json").read_text())
+    assert (read["lines"][1]["quality"], read["lines"][1]["worse"]) == ({"perplexity": None}, None)
+    assert "| int4 | – | – |" in as_markdown(read, words)

@@ -44,6 +44,7 @@ def compress(
     """Make the model of a run smaller and faster, measure it beside itself, and keep it if it is good enough."""
     with only_the_answer(json_output):
         from tutti import api
+        from tutti.observe.words import figure
 
         report = api.compress(
             find_run(run),
@@ -62,7 +63,7 @@ def compress(
         rows.append(
             [
                 line["recipe"] + (" ← kept" if line["recipe"] == report["kept"] else ""),
-                f"{line['quality'][metric]:.4f}",
+                figure(line["quality"][metric]),
                 f"{line['weight_bytes'] / 1e6:.1f} ({line['times_smaller']:.1f}x)",
                 f"{line['memory_bytes'] / 1e6:.0f}",
                 f"{line['seconds_batch_1'] * 1e3:.2f} ({line['times_faster_batch_1']:.1f}x)",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tutti.compress.timing import Timing
+from tutti.observe.figures import finite
+from tutti.observe.words import figure
 
 
 class Metric(NamedTuple):
@@ -52,10 +53,8 @@ class Line:
         smaller, faster, worse = self.against(before, metric)
         return {
             "recipe": self.recipe,
-            "quality": {
-                name: value if math.isfinite(value) else None for name, value in self.quality.items()
-            },
-            "worse": worse,
+            "quality": {name: finite(value) for name, value in self.quality.items()},
+            "worse": finite(worse),
             "weight_bytes": self.size,
             "memory_bytes": self.timing.memory,
             "seconds_batch_1": self.timing.one,
@@ -83,8 +82,8 @@ def as_markdown(report: Mapping[str, Any], words: Words) -> str:
         name = f"**{line['recipe']}**" if line["recipe"] == report["kept"] else line["recipe"]
         row = [
             name,
-            f"{line['quality'][report['metric']]:.4f}",
-            f"{line['worse']:+.2%}" if line is not lines[0] else "",
+            figure(line["quality"][report["metric"]]),
+            _lost(line["worse"]) if line is not lines[0] else "",
             f"{line['weight_bytes'] / 1e6:.1f}",
             f"{line['times_smaller']:.2f}x",
             f"{line['memory_bytes'] / 1e6:.0f}",
@@ -107,3 +106,7 @@ def as_markdown(report: Mapping[str, Any], words: Words) -> str:
         f"Times: medians, one core, all models in turn{words.timed}. Memory: what the process took for the model "
         f"alone.\n"
     )
+
+
+def _lost(worse: float | None) -> str:
+    return figure(None) if worse is None else f"{worse:+.2%}"

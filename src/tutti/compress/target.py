@@ -51,7 +51,7 @@ class Target:
             found.append(f"{smaller:.2f}x smaller, not {self.smaller:g}x")
         if faster < self.faster:
             found.append(f"{faster:.2f}x faster, not {self.faster:g}x")
-        if worse > self.worse:
+        if not worse <= self.worse:  # nor is what is no number good enough
             found.append(f"{worse:.2%} worse, not at most {self.worse:.2%}")
         return found
 
