@@ -1,10 +1,11 @@
-"""Files that are either the old version or the new one, never half of one."""
+"""Files, and directories, that are either the old version or the new one, never half of one."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,36 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a new directory, and put it at `path`. Until it is there, what was there is, or comes back."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        write(new)
+        _fsync_all(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        fsync_directory(path.parent)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync_all(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            fsync_directory(path)
+            continue
+        with path.open("rb") as opened:
+            os.fsync(opened.fileno())
+    fsync_directory(directory)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ Written beside its destination and renamed, so a directory of that name is alway
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tutti.core import ModelError
-from tutti.core.files import fsync_directory
+from tutti.core.files import replace_directory
 from tutti.core.rundir import unwritable
 
 
@@ -60,37 +59,17 @@ def publish_export(tokenizer_directory: Path, destination: Path, write: Callable
     Raises:
         RunError: `destination` cannot be written.
     """
-    new = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        write(new)
+
+    def fill(directory: Path) -> None:
+        write(directory)
         for file in sorted(tokenizer_directory.iterdir()):
             if file.is_file():
-                shutil.copyfile(file, new / file.name)
-        for file in filter(Path.is_file, new.rglob("*")):
+                shutil.copyfile(file, directory / file.name)
+        for file in filter(Path.is_file, directory.rglob("*")):
             file.chmod(0o644)  # safetensors writes for the owner alone; a service may run as somebody else
-        _fsync_all(new)
-        if destination.exists():
-            destination.rename(old)
-        new.rename(destination)
-        fsync_directory(destination.parent)
+
+    try:
+        replace_directory(destination, fill)
     except OSError as error:
-        if old.exists() and not destination.exists():
-            old.rename(destination)
         raise unwritable(destination, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return destination
-
-
-def _fsync_all(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_dir():
-            fsync_directory(path)
-            continue
-        with path.open("rb") as opened:
-            os.fsync(opened.fileno())
-    fsync_directory(directory)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tutti.config.task import TaskConfig
 from tutti.core import ModelError, RunError, write_json_atomically
-from tutti.core.files import fsync_directory
+from tutti.core.files import replace_directory
 from tutti.core.rundir import unwritable
 from tutti.data.labelled import Reader, encoder_in
 from tutti.models import build_with_head, build_writer, find_blocks
@@ -117,30 +117,17 @@ def write_package(
 
 
 def publish_package(made: Path, directory: Path) -> None:
-    """Copy the package `made` to `directory`, in place of the one that is there: at every moment one of them is whole.
+    """Copy the package `made` to `directory`, in place of the one that is there: one of them is always whole.
 
     Raises:
         RunError: something else is there, or it cannot be written.
     """
     refuse_to_replace(directory)
     directory = directory.resolve()  # a link stays one
-    beside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(made, beside)
-        fsync_directory(beside)
-        if directory.exists():
-            directory.rename(old)
-        beside.rename(directory)
-        fsync_directory(directory.parent)
+        replace_directory(directory, lambda beside: shutil.copytree(made, beside, dirs_exist_ok=True))
     except OSError as error:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
         raise unwritable(directory, error) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_to_replace(directory: Path) -> None:
