@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,17 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     PreTrainedModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from tutti.compress.prune import drop_heads, drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize.awq import awq
@@ -172,11 +178,57 @@ def test_a_layer_that_changes_nothing_is_the_one_that_goes(make: object) -> None
     assert len(find_blocks(model)) == 3
 
 
+def smol(layers: int = 4) -> SmolLM3ForCausalLM:
+    torch.manual_seed(1)
+    shape = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+    config = SmolLM3Config(
+        **shape, num_attention_heads=2, num_key_value_heads=2, no_rope_layers=[1, 0, 1, 1], pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, initializer_range=0.4,
+    )  # fmt: skip
+    return SmolLM3ForCausalLM(config).eval()
+
+
+def gpt_neo() -> GPTNeoForCausalLM:
+    torch.manual_seed(1)
+    config = GPTNeoConfig(
+        vocab_size=90, hidden_size=32, num_layers=4, attention_types=[[["global", "local"], 2]], num_heads=2,
+        window_size=3, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, initializer_range=0.4,
+    )  # fmt: skip
+    return GPTNeoForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [smol, gpt_neo])
+def test_layers_that_stay_keep_their_own_settings(
+    make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    model = make()
+    _pass_on(find_blocks(model)[0])
+    smaller = drop_layers(model, 3, lambda: running(model))
+    smaller.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = model(IDS).logits
+        for one in (smaller, again):
+            torch.testing.assert_close(one(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_whose_settings_follow_from_their_number_stay() -> None:
+    torch.manual_seed(1)
+    shape = {"vocab_size": 90, "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 32}
+    config = GPT2Config(
+        **shape, scale_attn_by_inverse_layer_idx=True, bos_token_id=1, eos_token_id=2, initializer_range=0.4
+    )
+    model = GPT2LMHeadModel(config).eval()
+    _pass_on(find_blocks(model)[0])
+    with pytest.raises(ModelError, match="does not say of each layer what it is like"):
+        drop_layers(model, 2, lambda: running(model))
+
+
 def _pass_on(block: nn.Module) -> None:
     """Make a block give what it is given (nearly, where a norm stands at its end)."""
     for name, module in block.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(
-            ("o_proj", "down_proj", "output.dense", "attn.Wo", "mlp.Wo")
+        if isinstance(module, nn.Linear | Conv1D) and name.endswith(
+            ("o_proj", "down_proj", "output.dense", "attn.Wo", "mlp.Wo", "out_proj", "c_proj")
         ):
             nn.init.zeros_(module.weight)
 

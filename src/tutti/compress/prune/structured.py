@@ -10,7 +10,8 @@ Shapes: D width, I feed-forward channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ from tutti.models import find_blocks
 Run = Callable[[], Iterable[object]]
 #: Channels come in multiples of these: kernels like them.
 _MULTIPLE = 16
+#: What configurations say of each layer in turn, and in which they list the numbers of some layers.
+_OF_EACH = (
+    *("layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "no_rope_layers"),
+    *("layer_rope_theta", "indexer_types"),
+)
+_OF_SOME = ("mlp_only_layers", "moe_layers")
 
 
 @torch.no_grad()
@@ -32,7 +39,7 @@ def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
     """A model with `keep` of the blocks of `model`, which is left as it is. `run`: has `model` compute, batch by batch.
 
     Raises:
-        ModelError: there are not so many, or this architecture does not say how many it has.
+        ModelError: there are not so many, or this architecture does not say how many it has, or what each is like.
     """
     count = len(find_blocks(model))
     if not 0 < keep <= count:
@@ -49,8 +56,7 @@ def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
     text.num_hidden_layers = keep
-    if isinstance(kinds := getattr(text, "layer_types", None), list):
-        text.layer_types = [kinds[place] for place in left]
+    _keep_settings(text, left, count)
     smaller = like(model, config)
     prefix = _prefix_of_blocks(model)
     if _prefix_of_blocks(smaller) != prefix or len(find_blocks(smaller)) != keep:
@@ -66,8 +72,57 @@ def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
                 continue
             name = f"{prefix}{left.index(int(place))}.{rest}"
         state[name] = tensor
-    smaller.load_state_dict(state)
+    unlike = ModelError(
+        f"the configuration of a {type(model).__name__} does not say of each layer what it is like: what is left of it "
+        "would compute something else",
+        "leave layers out of the recipe",
+    )
+    try:
+        smaller.load_state_dict(state)
+    except RuntimeError as error:  # a layer has taken the place of one of another make
+        raise unlike from error
+    if not _same(model, left, smaller, run):
+        raise unlike
     return smaller
+
+
+def _keep_settings(config: Any, left: list[int], count: int) -> None:
+    """Of `count` layers, what `config` says of those that are `left`."""
+    for name in _OF_EACH:
+        settings = getattr(config, name, None)
+        if isinstance(settings, list) and len(settings) == count:
+            setattr(config, name, [settings[place] for place in left])
+    for name in _OF_SOME:
+        if isinstance(numbers := getattr(config, name, None), list):
+            setattr(config, name, [left.index(place) for place in numbers if place in left])
+    if hasattr(
+        config, "attention_types"
+    ):  # GPT-Neo's, of which its `attention_layers` are made when it is read
+        config.attention_types = [[list(config.attention_layers), 1]]
+
+
+def _same(model: PreTrainedModel, left: list[int], smaller: PreTrainedModel, run: Run) -> bool:
+    """Whether `smaller` gives what `model` does with only the blocks that are `left`, on the first batch of `run`."""
+    found: list[bool] = []
+
+    def compare(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        if not found:  # here, where whoever calls has said what is to be masked
+            found.append(_alike(smaller(*given, **named)[0], output[0], named.get("attention_mask")))
+
+    handle = model.register_forward_hook(compare, with_kwargs=True)
+    try:
+        with _passing_on(model, left):
+            next(iter(run()), None)
+    finally:
+        handle.remove()
+    return all(found)
+
+
+def _alike(found: Tensor, expected: Tensor, mask: Tensor | None) -> bool:
+    """Whether both are the same but for rounding; padding, by `mask`, may be left out of one of them."""
+    if mask is not None and mask.shape == expected.shape[:2]:
+        found, expected = found[mask.bool()], expected[mask.bool()]
+    return torch.allclose(found, expected, rtol=0.0, atol=1e-3 * float(expected.abs().max()), equal_nan=True)
 
 
 @torch.no_grad()
@@ -134,21 +189,37 @@ def _changes(model: nn.Module, left: list[int], run: Run) -> dict[int, float]:
 
         return hook
 
-    def pass_on(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-        before = given[0] if given else named["hidden_states"]
-        return (before, *output[1:]) if isinstance(output, tuple) else before
-
-    for place, block in enumerate(blocks):
-        hook = note(place) if place in left else pass_on
-        # Before those that put padding back (`tasks.dense`): what comes in and goes out must be of one shape.
-        handles.append(block.register_forward_hook(hook, with_kwargs=True, prepend=True))
+    for place in left:
+        handles.append(blocks[place].register_forward_hook(note(place), with_kwargs=True, prepend=True))
     try:
-        for _ in run():
-            pass
+        with _passing_on(model, left):
+            for _ in run():
+                pass
     finally:
         for handle in handles:
             handle.remove()
     return {place: sums[place] / max(1, tokens[place]) for place in left}
+
+
+@contextmanager
+def _passing_on(model: nn.Module, left: list[int]) -> Iterator[None]:
+    """Inside, the blocks of `model` that are not `left` pass on what they are given."""
+
+    def pass_on(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        before = given[0] if given else named["hidden_states"]
+        return (before, *output[1:]) if isinstance(output, tuple) else before
+
+    # Before those that put padding back (`tasks.dense`): what comes in and goes out must be of one shape.
+    handles = [
+        block.register_forward_hook(pass_on, with_kwargs=True, prepend=True)
+        for place, block in enumerate(find_blocks(model))
+        if place not in left
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _prefix_of_blocks(model: nn.Module) -> str:
