@@ -195,6 +195,23 @@ def test_the_sign_says_where_it_is_and_that_it_has_finished(tmp_path: Path) -> N
     assert not list((tmp_path / "live").glob(".*"))
 
 
+def test_who_cannot_say_where_he_is_still_says_that_he_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread's frames may be gone while they are read, which must not end the thread that says so."""
+
+    def gone(_thread: object) -> list[str]:
+        raise AttributeError("'dict' object has no attribute 'f_lineno'")
+
+    with LiveSign(tmp_path / "live", 0, every_seconds=0.02):
+        monkeypatch.setattr("tutti.core.live.stack_of", gone)
+        time.sleep(0.2)
+        (first,) = read_signs(tmp_path).values()
+        time.sleep(0.2)
+        (later,) = read_signs(tmp_path).values()
+    assert first["stack"] == [] and later["time"] > first["time"]
+
+
 def test_a_sign_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
     with LiveSign(tmp_path / "live", 0, every_seconds=0.01) as sign:
         (tmp_path / "live/rank-0.json").unlink()

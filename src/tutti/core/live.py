@@ -14,10 +14,10 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
+from linecache import getline
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 
 #: Frames of a stack that are kept: the innermost ones, where the rank is.
 FRAMES = 15
@@ -96,6 +96,9 @@ class LiveSign:
             self._write()
 
     def _write(self) -> None:
+        stack: list[str] = []
+        with contextlib.suppress(Exception):  # of whoever sees no stack the time still says that he is alive
+            stack = stack_of(sys._current_frames().get(self._watched))
         sign = {
             "time": round(time.time(), 3),
             "pid": os.getpid(),
@@ -103,7 +106,7 @@ class LiveSign:
             "step": self._step,
             "phase": self._phase,
             "since": round(self._since, 3),
-            "stack": stack_of(sys._current_frames().get(self._watched)),
+            "stack": stack,
         }
         beside = self._path.with_name(f".{self._path.name}.tmp")
         # No fsync: a sign that a power cut loses is of no use anyway. A full disk must not end the run here.
@@ -114,13 +117,17 @@ class LiveSign:
 
 def stack_of(frame: FrameType | None) -> list[str]:
     """The innermost frames of a running thread, as `file:line function: source`, the innermost last."""
-    if frame is None:
-        return []
-    # `walk_stack` goes from the innermost frame outwards.
-    summary = traceback.StackSummary.extract(traceback.walk_stack(frame), limit=FRAMES)
+    # All of them at once, before any file is read: meanwhile the thread would go on, and its frames would be gone, or
+    # be something else (CPython 3.11: "'dict' object has no attribute 'f_lineno'").
+    places: list[tuple[CodeType, int]] = []
+    while frame is not None and len(places) < FRAMES:
+        places.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
     return [
-        f"{_short(entry.filename)}:{entry.lineno} {entry.name}: {entry.line or ''}".rstrip(": ")
-        for entry in reversed(summary)
+        f"{_short(code.co_filename)}:{line} {code.co_name}: {getline(code.co_filename, line).strip()}".rstrip(
+            ": "
+        )
+        for code, line in reversed(places)
     ]
 
 
