@@ -24,7 +24,7 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_directory(path: Path, write: Callable[[Path], None]) -> None:
+def replace_directory(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a new directory, and put it at `path`. Until it is there, what was there is, or comes back."""
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
