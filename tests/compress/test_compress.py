@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def test_fewer_layers_learn_again_from_what_they_were(run: Path, report: dict[st
     assert config.distil.teachers == [str(run)]
     with pytest.raises(RunError, match="was a training of other steps"):
         Maker(AskedSubject.of(run), run, recovery_steps=5).make(Recipe.of("layers:1"))
+    subject = AskedSubject.of(run)
+    went_on = replace(subject, step=240)
+    said = f"began with the model of step {subject.step} of {run}; now it is that of step 240"
+    with pytest.raises(RunError, match=said):
+        Maker(went_on, run, recovery_steps=60).make(Recipe.of("layers:1"))
 
 
 def test_learning_again_goes_on_where_it_was_interrupted(

@@ -21,6 +21,9 @@ from tutti.supervise import Supervision
 from tutti.train.checkpoints import newest_valid
 from tutti.trained import load_trained
 
+#: Beside the model as it was before: what that was made from.
+_MADE_FROM = "made-from.json"
+
 
 def recover(
     subject: Subject, model: PreTrainedModel, name: str, steps: int | None, console: bool
@@ -30,17 +33,20 @@ def recover(
     One that has ended is taken as it is, and one that was interrupted goes on.
 
     Raises:
-        TuttiError: it cannot be trained, or what is there was another training.
+        TuttiError: it cannot be trained, or what is there was another training, or of another state of the run.
     """
     runs = subject.run / "recovered"
     place, before = RunDirectory(runs / name), runs / f"{name}-before"
     config = _config(subject, place, before, steps)
     state = _state_of(place, config)
+    if state != "none":
+        _require_same(place, before, subject)
     if state == "finished":
         return _model_of(place)
     resume = state == "interrupted"
     if not resume:
-        export_model(model, subject.tokenizer_directory, before)
+        made_from = {_MADE_FROM: json.dumps(subject.made_from())}
+        export_model(model, subject.tokenizer_directory, before, beside=made_from)
     resolved, prepared = start_run(
         check_run(place, config, resume), lambda _: None, continues=place if resume else None
     )
@@ -72,6 +78,20 @@ def _state_of(place: RunDirectory, config: Config) -> str:
     except (OSError, ValueError, KeyError):
         state = ""
     return "finished" if state == "finished" else "interrupted"
+
+
+def _require_same(place: RunDirectory, before: Path, subject: Subject) -> None:
+    """Raise RunError where the training at `place` began with what another state of the run was cut to."""
+    try:
+        made_from = json.loads((before / _MADE_FROM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        made_from = {}
+    if any(made_from.get(key) != value for key, value in subject.made_from().items() if key != "run"):
+        raise RunError(
+            f"{place.path} is there, and began with the model of step {made_from.get('step', 'unknown')} of "
+            f"{subject.run}; now it is that of step {subject.step}",
+            "delete it, and compress again",
+        )
 
 
 def _model_of(place: RunDirectory) -> PreTrainedModel:
