@@ -19,6 +19,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tutti.config.data import DataConfig
 from tutti.core import DataError
 from tutti.data import open_prepared, prepare
+from tutti.data import reading as reading_module
+from tutti.data import scan as scan_module
+from tutti.data import segments as segments_module
 from tutti.data.encoder import TextEncoder
 from tutti.data.scan import ROW, contained, unique
 from tutti.data.split import assign, tail_bounds
@@ -310,6 +313,46 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, configure: C
     with pytest.raises(DataError, match="changed while it was being prepared"):
         prepare(configure(path), say=meddle)
     assert prepare(configure(path)).counts.documents == 61
+
+
+@pytest.mark.parametrize("when", ["training", "wrote"])
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+@pytest.mark.parametrize("split", ["tail", "document"])
+def test_no_edit_is_taken_for_the_text_that_stood_there_before(
+    tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch, when: str, kind: str, split: str
+) -> None:
+    """Nor one that leaves sizes and times as they were, and of which the end was read already."""
+    for module, name, value in (
+        (scan_module, "SEGMENT_CHARACTERS", 40_000),
+        (segments_module, "SHARD_TEXT_BYTES", 40_000),
+        (reading_module, "BLOCK_BYTES", 10_001),
+    ):
+        monkeypatch.setattr(module, name, value)
+    texts = [" ".join(some_texts(800)), " ".join(reversed(some_texts(800)))]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    paths = [folder / f"{number}.{'jsonl' if kind == 'jsonl' else 'txt'}" for number in range(2)]
+
+    def write(texts: list[str]) -> None:
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(json.dumps({"text": text}) if kind == "jsonl" else text)
+            os.utime(path, (1, 1))
+
+    def meddle(line: str) -> None:
+        if line.startswith(when):
+            write([text.replace("79", "97") for text in texts])
+
+    config = configure(folder, format=kind, split=split, validation=0.3)
+    write(texts)
+    with pytest.raises(DataError, match=r"[01]\.(jsonl|txt) changed while it was being prepared"):
+        prepare(config, say=meddle)
+    write(texts)
+    prepared = prepare(config)
+    if split == "document":
+        assert sorted(every_document(prepared)) == sorted(texts)
+    else:
+        parts = [documents(prepared, part) for part in ("train", "validation")]
+        assert [train + rest for train, rest in zip(*parts, strict=True)] == texts
 
 
 def test_the_manifest_guards_itself_and_its_files(tmp_path: Path, configure: Configure) -> None:

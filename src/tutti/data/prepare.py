@@ -28,7 +28,6 @@ from tutti.core.rundir import unwritable
 from tutti.data.corpus import Corpus, Sources, digest, read_corpus
 from tutti.data.encode import Job
 from tutti.data.lock import locked
-from tutti.data.manifest import NAME as MANIFEST
 from tutti.data.manifest import File, Manifest, Shard, Split, write_manifest
 from tutti.data.npy import write_npy
 from tutti.data.prepared import TOKENIZER, Prepared, open_prepared
@@ -135,9 +134,9 @@ def _prepare(
             directory.mkdir(parents=True, exist_ok=True)
             _sweep(directory)
             prepared = _write(config, corpus, settings, use, directory, workers, say)
-            if key != Sources.of(config, remember).key(config, tokenizer):
-                (directory / MANIFEST).unlink()
-                raise changed("data.source")
+        if key != Sources.of(config, remember).key(config, tokenizer):  # what this listing names was not read
+            shutil.rmtree(staging, ignore_errors=True)
+            raise changed("data.source")
         # A run keeps the configuration with what was chosen for `auto`; that names the same text.
         resolved = prepared.resolved(config)
         for known in {key, sources.key(resolved, name_tokenizer(resolved, use))} - {None}:

@@ -6,16 +6,16 @@ Exact duplicates are found here, and the hashes decide later to which part a doc
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutti.core.errors import DataError
 from tutti.data.compressed import READ_ERRORS
+from tutti.data.content import Digest, Hash, halves, start_digest
 from tutti.data.listing import SourceFile, UnreadableFile, open_binary, unreadable
 from tutti.data.pieces import pieces
 from tutti.data.reading import BadText, Mark, TextSettings, read_lines, read_python, read_text, text_of_line
@@ -38,18 +38,26 @@ ROW = np.dtype(
 )
 
 
+class Cut(NamedTuple):
+    """A segment of a document: its first character, the nearest mark before it, and the hash of its text."""
+
+    start: int
+    mark: Mark
+    hash: Hash
+
+
 @dataclass
 class Catalogue:
     """What the first pass found.
 
-    `cuts`: for a document longer than one segment, where its later segments start: (character, nearest mark).
+    `cuts`: the segments of each document that is longer than one.
     `skipped`: what could not be read. `empty`: documents without any text. `usable`: [rows] False for those of a
     file that turned out to be damaged. `units`: what was read of them by `staging`, in order.
     """
 
     files: list[SourceFile]
     rows: NDArray[Any]
-    cuts: dict[int, list[tuple[int, Mark]]] = field(default_factory=dict)
+    cuts: dict[int, list[Cut]] = field(default_factory=dict)
     skipped: Skips = field(default_factory=Skips)
     empty: int = 0
     usable: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, dtype=bool))
@@ -165,10 +173,10 @@ class _Scanner:
         self.settings = settings
         self.documents = 0
         self.empty = 0
-        self.cuts: dict[int, list[tuple[int, Mark]]] = {}
+        self.cuts: dict[int, list[Cut]] = {}
         self.skipped = Skips()
         self._blocks: list[NDArray[Any]] = []
-        self._open: list[tuple[int, int, int, int, int, tuple[int, int]]] = []
+        self._open: list[tuple[int, int, int, int, int, Hash]] = []
 
     def rows(self) -> NDArray[Any]:
         return np.concatenate([*self._blocks, np.array(self._open, dtype=ROW)])
@@ -202,26 +210,29 @@ class _Scanner:
         self.documents = documents
 
     def whole_file(self, number: int, file: SourceFile) -> None:
-        digest, characters, size = hashlib.blake2b(digest_size=16), 0, 0
-        cuts: list[tuple[int, Mark]] = []
+        digest, characters, size = start_digest(), 0, 0
+        of_segment, begins = digest, (0, Mark())  # the document is its only segment as yet
+        cuts: list[Cut] = []
         marks = [Mark()]
         try:
-            segment = 0
             for piece in pieces(self._chunks(file, marks)):
-                if segment >= SEGMENT_CHARACTERS:
+                if characters - begins[0] >= SEGMENT_CHARACTERS:
+                    cuts.append(Cut(*begins, halves(of_segment)))
                     del marks[: max(i for i, mark in enumerate(marks) if mark.characters <= characters)]
-                    cuts.append((characters, marks[0]))
-                    segment = 0
+                    of_segment, begins = start_digest(), (characters, marks[0])
                 data = piece.encode()
                 digest.update(data)
+                if cuts:
+                    of_segment.update(data)
                 characters += len(piece)
-                segment += len(piece)
                 size += len(data)
         except BadText as error:
             if self.settings.on_bad_encoding != "skip" and file.kind != "python":
                 raise
             self.skipped.add(file.name, error.reason)
             return
+        if cuts:
+            cuts.append(Cut(*begins, halves(of_segment)))
         self._add(number, 0, 0, characters, size, digest, cuts)
 
     def _chunks(self, file: SourceFile, marks: list[Mark]) -> Iterator[str]:
@@ -245,7 +256,7 @@ class _Scanner:
                         self.skipped.add(f"{file.name}:{line_number}", reason)
                         continue
                     data = text.encode()
-                    digest = hashlib.blake2b(data, digest_size=16)
+                    digest = start_digest(data)
                     self._add(number, offset, len(line), len(text), len(data), digest, [])
             except READ_ERRORS as error:
                 raise unreadable(file.name, error) from error
@@ -257,15 +268,13 @@ class _Scanner:
         length: int,
         characters: int,
         size: int,
-        digest: hashlib.blake2b,
-        cuts: list[tuple[int, Mark]],
+        digest: Digest,
+        cuts: list[Cut],
     ) -> None:
         if characters == 0:
             self.empty += 1
             return
-        raw = digest.digest()
-        halves = (int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little"))
-        self._open.append((file, offset, length, characters, size, halves))
+        self._open.append((file, offset, length, characters, size, halves(digest)))
         if cuts:
             self.cuts[self.documents] = cuts
         self.documents += 1

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutti.data.reading import Mark
-from tutti.data.scan import Catalogue
+from tutti.data.scan import Catalogue, Cut
 from tutti.data.settings import PARTS, SHARD_TEXT_BYTES, SHARDS_OF_A_PART
 from tutti.data.split import tail_bounds
 
 #: `mark`: which of the plan's marks to start decoding from, -1 for the file's beginning. [start, stop):
-#: characters of the document. `first`, `last`: whether a document (in `tail`: its share) begins or ends here.
+#: characters of the document. `hash`: of the segment with what is left out `before` and `behind` it, in characters
+#: (in `tail`: of other shares). `first`, `last`: whether a document (in `tail`: its share) begins or ends here.
 SEGMENT = np.dtype(
     [
         ("file", "<i4"),
@@ -30,6 +31,9 @@ SEGMENT = np.dtype(
         ("start", "<i8"),
         ("stop", "<i8"),
         ("bytes", "<i8"),
+        ("hash", "<u8", 2),
+        ("before", "<u4"),
+        ("behind", "<u4"),
         ("first", "?"),
         ("last", "?"),
     ]
@@ -51,9 +55,9 @@ class PlanOfPart:
         return len(self.bounds) - 1
 
     def digest(self, shard: int) -> str:
-        """Names what is in a shard by stretches of text, not by where the text lies."""
+        """Names what is in a shard by the content of its text, not by where the text lies."""
         rows = self.segments[self.bounds[shard] : self.bounds[shard + 1]]
-        fields = ("start", "stop", "first", "last")
+        fields = ("start", "stop", "hash", "first", "last")
         return hashlib.blake2b(b"".join(rows[name].tobytes() for name in fields), digest_size=16).hexdigest()
 
 
@@ -115,10 +119,13 @@ def _tails(
         bounds = tail_bounds(characters, *shares)
         for part in range(len(PARTS)):
             start, stop = bounds[part], bounds[part + 1]
-            for low, high, mark in _segments_of(catalogue, document, start, stop):
+            for low, high, cut, behind in _segments_of(catalogue, document, start, stop):
                 share = size * (high - low) // characters
+                whole = (cut.hash, low - cut.start, behind)
                 ends = (low == start, high == stop)
-                rows[part].append((file, offset, length, marks.number(mark), low, high, share, *ends))
+                rows[part].append(
+                    (file, offset, length, marks.number(cut.mark), low, high, share, *whole, *ends)
+                )
                 if part == 0:
                     owners.append(document)
     tables = [np.array(of_part, dtype=SEGMENT) for of_part in rows]
@@ -142,15 +149,16 @@ def _whole(
     counts[long] = [len(some) for some in of_long]
     of_document = catalogue.rows[documents]
     table = np.zeros(len(documents), dtype=SEGMENT)
-    for field_name in ("file", "offset", "length", "bytes"):
+    for field_name in ("file", "offset", "length", "bytes", "hash"):
         table[field_name] = of_document[field_name]
     table["mark"], table["stop"] = -1, of_document["characters"]
     table["first"] = table["last"] = True
     table, firsts = np.repeat(table, counts), np.cumsum(counts) - counts
     for first, segments in zip(firsts[long].tolist(), of_long, strict=True):
         size, characters = int(table["bytes"][first]), segments[-1][1]
-        for row, (low, high, mark) in zip(table[first : first + len(segments)], segments, strict=True):
-            row["mark"], row["start"], row["stop"] = marks.number(mark), low, high
+        for row, (low, high, cut, _) in zip(table[first : first + len(segments)], segments, strict=True):
+            row["mark"], row["start"], row["stop"] = marks.number(cut.mark), low, high
+            row["hash"] = cut.hash
             row["bytes"] = size * (high - low) // characters
             row["first"], row["last"] = low == 0, high == characters
     return table
@@ -164,14 +172,15 @@ def _repeated(times: NDArray[np.int32]) -> NDArray[np.int64]:
 
 def _segments_of(
     catalogue: Catalogue, document: int, start: int, stop: int
-) -> Iterator[tuple[int, int, Mark]]:
-    """Characters [start, stop) of a document, cut; each piece with the mark from which its text is reached."""
-    cuts = [(0, Mark()), *catalogue.cuts.get(document, [])]
-    for index, (low, mark) in enumerate(cuts):
-        high = cuts[index + 1][0] if index + 1 < len(cuts) else stop
-        clipped = (max(low, start), min(high, stop))
-        if clipped[0] < clipped[1]:
-            yield *clipped, mark
+) -> Iterator[tuple[int, int, Cut, int]]:
+    """Characters [start, stop) of a document, cut; each piece with the segment that it is (a part) of, and how much of
+    that is behind it."""
+    row = catalogue.rows[document]
+    cuts = catalogue.cuts.get(document) or [Cut(0, Mark(), tuple(row["hash"].tolist()))]
+    for cut, end in zip(cuts, [*(cut.start for cut in cuts[1:]), int(row["characters"])], strict=True):
+        low, high = max(cut.start, start), min(end, stop)
+        if low < high:
+            yield low, high, cut, end - high
 
 
 def _bounds(sizes: NDArray[np.int64]) -> list[int]:

@@ -27,6 +27,7 @@ from tutti.core.rundir import unwritable
 from tutti.data.cleaning.cleaner import Cleaner, Tally, steps_of, summed
 from tutti.data.cleaning.step import Step
 from tutti.data.compressed import is_compressed
+from tutti.data.content import halves, start_digest
 from tutti.data.listing import SourceFile, UnreadableFile, reachable
 from tutti.data.manifest import Skipped, StepReport
 from tutti.data.near.signatures import band_keys, sign
@@ -310,9 +311,8 @@ class _Ready:
             self._empty += 1
             return
         data = text.encode()
-        raw = hashlib.blake2b(data, digest_size=16).digest()
-        halves = (int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little"))
-        self._open.append((part, document.number, out.tell(), len(data), len(text), halves))
+        digest = halves(start_digest(data))
+        self._open.append((part, document.number, out.tell(), len(data), len(text), digest))
         out.write(data)
         self._documents += 1
         if len(self._open) >= _ROWS_AT_ONCE:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from tutti.core.errors import DataError
 from tutti.data.compressed import READ_ERRORS
+from tutti.data.content import Digest, start_digest
 from tutti.data.listing import SourceFile, open_binary, unreadable
 from tutti.data.pieces import pieces
 from tutti.data.reading import Mark, TextSettings, read_python, read_text, text_of_line
@@ -26,25 +27,34 @@ class SegmentReader:
         """Pieces of the text of one row of a segment table.
 
         Raises:
-            DataError: the text is no longer there or is shorter than it was.
+            DataError: the text is no longer there or is not what it was; known when its last piece was given.
         """
         file = self._files[int(row["file"])]
+        digest = start_digest()
+        if file.kind in ("jsonl", "ready"):
+            read = self._line if file.kind == "jsonl" else self._ready
+            text = read(file, int(row["offset"]), int(row["length"]))
+            digest.update(text.encode())
+            yield from pieces([text[int(row["start"]) : int(row["stop"])]])
+        else:
+            yield from self._stream(file, row, digest)
+        if digest.digest() != row["hash"].tobytes():
+            raise changed(file.name)
+
+    def _stream(self, file: SourceFile, row: Any, digest: Digest) -> Iterator[str]:
+        """Pieces of a file that is one document; all of the segment, also of what is not given, goes into `digest`."""
+        before = int(row["before"])
         start, stop = int(row["start"]), int(row["stop"])
         mark = self._marks[int(row["mark"])] if row["mark"] >= 0 else Mark()
-        if file.kind == "jsonl":
-            chunks: Iterable[str] = [self._line(file, int(row["offset"]), int(row["length"]))]
-        elif file.kind == "ready":
-            chunks = [self._ready(file, int(row["offset"]), int(row["length"]))]
-        elif file.kind == "python":
-            chunks = read_python(file.name)
+        if file.kind == "python":
+            chunks: Iterable[str] = read_python(file.name)
         else:
             chunks = (text for text, _ in read_text(file.name, self._settings, mark))
-        given = 0
-        for piece in pieces(_window(chunks, start - mark.characters, stop - mark.characters)):
-            given += len(piece)
-            yield piece
-        if given != stop - start:
-            raise changed(file.name)
+        begin, end = start - before, stop + int(row["behind"])
+        segment = _digested(_window(chunks, begin - mark.characters, end - mark.characters), digest)
+        yield from pieces(_window(segment, before, stop - begin))
+        for _ in segment:
+            pass
 
     def close(self) -> None:
         """Close what is open."""
@@ -79,6 +89,13 @@ class SegmentReader:
 def changed(name: str) -> DataError:
     """A source that is not what it was a moment ago."""
     return DataError(f"{name} changed while it was being prepared", "run the same command again")
+
+
+def _digested(chunks: Iterable[str], digest: Digest) -> Iterator[str]:
+    """`chunks`, which go into `digest` on the way."""
+    for chunk in chunks:
+        digest.update(chunk.encode())
+        yield chunk
 
 
 def _window(chunks: Iterable[str], start: int, stop: int) -> Iterator[str]:
