@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,6 +158,21 @@ def test_training_documents_that_hold_what_is_judged_by_are_left_out(
     assert f"like {exams}:1" in report.examples[0].text
     held = prepare(configure(source, validation_source=str(exams), clean={"decontaminate": 13}))
     assert sorted(documents(held)) == sorted([*clean, *innocent])
+
+
+def test_texts_to_compare_with_are_changed_as_those_to_learn_from_are(
+    tmp_path: Path, configure: Configure
+) -> None:
+    pytest.importorskip("ftfy")
+    texts = [text.replace("w", "é") for text in texts_of(30)]
+    mailed = [" ".join(f"{word} someone{n}@example.com" for n, word in enumerate(texts[2].split()))]
+    source = write(tmp_path / "a.jsonl", [*texts[:2], *mailed, *texts[3:]])
+    clean = {"preset": "standard", "redact": ["EMAIL_ADDRESS"], "against": [str(tmp_path / "exam.jsonl")]}
+    config = configure(source, validation=0.0, clean=clean)
+    exams = [texts[0], unicodedata.normalize("NFD", texts[0]), texts[0].encode().decode("latin-1"), mailed[0]]
+    for exam in exams:
+        write(tmp_path / "exam.jsonl", [exam])
+        assert prepare(config).manifest.steps[-1].dropped == 1, exam
 
 
 def test_an_index_of_much_text_keeps_a_part_of_it_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

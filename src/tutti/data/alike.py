@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tutti.config.clean import CleanConfig
 from tutti.config.data import DataConfig
 from tutti.config.fields import bytes_of
-from tutti.data.cleaning.cleaner import shortened
+from tutti.data.cleaning.cleaner import Cleaner, changes_of, shortened
 from tutti.data.contamination import Search, SearchJob, make_index
 from tutti.data.listing import list_sources
 from tutti.data.manifest import Example, StepReport
@@ -65,11 +65,14 @@ def contaminated(
     workers: int,
     say: Callable[[str], None],
 ) -> tuple[_Kept, StepReport]:
-    """[documents] → those of `trained` that hold much of a document of `judged` or of `clean.against`.
+    """[documents] → those of `trained` that hold much of a document of `judged` or of `clean.against`, which is changed
+    as the others were.
 
     The index lies in `directory` while it is needed.
     """
-    length = int(config.clean.settled().decontaminate)
+    clean = config.clean.settled()
+    length = int(clean.decontaminate)
+    cleaner = Cleaner(changes_of(clean))
     against = (
         [Stretch(file) for file in list_sources(config, config.clean.against)] if config.clean.against else []
     )
@@ -82,8 +85,8 @@ def contaminated(
         for stretch in against:
             for found in documents(stretch, settings):
                 if isinstance(found, Document):
-                    names.append(stretch.place(found.number))
-                    yield found.text
+                    names.append(place := stretch.place(found.number))
+                    yield cleaner.clean(found.text, stretch.file.kind, place) or ""
 
     index = make_index(texts(), length)
     say(f"comparing with {len(index.sizes):,} documents that must not be learned")

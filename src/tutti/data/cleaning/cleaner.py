@@ -40,6 +40,13 @@ def steps_of(config: CleanConfig) -> list[Step]:
     return [step for step in steps if step is not None]
 
 
+def changes_of(config: CleanConfig) -> list[Step]:
+    """Those of them that change texts; they leave none out."""
+    return steps_of(
+        CleanConfig(unicode=config.unicode, headers=config.headers, redact=config.redact).settled()
+    )
+
+
 class Cleaner:
     """Takes texts through `steps`; `tallies`: what each did so far."""
 
