@@ -129,6 +129,32 @@ def test_duplicates_go_and_what_is_judged_by_is_not_trained_on(tmp_path: Path, t
     assert everything.parts["train"].examples == 5
 
 
+def test_what_was_left_out_is_said_of_the_files_as_they_are(tmp_path: Path, tokenizer: str) -> None:
+    """Also where the same examples were prepared from other files before, with what was chosen then."""
+    long = {"text": "card " * 40, "label": "a"}
+    rows = [long, *({"text": f"card {n}", "label": "ab"[n % 2]} for n in range(9))]
+    judged = [{"text": "fee", "label": "a"}]
+    validation = str(write_jsonl(tmp_path / "v.jsonl", judged))
+    files = {"doubled": [*rows, *rows[:5]], "clean": rows, "leaked": [*rows, *judged]}
+    found = {
+        name: prepared(
+            tmp_path, tokenizer, write_jsonl(tmp_path / "t.jsonl", some), validation_source=validation
+        )
+        for name, some in files.items()
+    }
+    assert len({one.directory for one in found.values()}) == 1
+    assert [one.counts.get("duplicates", 0) for one in found.values()] == [5, 0, 0]
+    assert [one.counts.get("leaked", 0) for one in found.values()] == [0, 0, 1]
+    labels, cut, doubled, leaked = (
+        "2 labels, of which each has 4 to 6 examples",
+        "1 of 10 train examples are longer than 24 tokens: their ends are cut off",
+        "5 examples occur more than once and are taken once",
+        "1 examples to train on have the text of a validation or test example and are left out",
+    )
+    expected = [[labels, doubled, cut], [labels, cut], [labels, leaked, cut]]
+    assert [one.choices for one in found.values()] == expected
+
+
 def test_unbalanced_labels_are_said(tmp_path: Path, tokenizer: str) -> None:
     records = [{"text": f"card {n}", "label": "common" if n else "rare"} for n in range(20)]
     found = prepared(tmp_path, tokenizer, write_jsonl(tmp_path / "x.jsonl", records), validation=0.0)

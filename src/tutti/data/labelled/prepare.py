@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,28 +90,26 @@ def prepare_examples(
     final = cache / "examples" / name
     try:
         with locked(cache / "locks" / f"{name}.lock", say):
-            if (final / MANIFEST).is_file():
-                return open_examples(final)
-            beside = cache / "examples" / f".{name}.{os.getpid()}.tmp"
-            try:
-                _write(config, gathered, task, reader, beside, name)
-                shutil.rmtree(final, ignore_errors=True)
-                beside.rename(final)
-                fsync_directory(final.parent)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+            if not (final / MANIFEST).is_file():
+                beside = cache / "examples" / f".{name}.{os.getpid()}.tmp"
+                try:
+                    _write(config, gathered, task, reader, beside, name)
+                    shutil.rmtree(final, ignore_errors=True)
+                    beside.rename(final)
+                    fsync_directory(final.parent)
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise unwritable(cache, error) from error
-    return open_examples(final)
+    return replace(open_examples(final), counts=gathered.counts, remarks=gathered.choices)
 
 
 def _write(
     config: DataConfig, gathered: Gathered, task: TextTask, reader: Reader, directory: Path, name: str
 ) -> None:
     directory.mkdir(parents=True)
-    choices = list(gathered.choices)
     frame = with_end if reader.decodes else with_separators
-    choices += _make_tokenizer(config, gathered, task, directory / TOKENIZER, frame)
+    choices = _make_tokenizer(config, gathered, task, directory / TOKENIZER, frame)
     if isinstance(task, Tag):
         _cut_at_words(directory / TOKENIZER / "tokenizer.json")
     if isinstance(task, Writing) and not reader.decodes:
@@ -141,7 +139,6 @@ def _write(
         "vocabulary": vocabulary_of(encoder.tokenizer),
         "parts": parts,
         "choices": choices,
-        "counts": gathered.counts,
         "files": files,
     }
     manifest = json.loads(json.dumps(manifest))

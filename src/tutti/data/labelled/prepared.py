@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,16 @@ class Part:
 
 @dataclass(frozen=True)
 class PreparedExamples:
-    """A complete directory of prepared examples. `manifest`: what `prepare_examples` wrote of them."""
+    """A complete directory of prepared examples. `manifest`: what `prepare_examples` wrote of them.
+
+    `counts`: what was read and left out; `remarks`: what the user should know of that. Both are of this reading, and
+    empty where only the directory was opened: other files may come to the same examples.
+    """
 
     directory: Path
     manifest: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def tokenizer_directory(self) -> Path:
@@ -108,12 +114,7 @@ class PreparedExamples:
     @property
     def choices(self) -> list[str]:
         """What was chosen, and what the user should know of the examples."""
-        return list(self.manifest["choices"])
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """What was read and left out."""
-        return dict(self.manifest["counts"])
+        return [*self.remarks, *self.manifest["choices"]]
 
 
 def digest(value: Any) -> str:
