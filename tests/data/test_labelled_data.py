@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,20 @@ def test_what_was_left_out_is_said_of_the_files_as_they_are(tmp_path: Path, toke
     )
     expected = [[labels, doubled, cut], [labels, cut], [labels, leaked, cut]]
     assert [one.choices for one in found.values()] == expected
+
+
+def test_what_a_killed_predecessor_had_begun_is_swept_away(tmp_path: Path, tokenizer: str) -> None:
+    """Also one that had the number that this process has."""
+    path = write_intents(tmp_path)
+    found = prepared(tmp_path, tokenizer, path)
+    folder, name = found.directory.parent, found.directory.name
+    shutil.rmtree(found.directory)
+    for process in (os.getpid(), 1):
+        (folder / f".{name}.{process}.tmp" / "train").mkdir(parents=True)
+    (folder / f".{name[::-1]}.1.tmp").mkdir()  # of other examples: they have a lock of their own
+    again = prepared(tmp_path, tokenizer, path)
+    assert again.manifest == found.manifest
+    assert sorted(one.name for one in folder.iterdir()) == sorted([f".{name[::-1]}.1.tmp", name])
 
 
 def test_unbalanced_labels_are_said(tmp_path: Path, tokenizer: str) -> None:

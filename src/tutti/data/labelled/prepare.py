@@ -91,6 +91,8 @@ def prepare_examples(
     try:
         with locked(cache / "locks" / f"{name}.lock", say):
             if not (final / MANIFEST).is_file():
+                for left in final.parent.glob(f".{name}.*.tmp"):  # what a killed predecessor had begun
+                    shutil.rmtree(left)
                 beside = cache / "examples" / f".{name}.{os.getpid()}.tmp"
                 try:
                     _write(config, gathered, task, reader, beside, name)
