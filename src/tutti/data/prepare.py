@@ -137,6 +137,7 @@ def _prepare(
         if key != Sources.of(config, remember).key(config, tokenizer):  # what this listing names was not read
             shutil.rmtree(staging, ignore_errors=True)
             raise changed("data.source")
+        _require_known(prepared.splits, config)
         # A run keeps the configuration with what was chosen for `auto`; that names the same text.
         resolved = prepared.resolved(config)
         for known in {key, sources.key(resolved, name_tokenizer(resolved, use))} - {None}:
@@ -188,7 +189,7 @@ def _write(
     )
     shards = write_shards(job, corpus.plan, corpus.files, workers=workers, say=say)
     splits = {name: _split(part) for name, part in shards.items()}
-    choices += _unknown(splits, config) + _inexact(splits, config.tokenizer)
+    choices += _unknown(splits) + _inexact(splits, config.tokenizer)
     tokenizer_files = sorted(path for path in (directory / TOKENIZER).iterdir() if path.is_file())
     write_manifest(
         directory,
@@ -233,20 +234,26 @@ def _inexact(splits: dict[str, Split], tokenizer: str) -> list[str]:
     return said
 
 
-def _unknown(splits: dict[str, Split], config: DataConfig) -> list[str]:
-    """Words for the user where the tokenizer does not know some of the text.
+def _unknown(splits: dict[str, Split]) -> list[str]:
+    """Words for the user where the tokenizer does not know some of the text."""
+    unknown, share = _count_unknown(splits)
+    return [f"{unknown:,} tokens ({100 * share:.2g} %) are unknown to the tokenizer"] if unknown else []
 
-    Raises:
-        DataError: it does not know more than `most_unknown`.
-    """
+
+def _count_unknown(splits: dict[str, Split]) -> tuple[int, float]:
+    """Tokens that stand for what the tokenizer does not know, and their share."""
     unknown = sum(shard.unknown for split in splits.values() for shard in split.shards)
-    share = unknown / max(1, sum(split.tokens for split in splits.values()))
+    return unknown, unknown / max(1, sum(split.tokens for split in splits.values()))
+
+
+def _require_known(splits: dict[str, Split], config: DataConfig) -> None:
+    """Raises DataError when the tokenizer does not know more of the text than `most_unknown`."""
+    _, share = _count_unknown(splits)
     if share > config.most_unknown:
         raise DataError(
             f"{100 * share:.1f} % of the text's tokens are unknown to the tokenizer {config.tokenizer}",
             "choose one that knows its writing (`bpe` is trained on the text), or raise data.most_unknown",
         )
-    return [f"{unknown:,} tokens ({100 * share:.2g} %) are unknown to the tokenizer"] if unknown else []
 
 
 def _save_token_bytes(directory: Path, token_bytes: NDArray[np.int64]) -> File:
