@@ -286,6 +286,23 @@ def test_prepare_reads_a_url_twice_and_fetches_it_once(
     assert prepared.fingerprint == prepare(configure(tmp_path / "a.jsonl", split="document")).fingerprint
 
 
+def test_what_another_process_is_fetching_stays_and_counts(far: _Far, tmp_path: Path) -> None:
+    far.pipe("/a.txt", b"a" * 1000)
+    cache = RemoteCache(tmp_path / "remote", 2500)
+    cache.directory.mkdir()
+    fetched, left = cache.directory / ".abc.999.tmp", cache.directory / ".def.998.tmp"
+    fetched.write_bytes(b"x" * 1600)
+    assert open_binary("far://a.txt", cache).read() == b"a" * 1000  # where it lies: there is no room
+    assert [path for path in cache.directory.iterdir() if path.is_file()] == [fetched]
+    fetched.write_bytes(b"x" * 1400)
+    left.write_bytes(b"x" * 500)
+    os.utime(left, (1, 1))  # whoever fetched it was killed
+    far.opened.clear()
+    for _ in range(2):
+        assert open_binary("far://a.txt", cache).read() == b"a" * 1000
+    assert far.opened["/a.txt"] == 1 and fetched.exists() and not left.exists()
+
+
 def test_a_copy_is_known_by_its_version_and_fetched_again_where_others_removed_it(
     far: _Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

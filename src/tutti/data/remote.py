@@ -42,6 +42,8 @@ _STAMPS = (
     ),
 )
 _DAY_SECONDS = 86400
+#: A copy that has not grown for so long is not being fetched any more.
+_FETCHING_SECONDS = 3600
 #: How often a copy is looked for that others remove to make room for theirs.
 _TRIES = 3
 
@@ -88,8 +90,7 @@ class RemoteCache:
             return False
         beside = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
         try:
-            self._make_room(size)
-            if shutil.disk_usage(self.directory).free < size + _SPARE_BYTES:
+            if not self._make_room(size) or shutil.disk_usage(self.directory).free < size + _SPARE_BYTES:
                 return False
             with filesystem.open(path, "rb") as source, beside.open("wb") as target:
                 shutil.copyfileobj(source, target, _COPY_BYTES)
@@ -102,18 +103,25 @@ class RemoteCache:
             beside.unlink(missing_ok=True)
         return True
 
-    def _make_room(self, size: int) -> None:
-        """Remove copies that were read longest ago; who has one open goes on reading."""
+    def _make_room(self, size: int) -> bool:
+        """Remove copies that were read longest ago where that makes room for `size` bytes more; whether there is.
+
+        Who has one open goes on reading; what another process is fetching stays.
+        """
         with locked(self.directory / "locks" / "room.lock", lambda _: None):
-            copies = []
+            held, copies = 0, []
             for path in self.directory.iterdir():
                 with suppress(OSError):  # gone just now
                     stat = path.stat()
                     if path.is_file():
-                        copies.append((stat.st_mtime_ns, stat.st_size, path))
-            held = sum(size for _, size, _ in copies)
+                        held += stat.st_size
+                        if path.suffix != ".tmp" or time.time() - stat.st_mtime > _FETCHING_SECONDS:
+                            copies.append((stat.st_mtime_ns, stat.st_size, path))
+            if held - sum(freed for _, freed, _ in copies) + size > self.limit:
+                return False
             for _, freed, path in sorted(copies):
                 if held + size <= self.limit:
-                    return
+                    break
                 path.unlink(missing_ok=True)
                 held -= freed
+            return True
