@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutti.core.errors import RunError
+from tutti.data.labelled import known_by
 from tutti.package import Asker
-from tutti.tasks import Example, TextTask
+from tutti.tasks import Example
 from tutti.train.labelled import LabelledJob
 from tutti.trained import asker_of, load_trained
 
@@ -36,10 +37,10 @@ def label(
         raise RunError(f"{run} gives no text one label", "name a run with task: classify, without multiple")
     task, parts, called = job.task, job.prepared.parts, config.task.fields
     examples = task.asked_about(records)
-    known = {_plain(task, example) for part in parts.values() for example in part.read()}
+    known = {known_by(task, example) for part in parts.values() for example in part.read()}
     new: dict[str, Example] = {}
     for example in examples:
-        if (text := _plain(task, example)) not in known:
+        if (text := known_by(task, example)) not in known:
             new.setdefault(text, example)
     asker = asker_of(job, config)
     said = _likeliest(asker, called, list(new.values()))
@@ -84,8 +85,3 @@ def _likeliest(asker: Asker, called: Mapping[str, str], examples: Sequence[Examp
 def _fields(called: Mapping[str, str], example: Example) -> dict[str, Any]:
     """`example`, without what it learned by, as the user's files call its fields."""
     return {called.get(name, name): value for name, value in example.items() if name != "labels"}
-
-
-def _plain(task: TextTask, example: Example) -> str:
-    """What an example is known by, among others."""
-    return " ".join(task.text(example).split())

@@ -131,6 +131,31 @@ def test_duplicates_go_and_what_is_judged_by_is_not_trained_on(tmp_path: Path, t
     assert everything.parts["train"].examples == 5
 
 
+def test_an_example_that_contradicts_is_kept_once(tmp_path: Path, tokenizer: str) -> None:
+    labels = "abbabc"
+    path = write_jsonl(tmp_path / "x.jsonl", [{"text": "my card", "label": label} for label in labels])
+    found = prepared(tmp_path, tokenizer, path, validation=0.0)
+    assert [example["labels"] for example in found.parts["train"].read()] == [["a"], ["b"], ["c"]]
+    assert found.counts["duplicates"] == 3 and found.counts["contradictions"] == 2
+
+
+def test_texts_of_a_pair_are_compared_each_by_itself(tmp_path: Path, tokenizer: str) -> None:
+    pairs = [
+        ("new york", "city guide"),
+        ("new", "york city guide"),
+        ("new  york ", "city\nguide"),
+        ("a", "b c"),
+    ]
+    asked = write_jsonl(tmp_path / "e.jsonl", [{"query": one, "text": two} for one, two in pairs])
+    judged = write_jsonl(tmp_path / "v.jsonl", [{"query": "a b", "text": "c"}])
+    found = prepared(tmp_path, tokenizer, asked, "embed", validation_source=str(judged))
+    assert [example["query"] for example in found.parts["train"].read()] == ["new york", "new", "a"]
+    assert found.counts["duplicates"] == 1 and "leaked" not in found.counts
+    rows = [{"text": one, "pair": two, "label": "ab"[n % 2]} for n, (one, two) in enumerate(pairs)]
+    found = prepared(tmp_path, tokenizer, write_jsonl(tmp_path / "c.jsonl", rows), validation=0.0)
+    assert [example["text"] for example in found.parts["train"].read()] == ["new york", "new", "a"]
+
+
 def test_what_was_left_out_is_said_of_the_files_as_they_are(tmp_path: Path, tokenizer: str) -> None:
     """Also where the same examples were prepared from other files before, with what was chosen then."""
     long = {"text": "card " * 40, "label": "a"}

@@ -68,8 +68,8 @@ class Answer(Task):
             )
         return value
 
-    def text(self, example: Example) -> str:
-        return f"{example['question']}\n{example['context']}"
+    def texts(self, example: Example) -> list[str]:
+        return [example["question"], example["context"]]
 
     def label_names(self, example: Example) -> Iterable[str]:
         return iter(())

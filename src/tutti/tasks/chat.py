@@ -45,8 +45,8 @@ class Chat(Writing):
             )
         return {"messages": found}
 
-    def text(self, example: Example) -> str:
-        return "\n".join(message["content"] for message in example["messages"])
+    def texts(self, example: Example) -> list[str]:
+        return [message["content"] for message in example["messages"]]
 
     def talk(self, example: Example) -> list[Message]:
         return list(example["messages"])

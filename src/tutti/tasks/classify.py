@@ -68,8 +68,8 @@ class Classify(Task):
             return sorted({_name(record, one) for one in several if one != ""})
         return [_name(record, value)]
 
-    def text(self, example: Example) -> str:
-        return "\n".join([example["text"], example.get("pair", "")])
+    def texts(self, example: Example) -> list[str]:
+        return [example["text"], example.get("pair", "")]
 
     def label_names(self, example: Example) -> Iterable[str]:
         labels: list[str] = example["labels"]

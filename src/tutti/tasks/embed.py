@@ -59,8 +59,8 @@ class Embed(Task):
             names = ["text"] if self.has(record, "text") else ["query"]
         return {name: self.text_field(record, name) for name in names}
 
-    def text(self, example: Example) -> str:
-        return "\n".join(example.values())
+    def texts(self, example: Example) -> list[str]:
+        return list(example.values())
 
     def label_names(self, example: Example) -> Iterable[str]:
         return iter(())

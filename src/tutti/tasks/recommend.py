@@ -69,8 +69,8 @@ class Recommend(Task):
         items = items if self.config.repeats else list(dict.fromkeys(items))
         return {"items": items} if labelled else {"items": items, "open": True}
 
-    def text(self, example: Example) -> str:
-        return BETWEEN.join(example["items"])
+    def texts(self, example: Example) -> list[str]:
+        return list(example["items"])
 
     def label_names(self, example: Example) -> Iterable[str]:
         items: list[str] = example["items"]

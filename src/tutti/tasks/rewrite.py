@@ -39,8 +39,8 @@ class Rewrite(Writing):
             example["wanted"] = self.text_field(record, wanted)
         return example
 
-    def text(self, example: Example) -> str:
-        return "\n".join(example.values())
+    def texts(self, example: Example) -> list[str]:
+        return list(example.values())
 
     def talk(self, example: Example) -> list[Message]:
         said = [{"role": "assistant", "content": example["wanted"]}] if "wanted" in example else []

@@ -95,8 +95,8 @@ class Tag(Task):
             example["tags"] = tags
         return example
 
-    def text(self, example: Example) -> str:
-        return str(example["text"])
+    def texts(self, example: Example) -> list[str]:
+        return [example["text"]]
 
     def label_names(self, example: Example) -> Iterable[str]:
         tags: list[str] = example["tags"]

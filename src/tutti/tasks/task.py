@@ -142,8 +142,8 @@ class TextTask(ABC):
         """
 
     @abstractmethod
-    def text(self, example: Example) -> str:
-        """What identifies `example` when duplicates are looked for."""
+    def texts(self, example: Example) -> list[str]:
+        """The texts that `example` consists of: what identifies it when duplicates are looked for."""
 
     @abstractmethod
     def label_names(self, example: Example) -> Iterable[str]:

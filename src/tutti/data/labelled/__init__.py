@@ -1,6 +1,6 @@
 """Labelled examples: read, checked, cut into rows of tokens and kept in the cache, for the tasks of `tutti.tasks`."""
 
-from tutti.data.labelled.gather import FORMER
+from tutti.data.labelled.gather import FORMER, known_by
 from tutti.data.labelled.prepare import Reader, encoder_in, encoder_of, prepare_examples
 from tutti.data.labelled.prepared import PreparedExamples, open_examples
 from tutti.data.labelled.source import ExampleSource
@@ -15,6 +15,7 @@ __all__ = [
     "Reader",
     "encoder_in",
     "encoder_of",
+    "known_by",
     "open_examples",
     "prepare_examples",
     "read_file",

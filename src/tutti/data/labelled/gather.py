@@ -25,6 +25,8 @@ FORMER = "former"
 #: Of them, at most: what each weight means to them hardly changes with more.
 _FORMER_MOST = 512
 _REPLACEMENT = "\ufffd"
+#: White space to `str.split`, so it is in no text that was split.
+_BETWEEN = "\x1f"
 
 
 @dataclass
@@ -101,7 +103,12 @@ def _read(
                     raise
                 counts["empty"] += 1
                 continue
-            yield _Found(example, record.origin, " ".join(task.text(example).split()))
+            yield _Found(example, record.origin, known_by(task, example))
+
+
+def known_by(task: TextTask, example: Example) -> str:
+    """What identifies `example`, among others of `task`: its texts, but for how much white space is in them."""
+    return _BETWEEN.join(" ".join(text.split()) for text in task.texts(example))
 
 
 def _readable(record: Record, policy: str) -> Record | None:
@@ -141,19 +148,19 @@ def _without_duplicates(
     judged = {one.text for part, some in found.items() if part != "train" for one in some}
     kept: dict[str, list[_Found]] = {}
     for part, some in found.items():
-        seen: dict[str, list[str]] = {}
+        seen: dict[str, set[tuple[str, ...]]] = {}
         kept[part] = []
         for one in some:
-            names = list(task.label_names(one.example))
+            names = tuple(task.label_names(one.example))
             if one.text in seen:
-                same = seen[one.text] == names
+                same = names in seen[one.text]
                 counts["duplicates" if same else "contradictions"] += 1
                 if same:
                     continue
             elif part == "train" and one.text in judged:
                 counts["leaked"] += 1
                 continue
-            seen.setdefault(one.text, names)
+            seen.setdefault(one.text, set()).add(names)
             kept[part].append(one)
     return kept
 
@@ -211,8 +218,9 @@ def _split_off(
 
 
 def _place(text: str) -> float:
-    """Where `text` stands between 0 and 1, by its hash."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2.0**64
+    """Where `text` stands between 0 and 1, by the hash of its words."""
+    words = " ".join(text.split()).encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") / 2.0**64
 
 
 def _remembered(

@@ -206,7 +206,7 @@ def _make_tokenizer(
     if task.words == "labels":
         save_tokenizer(words_tokenizer(gathered.labels.names, BETWEEN), directory)
         return []
-    texts = [task.text(example) for example in gathered.parts["train"]]
+    texts = ["\n".join(task.texts(example)) for example in gathered.parts["train"]]
     if isinstance(task, Tag):
         texts = [piece for text in texts for piece in with_space_before(text)]
     if config.tokenizer == "characters":
