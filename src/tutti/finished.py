@@ -35,6 +35,7 @@ from tutti.train.writing import EncoderDecoderJob, score_writing, writer_of
 from tutti.trained import (
     Trained,
     asker_of,
+    data_of,
     load_causal,
     load_trained,
     measure,
@@ -62,7 +63,7 @@ def evaluate(
     """
     began = time.perf_counter()
     if file is not None:
-        found = _score(run, list(read_file(file))[:samples])
+        found = _score(run, list(read_file(file, data_of(run)))[:samples])
         return {"run": str(run), "file": str(file), **found, "seconds": time.perf_counter() - began}
     trained, model, objective = _compressed(run) if is_package(run) else _as_trained(run)
     job, config, step = trained

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tutti.config import Config, load_config
+from tutti.config.data import DataConfig
 from tutti.config.task import TaskConfig
 from tutti.core.errors import CheckpointError, RunError, TuttiError
 from tutti.core.rundir import RunDirectory
@@ -78,6 +79,14 @@ def load_trained(run: Path) -> Trained:
     job.objective.eval()
     job.complete(job.objective.model, arithmetic_of(config))
     return Trained(job, config, int(meta["step"]))
+
+
+def data_of(place: Path) -> DataConfig:
+    """How the data of a run was read; of what was compressed, that of the run in which it lies, where it does."""
+    for run in (RunDirectory(place), RunDirectory(place.resolve().parent)):
+        if run.config.is_file():
+            return load_config(run.config).data
+    return DataConfig()
 
 
 def trained_checkpoint(directory: RunDirectory, config: Config) -> Path | None:

@@ -81,7 +81,7 @@ def test_every_format_says_the_same(tmp_path: Path, ending: str) -> None:
             writer = csv.DictWriter(file, ["text", "label"], delimiter="," if ending == "csv" else "\t")
             writer.writeheader()
             writer.writerows(records)
-    assert [dict(record.fields) for record in read_file(path)] == records
+    assert [dict(record.fields) for record in read_file(path, DataConfig())] == records
 
 
 def test_squads_articles_are_questions(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_squads_articles_are_questions(tmp_path: Path) -> None:
     paragraph = {"context": "a b c", "qas": [{"id": "q1", "question": "what?", "answers": answers}]}
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [paragraph]}]}))
-    (record,) = read_file(path)
+    (record,) = read_file(path, DataConfig())
     assert record.fields == {"question": "what?", "context": "a b c", "answers": answers}
     assert record.origin.endswith("x.json, question q1")
 
@@ -99,7 +99,7 @@ def test_conll_is_read_by_sentences(tmp_path: Path) -> None:
     path.write_text(
         "-DOCSTART- -X- O O\n\nU.N. NNP I-NP B-ORG\nofficial NN I-NP O\n\n\n#tag\tO\n", encoding="utf-8"
     )
-    records = list(read_file(path))
+    records = list(read_file(path, DataConfig()))
     assert [dict(record.fields) for record in records] == [
         {"tokens": ["U.N.", "official"], "tags": ["B-ORG", "O"]},
         {"tokens": ["#tag"], "tags": ["O"]},
@@ -241,6 +241,9 @@ def test_damage_is_noticed(tmp_path: Path, tokenizer: str) -> None:
     [
         ("x.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', "x.jsonl:2 is no JSON"),
         ("x.jsonl", "[1]\n", "x.jsonl:1 is no object"),
+        ("x.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}\n", "x.jsonl:1 has too long a number"),
+        ("x.jsonl", "[" * 100_000 + "\n", "x.jsonl:1 is nested too deeply"),
+        ("x.json", "[" + "1" * 5000 + "]", "x.json has too long a number"),
         ("x.jsonl", '{"text": "", "label": "b"}\n', "x.jsonl:1: 'text' is empty"),
         ("x.jsonl", '{"text": "a", "label": "b"}\n', "only the label 'b'"),
         ("x.jsonl", "", "data.source holds no examples"),
@@ -309,6 +312,20 @@ def test_bytes_that_do_not_decode(
         return
     found = prepared(tmp_path, tokenizer, path, on_bad_encoding=policy, validation=0.0)
     assert [example["text"] for example in found.parts["train"].read()] == kept
+
+
+def test_files_that_a_model_is_asked_about_are_read_as_its_data_was(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('{"text": "fine"}\n{"text": "café"}\n'.encode("latin-1"))
+
+    def read(**fields: str) -> list[str]:
+        return [record.fields["text"] for record in read_file(path, DataConfig(source="", **fields))]
+
+    assert read(encoding="latin-1") == ["fine", "café"]
+    assert read(on_bad_encoding="replace") == ["fine", "caf\ufffd"]
+    for policy in ("fail", "skip"):  # none is left out: each waits for its answer
+        with pytest.raises(DataError, match=r"x\.jsonl:2 does not decode"):
+            read(on_bad_encoding=policy)
 
 
 def test_a_tokenizer_can_be_trained_on_the_examples(tmp_path: Path) -> None:

@@ -211,6 +211,10 @@ def test_predict_by_command(
         assert tutti_command(["predict", run, "--file", "-"]) == code
         captured = capsys.readouterr()
         assert words in captured.out + captured.err
+    (place / "latin.jsonl").write_bytes('{"text": "où est ma carte"}\n'.encode("latin-1"))
+    for verb in ("predict", "evaluate", "label", "explain"):
+        assert tutti_command([verb, run, "--file", str(place / "latin.jsonl")]) == 2
+        assert "latin.jsonl:1 does not decode" in capsys.readouterr().err
     assert tutti_command(["predict", run]) == 2
     assert "nothing to judge" in capsys.readouterr().err
     assert tutti_command(["generate", run, "x"]) == 2

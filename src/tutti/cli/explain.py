@@ -49,8 +49,9 @@ def explain(
         from tutti import api
         from tutti.explain import write_explanations
 
-        records = records_of(texts, file)
-        explained = api.explain(find_run(run), records, label=label, method=method)
+        place = find_run(run)
+        records = records_of(texts, file, place)
+        explained = api.explain(place, records, label=label, method=method)
     if html is not None:
         try:
             write_text_atomically(html, write_explanations(f"Why {run} says so", explained))

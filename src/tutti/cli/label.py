@@ -32,8 +32,9 @@ def label(
     with only_the_answer(json_output):
         from tutti import api
 
-        records = read_records(file)
-        found = api.label(find_run(run), records, above=above, most=most)
+        place = find_run(run)
+        records = read_records(file, place)
+        found = api.label(place, records, above=above, most=most)
     if json_output:
         print_json(found)
         return

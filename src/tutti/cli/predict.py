@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -31,8 +32,9 @@ def predict(
     with only_the_answer(json_output):
         from tutti import api
 
-        records = records_of(texts, file)
-        predictions = api.predict(find_run(run), records)
+        place = find_run(run)
+        records = records_of(texts, file, place)
+        predictions = api.predict(place, records)
     if json_output:
         print_json({"predictions": predictions})
         return
@@ -43,8 +45,8 @@ def predict(
             typer.echo(f"{record}\n    {_line(prediction)}")
 
 
-def records_of(texts: list[str] | None, file: Path | None) -> list[Any]:
-    """What is asked about: `texts`, or the examples in `file`.
+def records_of(texts: list[str] | None, file: Path | None, place: Path) -> list[Any]:
+    """What the model at `place` is asked about: `texts`, or the examples in `file`.
 
     Raises:
         RunError: there is neither, or both.
@@ -56,15 +58,21 @@ def records_of(texts: list[str] | None, file: Path | None) -> list[Any]:
             "there is nothing to judge" if file is None else "both texts and --file are given",
             "give texts, or --file FILE",
         )
-    return list(texts or ()) if file is None else read_records(file)
+    return list(texts or ()) if file is None else read_records(file, place)
 
 
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """The fields of the examples in `file`; `-`: standard input."""
-    from tutti.data.labelled import read_file, read_jsonl
+def read_records(file: Path, place: Path) -> list[dict[str, Any]]:
+    """The fields of the examples in `file`, read as the data of the model at `place`; `-`: standard input."""
+    from tutti.data.labelled import read_file, read_jsonl, to_be_asked
+    from tutti.trained import data_of
 
-    records = read_jsonl(sys.stdin, "standard input") if str(file) == "-" else read_file(file)
-    return [dict(record.fields) for record in records]
+    data = data_of(place)
+    if str(file) != "-":
+        return [dict(record.fields) for record in read_file(file, data)]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding=data.encoding, errors="surrogateescape")
+    said = to_be_asked(read_jsonl(sys.stdin, "standard input"), data)
+    return [dict(record.fields) for record in said]
 
 
 def _line(prediction: dict[str, Any]) -> str:

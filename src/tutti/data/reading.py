@@ -184,10 +184,9 @@ def text_of_line(name: str, number: int, offset: int, line: bytes, settings: Tex
             f"{where} is no JSON: {error.msg} at column {error.colno}",
             "mend or delete the line, or set data.on_bad_row: skip",
         ) from error
-    except (RecursionError, ValueError) as error:  # Python refuses numbers of thousands of digits
-        what = "is nested too deeply" if isinstance(error, RecursionError) else "has too long a number"
+    except (RecursionError, ValueError) as error:
         raise DataError(
-            f"{where} {what} to be read", "mend or delete the line, or set data.on_bad_row: skip"
+            f"{where} {too_much(error)}", "mend or delete the line, or set data.on_bad_row: skip"
         ) from error
     if not isinstance(value, dict):
         raise DataError(
@@ -207,6 +206,12 @@ def text_of_line(name: str, number: int, offset: int, line: bytes, settings: Tex
             f"{where}: field '{settings.text_field}' is {_json_type(text)}, not text", "set data.text_field"
         )
     return without_surrogates(text, f"{where} (byte {offset})", settings)
+
+
+def too_much(error: RecursionError | ValueError) -> str:
+    """What of a JSON text Python does not read though it is one: it refuses numbers of thousands of digits, too."""
+    what = "is nested too deeply" if isinstance(error, RecursionError) else "has too long a number"
+    return f"{what} to be read"
 
 
 def without_surrogates(text: str, where: str, settings: TextSettings) -> str:

@@ -3,9 +3,10 @@
 from tutti.data.labelled.gather import FORMER, known_by
 from tutti.data.labelled.prepare import Reader, encoder_in, encoder_of, prepare_examples
 from tutti.data.labelled.prepared import PreparedExamples, open_examples
+from tutti.data.labelled.readable import read_file, to_be_asked
 from tutti.data.labelled.source import ExampleSource
 from tutti.data.labelled.table import ListedRows
-from tutti.data.sources.records import read_file, read_jsonl
+from tutti.data.sources.records import read_jsonl
 
 __all__ = [
     "FORMER",
@@ -20,4 +21,5 @@ __all__ = [
     "prepare_examples",
     "read_file",
     "read_jsonl",
+    "to_be_asked",
 ]

@@ -6,17 +6,17 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tutti.config.data import DataConfig
 from tutti.config.task import RememberConfig
 from tutti.core.errors import DataError
 from tutti.data.labelled.catalogue import read_catalogue
+from tutti.data.labelled.readable import readable
 from tutti.data.listing import list_sources
 from tutti.data.reading import check_encoding
 from tutti.data.settings import FORMATS
 from tutti.data.sources.records import read_records
-from tutti.tasks.task import EmptyText, Example, Labels, Record, TextTask
+from tutti.tasks.task import EmptyText, Example, Labels, TextTask
 
 #: From so many times more examples of the commonest label than of the rarest, the user is told.
 _UNBALANCED = 10
@@ -24,7 +24,6 @@ _UNBALANCED = 10
 FORMER = "former"
 #: Of them, at most: what each weight means to them hardly changes with more.
 _FORMER_MOST = 512
-_REPLACEMENT = "\ufffd"
 #: White space to `str.split`, so it is in no text that was split.
 _BETWEEN = "\x1f"
 
@@ -92,12 +91,12 @@ def _read(
         counts["files"] += 1
         for record in read_records(file, config.encoding):
             counts["records"] += 1
-            readable = _readable(record, config.on_bad_encoding)
-            if readable is None:
+            decoded = readable(record, config.on_bad_encoding)
+            if decoded is None:
                 counts["undecodable"] += 1
                 continue
             try:
-                example = task.example(readable)
+                example = task.example(decoded)
             except EmptyText:
                 if config.on_empty == "fail":
                     raise
@@ -109,36 +108,6 @@ def _read(
 def known_by(task: TextTask, example: Example) -> str:
     """What identifies `example`, among others of `task`: its texts, but for how much white space is in them."""
     return _BETWEEN.join(" ".join(text.split()) for text in task.texts(example))
-
-
-def _readable(record: Record, policy: str) -> Record | None:
-    """`record` without lone surrogates, which stand for bytes that did not decode; None: leave it out."""
-    if not _has_surrogates(record.fields):
-        return record
-    if policy == "skip":
-        return None
-    if policy == "replace":
-        return Record(record.origin, _replaced(dict(record.fields)))
-    raise DataError(
-        f"{record.origin} does not decode",
-        "set data.encoding (common ones are utf-8, latin-1, cp1252), or data.on_bad_encoding to skip or replace",
-    )
-
-
-def _has_surrogates(value: Any) -> bool:
-    if isinstance(value, str):
-        return not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value)
-    if isinstance(value, dict):
-        return any(map(_has_surrogates, value.values()))
-    return isinstance(value, list | tuple) and any(map(_has_surrogates, value))
-
-
-def _replaced(value: Any) -> Any:
-    if isinstance(value, str):
-        return "".join(_REPLACEMENT if "\ud800" <= sign <= "\udfff" else sign for sign in value)
-    if isinstance(value, dict):
-        return {key: _replaced(item) for key, item in value.items()}
-    return [_replaced(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _without_duplicates(

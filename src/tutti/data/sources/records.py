@@ -13,14 +13,13 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from tutti.config.data import DataConfig
 from tutti.core.errors import DataError
 from tutti.core.record import Record
 from tutti.data.compressed import READ_ERRORS
-from tutti.data.listing import SourceFile, UnreadableFile, list_sources, open_binary, unreadable
+from tutti.data.listing import SourceFile, UnreadableFile, open_binary, unreadable
+from tutti.data.reading import too_much
 from tutti.data.remote import RemoteCache
 from tutti.data.settings import FORMATS
 from tutti.data.sources.hub import read_hub
@@ -73,13 +72,6 @@ def read_rows(
             raise unreadable(file.name, error) from error
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """The records of a file, folder, glob or URL, as the format of each says; raises as `read_records`."""
-    config = DataConfig()
-    for file in list_sources(config, str(path), tuple(FORMATS)):
-        yield from read_records(file, config.encoding)
-
-
 def read_jsonl(text: Iterable[str], name: str) -> Iterator[Record]:
     """The objects in the lines of `text`, which messages call `name`; raises as `read_records`."""
     for number, line in enumerate(text, 1):
@@ -88,11 +80,13 @@ def read_jsonl(text: Iterable[str], name: str) -> Iterator[Record]:
         origin = f"{name}:{number}"
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             what = (
-                f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+                f"is no JSON: {error.msg} at column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else too_much(error)
             )
-            raise DataError(f"{origin} is no JSON: {what}", "mend or delete the line") from error
+            raise DataError(f"{origin} {what}", "mend or delete the line") from error
         yield _object(origin, value)
 
 
@@ -205,9 +199,13 @@ def _conll(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
 def _json(text: io.TextIOWrapper, name: str) -> Iterator[Record]:
     try:
         value = json.load(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        what = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"{name} is no JSON: {what}", "mend the file") from error
+    except (ValueError, RecursionError) as error:
+        what = (
+            f"is no JSON: line {error.lineno}: {error.msg}"
+            if isinstance(error, json.JSONDecodeError)
+            else too_much(error)
+        )
+        raise DataError(f"{name} {what}", "mend the file") from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         yield from _squad(value["data"], name)
         return
