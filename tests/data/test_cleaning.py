@@ -227,6 +227,14 @@ def test_steps_are_counted_with_examples_that_show_no_personal_data() -> None:
     assert shortened("x" * 500).endswith("…") and len(shortened("y " * 500)) <= 100
 
 
+def test_examples_end_in_no_half_of_personal_data() -> None:
+    for data in ("anna.smith@example.com", "4111 1111 1111 1111", "+44 7700 900123"):
+        for spaces in range(360, 640):
+            for behind in ("", " and so on" * 100):
+                shown = shortened(" " * spaces + data + behind)
+                assert not shown or shown[0] == "[", (spaces, shown)
+
+
 def test_a_preset_is_what_it_says(tmp_path: Path) -> None:
     assert CleanConfig().settled() == CleanConfig(
         unicode=False, shortest=0, letters=0.0, repetition=False, near_duplicates=0.0, decontaminate=0

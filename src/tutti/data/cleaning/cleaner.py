@@ -20,6 +20,8 @@ _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 100
 _BEFORE_A_CHANGE = 30
 _LONGEST_DATA = 200
+#: Characters of a text of which an example is made.
+_LOOKED_AT = 4 * _EXAMPLE_CHARACTERS + _LONGEST_DATA
 
 
 def steps_of(config: CleanConfig) -> list[Step]:
@@ -88,7 +90,8 @@ class Tally:
         self.dropped += 1
         self.bytes += len(text.encode())
         self.reasons[why] += 1
-        self._show(where, f"{why}: {shortened(text)}")
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(Example(where=where, text=f"{why}: {shortened(text)}"))
 
     def change(self, before: str, after: str, where: str) -> None:
         """A text was changed."""
@@ -100,11 +103,8 @@ class Tally:
             )
             at = _outside(before, next(differs, min(len(before), len(after))) - _BEFORE_A_CHANGE)
             was, is_now = shortened(before[at:]), shortened(after[at:])
-            self._show(where, is_now if was == is_now else f"{was} → {is_now}")  # equal where data was hidden
-
-    def _show(self, where: str, text: str) -> None:
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(Example(where=where, text=text))
+            shown = is_now if was == is_now else f"{was} → {is_now}"  # equal where data was hidden
+            self.examples.append(Example(where=where, text=shown))
 
     def report(self) -> StepReport:
         """As it is kept."""
@@ -128,7 +128,10 @@ def _outside(text: str, at: int) -> int:
 
 def shortened(text: str) -> str:
     """The beginning of `text` in one line, fit to be shown: without personal data that patterns find."""
-    line = " ".join(mask(text[: 4 * _EXAMPLE_CHARACTERS], Patterns(), Counter()).split())
+    patterns, head = Patterns(), text[:_LOOKED_AT]
+    if len(head) < len(text) and (cuts := patterns.cuts(head)):  # half an address is no address to patterns
+        head = head[: cuts[-1]]
+    line = " ".join(mask(head, patterns, Counter()).split())
     return line if len(line) <= _EXAMPLE_CHARACTERS else line[: _EXAMPLE_CHARACTERS - 1] + "…"
 
 
