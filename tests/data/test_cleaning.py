@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections import Counter
@@ -85,6 +86,18 @@ HEADER = "# Copyright 2020 Example GmbH\n# Licensed under the MIT licence.\n"
 def test_headers_about_licences_go_and_other_comments_stay(source: str, left: str) -> None:
     assert changed(Headers(), source, "code") == left
     assert changed(Headers(), source, "text") == source
+
+
+def test_headers_go_however_source_code_is_named(tmp_path: Path, configure: Configure) -> None:
+    folder = tmp_path / "code"
+    folder.mkdir()
+    for name in ("a.py", "b.py.gz", "c.md"):
+        source = (HEADER + f"x = 1  # {name}\n" * 20).encode()
+        (folder / name).write_bytes(gzip.compress(source) if name.endswith(".gz") else source)
+    for source, seen in ((folder, 3), (f"{folder}/a*", 1), (folder / "b.py.gz", 1), (f"code:{folder}", 1)):
+        prepared = prepare(configure(source, clean={"headers": True}, validation=0.0))
+        (step,) = [step for step in prepared.manifest.steps if step.step == "headers"]
+        assert (step.seen, step.changed) == (seen, min(seen, 2)), source
 
 
 def test_length_and_letters_by_counting() -> None:

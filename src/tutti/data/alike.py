@@ -86,7 +86,7 @@ def contaminated(
             for found in documents(stretch, settings):
                 if isinstance(found, Document):
                     names.append(place := stretch.place(found.number))
-                    yield cleaner.clean(found.text, stretch.file.kind, place) or ""
+                    yield cleaner.clean(found.text, stretch.kind, place) or ""
 
     index = make_index(texts(), length)
     say(f"comparing with {len(index.sizes):,} documents that must not be learned")

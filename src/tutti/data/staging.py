@@ -304,7 +304,7 @@ class _Ready:
 
     def _document(self, part: int, stretch: Stretch, document: Document, out: BinaryIO) -> None:
         where = stretch.place(document.number)
-        text = self._cleaner.clean(document.text, stretch.file.kind, where)
+        text = self._cleaner.clean(document.text, stretch.kind, where)
         if text is None:
             return
         if not text:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tutti.core.address import without_secrets
-from tutti.data.listing import SourceFile
+from tutti.data.compressed import inner_name
+from tutti.data.listing import Kind, SourceFile
+from tutti.data.settings import CODE_ENDINGS
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class Stretch:
     file: SourceFile
     start: int = 0
     stop: int = -1
+
+    @property
+    def kind(self) -> Kind:
+        """Of its text: also `code` where the file is read as text, and ends as source code does."""
+        ends = inner_name(self.file.name).lower().endswith(CODE_ENDINGS)
+        return "code" if ends and self.file.kind == "text" else self.file.kind
 
     def place(self, number: int) -> str:
         """In words: row `number`, counted from 1 where the stretch begins; 0: the whole file."""
