@@ -111,7 +111,7 @@ def _write(
 ) -> None:
     directory.mkdir(parents=True)
     frame = with_end if reader.decodes else with_separators
-    choices = _make_tokenizer(config, gathered, task, directory / TOKENIZER, frame)
+    chosen = _make_tokenizer(config, gathered, task, directory / TOKENIZER, frame)
     if isinstance(task, Tag):
         _cut_at_words(directory / TOKENIZER / "tokenizer.json")
     if isinstance(task, Writing) and not reader.decodes:
@@ -123,7 +123,7 @@ def _write(
     for part, examples in gathered.parts.items():
         parts[part] = _write_part(task, part, gathered, encoder, directory / part)
         if cut := parts[part]["cut"]:
-            choices.append(
+            chosen.append(
                 f"{cut:,} of {len(examples):,} {part} examples are longer than {reader.length} tokens: {task.long}"
             )
     files = {
@@ -140,7 +140,7 @@ def _write(
         "stop": end_of_turn(encoder) if encoder.render is not None else None,
         "vocabulary": vocabulary_of(encoder.tokenizer),
         "parts": parts,
-        "choices": choices,
+        "chosen": chosen,
         "files": files,
     }
     manifest = json.loads(json.dumps(manifest))

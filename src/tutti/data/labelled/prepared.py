@@ -114,7 +114,8 @@ class PreparedExamples:
     @property
     def choices(self) -> list[str]:
         """What was chosen, and what the user should know of the examples."""
-        return [*self.remarks, *self.manifest["choices"]]
+        # An older version wrote `choices`, with what it had to say of the files that it read.
+        return [*self.remarks, *self.manifest.get("chosen", ())]
 
 
 def digest(value: Any) -> str:
