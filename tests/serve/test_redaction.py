@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 
 import pytest
@@ -164,3 +165,21 @@ def test_no_more_is_held_back_than_a_word_or_a_number() -> None:
 def test_no_text_takes_for_ever(text: str) -> None:
     """A pattern that looks back again and again would need minutes here: the time-out of the test says so."""
     PATTERNS.spans(text)
+
+
+@pytest.mark.parametrize("space", ["\n" * 100_000, "\n " * 50_000, " " * 100_000, "\n\t\r" * 30_000])
+def test_no_space_takes_for_ever(space: str) -> None:
+    text = f"Hi.{space}"
+    assert "".join(part for _, part in segments.segments(text)) == text
+
+
+@given(st.lists(st.sampled_from([" ", "\n", "\t", "a", "B", ".", "。", '"']), max_size=14))
+@settings(max_examples=500, deadline=None)
+def test_paragraphs_end_where_two_lines_do(letters: list[str]) -> None:
+    """As a pattern has it that tries every part of a space."""
+    text = "".join(letters)
+    ends = {match.start() for match in re.finditer(r"\s*?\n\s*?\n\s*(?=\S)", text)} - {0}
+    assert ends <= set(segments.cuts(text))
+    plain = text.replace(".", "").replace("。", "")
+    ends = {match.start() for match in re.finditer(r"\s*?\n\s*?\n\s*(?=\S)", plain)} - {0}
+    assert ends == set(segments.cuts(plain))
