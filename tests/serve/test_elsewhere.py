@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -14,10 +15,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from aiohttp import web
 from gateways import KEY, Gateway
 
 from served_models import served, tiny_service
 from tutti.cli import run
+from tutti.serve.gateway.elsewhere import Elsewhere
 from tutti.serve.http import make_app
 
 REMOTE_KEY = "sk-of-the-other"
@@ -142,6 +145,59 @@ def test_the_other_may_go_and_come_back() -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "remote_refused")
     assert gateway.end() == 0
     server.shutdown()
+
+
+def test_as_many_streams_as_come_are_passed_on_and_it_is_watched_beside_them() -> None:
+    """More than clients of HTTP have connections if nobody says how many."""
+    over, watched, begun = asyncio.Event(), asyncio.Event(), 0
+
+    async def models(_: web.Request) -> web.Response:
+        if begun == 120:
+            watched.set()
+        return web.json_response({"data": [{"id": "tiny"}]})
+
+    async def write(request: web.Request) -> web.StreamResponse:
+        nonlocal begun
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(b'data: {"choices": []}\n\n')
+        begun += 1
+        await over.wait()
+        return answer
+
+    async def ask(elsewhere: Elsewhere) -> None:
+        told = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+        async def receive() -> Any:
+            return told.pop() if told else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            assert message.get("status", 200) == 200
+
+        await elsewhere(
+            {"type": "http", "path": "/v1/completions", "method": "POST", "headers": []}, receive, send
+        )
+
+    async def all_together() -> None:
+        app = web.Application()
+        app.router.add_get("/v1/models", models)
+        app.router.add_post("/v1/completions", write)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        elsewhere = Elsewhere(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        async with elsewhere.living(lambda _: None):
+            asked = [asyncio.create_task(ask(elsewhere)) for _ in range(120)]
+            try:
+                await asyncio.wait_for(watched.wait(), 20)
+                assert elsewhere.problem is None
+            finally:
+                over.set()
+                await asyncio.wait(asked)
+            await asyncio.gather(*asked)
+        await runner.cleanup()
+
+    asyncio.run(all_together())
 
 
 @pytest.mark.parametrize("kind", ["nobody", "stranger", "locked"])

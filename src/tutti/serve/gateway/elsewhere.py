@@ -48,11 +48,15 @@ class Elsewhere:
             ModelError: nobody answers there, or not as OpenAI does.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_PATIENCE_SECONDS)
-        async with aiohttp.ClientSession(
-            timeout=timeout,
-            headers={"Accept-Encoding": "identity"},  # texts are looked at as they come
-            cookie_jar=aiohttp.DummyCookieJar(),
-        ) as self._session:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # how many there may be is up to the bounds
+                timeout=timeout,
+                headers={"Accept-Encoding": "identity"},  # texts are looked at as they come
+                cookie_jar=aiohttp.DummyCookieJar(),
+            ) as self._session,
+            aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as self._watching,
+        ):
             welcome(await self._models())
             watching = asyncio.create_task(self._watch())
             try:
@@ -117,7 +121,7 @@ class Elsewhere:
         try:
             async with (
                 asyncio.timeout(_PATIENCE_SECONDS),
-                self._session.get(where, headers=self._headers) as answer,
+                self._watching.get(where, headers=self._headers) as answer,
             ):
                 if answer.status in (401, 403):
                     raise ModelError(
