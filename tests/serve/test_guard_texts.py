@@ -213,6 +213,18 @@ def test_answers_have_at_most_so_many_tokens() -> None:
         assert raw.http_request is not None and json.loads(raw.http_request.content).get("max_tokens") is None
 
 
+@pytest.mark.parametrize("more", ["[" * 1500 + "]" * 1500, "1" * 5000, "nothing"])
+def test_what_cannot_be_read_does_not_pass_the_limits(more: str) -> None:
+    """Nobody behind the guard reads what it could not: others read deeper than Python does."""
+    service = scripted_service(["a"] * 50)
+    body = f'{{"model": "tiny", "prompt": "x", "max_tokens": 100, "stream": true, "user_data": {more}}}'
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    with served(make_app(service, guard(limits={"new_tokens": 7}))) as address:
+        answer = httpx.post(f"{address}/v1/completions", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "the body is no JSON object")
+    assert not prompts(service)
+
+
 def test_models_find_what_patterns_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any) -> None:
     """A run that has learned to tag, and one that has learned to tell rude from polite."""
     from encoders import write_encoder
