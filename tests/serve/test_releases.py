@@ -87,6 +87,19 @@ def test_only_what_is_served_is_rolled_back_by_itself(releases: Registry, model:
     assert (state.serving, state.canary, state.standings[2].by) == (1, 3, "x")
 
 
+def test_a_canary_that_is_named_to_go_back_to_serves_and_is_none_any_more(
+    releases: Registry, model: Path
+) -> None:
+    releases.deploy(model, None, "")
+    releases.deploy(model, 5.0, "")
+    releases.roll_back(3)
+    state = releases.state
+    assert (state.serving, state.canary, state.percent) == (3, None, 0.0)
+    assert releases.roll_back(only=3, why="errors") is not None
+    state = releases.state
+    assert (state.serving, state.canary, state.standings[3].state) == (1, None, "rolled back")
+
+
 def test_a_version_that_was_rolled_back_is_nothing_to_go_back_to() -> None:
     def deed(what: str, version: int, **more: object) -> Deed:
         return Deed.model_validate({"time": 0.0, "deed": what, "version": version, "by": "x", **more})

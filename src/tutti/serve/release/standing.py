@@ -66,13 +66,13 @@ def state_after(deeds: Iterable[Deed]) -> State:
             state.canary, state.percent = deed.version, deed.percent
             state.standings[deed.version] = Standing("canary", deed.time, deed.by, deed.why)
         else:
-            if deed.version == state.canary:
-                state.canary, state.percent = None, 0.0
             _serve(state, deed.version, deed)
     return state
 
 
 def _serve(state: State, version: int, deed: Deed) -> None:
+    if version == state.canary:
+        state.canary, state.percent = None, 0.0
     _retire(state, state.serving, deed, f"version {version} serves now")
     if version in state.served:
         del state.served[state.served.index(version) :]
