@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+#: What is nobody's fault who asks.
+SERVER_ERROR = "server_error"
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -35,7 +37,7 @@ class Refusal(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON of it."""
-        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
+        kind = SERVER_ERROR if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:

@@ -1,8 +1,9 @@
 """The application of a gateway: a request goes to a worker, and its answer comes back; streams as they come.
 
 A request is sent to another worker where the first one has not begun to answer it: it could not be reached, it died
-before its answer had begun (a whole answer: before it was there), or it said that its engine has stopped. To compute
-twice does no harm, since nothing is kept. A stream that has begun is not begun again: it ends with an error.
+before its answer had begun (a whole answer: before it was there), or it said that its engine has stopped, be it as the
+first event of a stream. To compute twice does no harm, since nothing is kept. A stream that has begun is not begun
+again: it ends with an error, and counts as one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from starlette.types import Receive, Scope, Send
 
 from tutti.serve.gateway.fleet import HEADER, Fleet
 from tutti.serve.gateway.pool import Pool
-from tutti.serve.gateway.relay import inward, send_stream, send_whole, start_of, streams, unless_left
+from tutti.serve.gateway.relay import (
+    failure_in,
+    inward,
+    send_stream,
+    send_whole,
+    start_of,
+    streams,
+    unless_left,
+)
 from tutti.serve.gateway.worker import Worker
 from tutti.serve.guard.exchange import OWNER_HEADER, exchange_of
 from tutti.serve.guard.scopes import OPEN, route_of
@@ -84,7 +93,7 @@ async def _pass_on(scope: Scope, body: bytes, pool: Pool, worker: Worker, send: 
             start["headers"].append((HEADER.encode(), str(pool.version).encode()))
             first = await (answer.content.readany() if streams(answer) else answer.read())
             seconds = time.perf_counter() - began
-            if answer.status == 503 and not last:
+            if _has_stopped(answer, first) and not last:
                 raise _Again
             if streams(answer):
                 broken = await send_stream(answer, start, first, send)
@@ -94,6 +103,13 @@ async def _pass_on(scope: Scope, body: bytes, pool: Pool, worker: Worker, send: 
         raise _Again from error
     pool.tally.note(answer.status, seconds)
     await send_whole(start, first, send)
+
+
+def _has_stopped(answer: aiohttp.ClientResponse, first: bytes) -> bool:
+    """Whether who was asked says that it cannot compute; of a stream, before anything else."""
+    if not streams(answer):
+        return answer.status == 503
+    return failure_in(first.partition(b"\n\n")[0]) == stopped().code
 
 
 def _url_of(scope: Scope) -> yarl.URL:

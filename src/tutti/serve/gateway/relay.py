@@ -6,13 +6,14 @@ import asyncio
 import json
 import re
 from collections.abc import Coroutine
+from contextlib import suppress
 
 import aiohttp
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from tutti.serve.guard.exchange import TOKENS_HEADER
-from tutti.serve.refusal import stopped
+from tutti.serve.refusal import SERVER_ERROR, stopped
 from tutti.web.gone import until_gone
 
 #: What is told of a request, and a client of an answer, beside what the gateway itself says.
@@ -61,14 +62,26 @@ async def send_whole(start: Message, body: bytes, send: Send) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+def failure_in(events: bytes) -> str | None:
+    """Why who computes could not go on, by the code of a `Refusal` that stands among `events`; None: it could."""
+    for line in events.splitlines() if b'{"error"' in events else ():
+        with suppress(ValueError, RecursionError):  # a service elsewhere may say anything
+            told = json.loads(line.removeprefix(b"data: "))
+            error = told.get("error") if isinstance(told, dict) else None
+            if isinstance(error, dict) and error.get("type") == SERVER_ERROR:
+                return str(error.get("code"))
+    return None
+
+
 async def send_stream(answer: aiohttp.ClientResponse, start: Message, first: bytes, send: Send) -> bool:
-    """Pass on what comes, `first` first, whole events only; whether it broke off."""
+    """Pass on what comes, `first` first, whole events only; whether it broke off, or could not be computed."""
     await send(start)
     held, broken = first, False
     try:
         while held or not answer.content.at_eof():
             end = max((found.end() for found in _END.finditer(held)), default=0)
             if end:
+                broken = broken or failure_in(held[:end]) is not None
                 await send({"type": "http.response.body", "body": held[:end], "more_body": True})
                 held = held[end:]
             if not (part := await answer.content.readany()):
