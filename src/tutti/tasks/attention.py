@@ -41,20 +41,20 @@ class LastAttention:
         for names in _APART:
             if all(name in modules for name in names):
                 for place, name in enumerate(names):
-                    modules[name].register_forward_hook(self._noting(place, 1))
+                    modules[name].register_forward_hook(self._noting(blocks[-1], place, 1))
                 return
         for name in _TOGETHER:
             if name in modules:
-                modules[name].register_forward_hook(self._noting(0, 3))
+                modules[name].register_forward_hook(self._noting(blocks[-1], 0, 3))
                 return
         raise ModelError(
             f"a {type(blocks[-1]).__name__} does not say what its queries, keys and values are",
             "set distil.hidden to 0",
         )
 
-    def _noting(self, first: int, count: int) -> Any:
+    def _noting(self, block: nn.Module, first: int, count: int) -> Any:
         def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            places = active()
+            places = active(block)
             whole = output if places is None else places.unpack(output)
             for place, part in enumerate(whole.chunk(count, -1)):
                 self._seen[first + place] = part.float()

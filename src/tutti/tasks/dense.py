@@ -11,6 +11,7 @@ Shapes: B rows, S tokens of the longest, T tokens that are none of padding, H he
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,34 +108,51 @@ class Places:
         return whole.index_copy(0, self.index, packed[0]).view(self.rows, self.length, *packed.shape[2:])
 
 
-#: Of the rows that blocks compute now (None: rows are as they always are).
-_active: Places | None = None
+class _Here(threading.local):
+    """Of each thread, for several may have models at work: the tokens that its blocks shall compute."""
+
+    places: Places | None = None
 
 
-def active() -> Places | None:
-    """The places of the tokens that blocks are computing, if they are packed."""
-    return _active
+_here = _Here()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _wanted() -> Places | None:
+    return _here.places
+
+
+def active(module: nn.Module) -> Places | None:
+    """The places of the tokens that `module`, a block or its attention, is computing, if they are packed."""
+    dense: Dense | None = getattr(module, "packed_by", None)
+    return None if dense is None else dense.active
 
 
 @contextmanager
 def packed(mask: Tensor | None) -> Iterator[None]:
-    """While this is open, blocks that `Dense` has taken charge of compute the tokens of `mask` [B, S] alone."""
-    global _wanted, _active
-    before, _wanted = _wanted, None if mask is None or bool(mask.all()) else Places.of(mask)
+    """While this is open, blocks that `Dense` has taken charge of compute the tokens of `mask` [B, S] alone, in this
+    thread."""
+    before = _here.places
+    _here.places = None if mask is None or bool(mask.all()) else Places.of(mask)
     try:
         yield
     finally:
-        _wanted, _active = before, None  # a model that was interrupted has not come to its last block
-
-
-_wanted: Places | None = None
+        _here.places = before
 
 
 class Dense:
-    """Takes charge of the `blocks` of an encoder, in the order in which they run."""
+    """Takes charge of the `blocks` of an encoder, in the order in which they run; in one thread at a time. `active`: of
+    the rows that they compute now (None: rows are as they always are)."""
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.active: Places | None = None
         self._first, self._last = blocks[0], blocks[-1]
+        # Of those that hold others, as attention does: whoever copies a single layer shall not copy them all.
+        self._parts: list[Any] = [
+            part for block in blocks for part in block.modules() if any(part.children())
+        ]
+        for module in self._parts:
+            module.packed_by = self
         self._hooks = [block.register_forward_pre_hook(self._enter, with_kwargs=True) for block in blocks]
         self._hooks.append(self._last.register_forward_hook(self._leave, always_call=True))
 
@@ -142,14 +160,15 @@ class Dense:
         """Leave the blocks as they were."""
         for hook in self._hooks:
             hook.remove()
+        for module in self._parts:
+            del module.packed_by
 
     def _enter(
         self, block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        global _active
         if block is self._first:
-            _active = _wanted
-        places = _active
+            self.active = _wanted()
+        places = self.active
         if places is None:
             return None
 
@@ -165,8 +184,7 @@ class Dense:
         }
 
     def _leave(self, block: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        global _active
-        places, _active = _active, None
+        places, self.active = self.active, None
         if places is None or output is None:
             return output
         if isinstance(output, tuple):

@@ -169,7 +169,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention: query, key, value [B, H, S, D] → [B, S, H, D]."""
-    if (places := dense.active()) is not None:
+    if (places := dense.active(module)) is not None:
         return _attend_packed(module, query, key, value, attention_mask, places, **rest), None
     exchange: SequenceExchange | None = getattr(module, "sequence_exchange", None)
     if exchange is None:

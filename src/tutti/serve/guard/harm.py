@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from importlib.metadata import EntryPoint
 from importlib.resources import files
 from pathlib import Path
@@ -45,7 +46,7 @@ class Classifier:
     slow = True
 
     def __init__(self, place: Path, labels: list[str], chance: float) -> None:
-        self._asker = open_asker(place, "classify")
+        self._asker, self._asking = open_asker(place, "classify"), threading.Lock()
         self._labels, self._chance = labels, chance
         if unknown := set(labels) - set(self._asker.labels.names):
             raise ConfigError(
@@ -56,7 +57,8 @@ class Classifier:
     def harm(self, text: str) -> str | None:
         if not text.strip():
             return None
-        scores = self._asker.predict([text])[0]["scores"]
+        with self._asking:  # a model and its tokenizer belong to one text at a time
+            scores = self._asker.predict([text])[0]["scores"]
         return next((label for label in self._labels if scores.get(label, 0.0) >= self._chance), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from tutti.core.errors import ConfigError
@@ -20,7 +21,7 @@ class Tagger:
     slow = True
 
     def __init__(self, place: Path, labels: list[str] | None) -> None:
-        self._asker = open_asker(place, "tag")
+        self._asker, self._asking = open_asker(place, "tag"), threading.Lock()
         known = {name.partition("-")[2] for name in self._asker.labels.names} - {""}
         if unknown := set(labels or ()) - known:
             raise ConfigError(
@@ -32,7 +33,8 @@ class Tagger:
     def spans(self, text: str) -> list[Span]:
         if not text.strip():
             return []
-        entities = self._asker.predict([text])[0]["entities"]
+        with self._asking:  # a model and its tokenizer belong to one text at a time
+            entities = self._asker.predict([text])[0]["entities"]
         return [
             Span(one["start"], one["end"], one["label"]) for one in entities if one["label"] in self._hidden
         ]
