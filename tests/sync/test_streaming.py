@@ -147,3 +147,12 @@ def test_blocks_take_turns_and_nothing_is_left_out() -> None:
     assert [name for name in parts[0] if "layers" in name] == [f"layers.{n}.mlp.weight" for n in (0, 2, 4)]
     assert sorted(name for part in parts for name in part) == sorted(sizes)
     assert abs(sum(sizes[n] for n in parts[0]) - sum(sizes[n] for n in parts[1])) <= 20
+
+
+def test_layers_with_activations_between_them_take_turns_too() -> None:
+    """Of torch's Sequential, whose numbers are those of everything in it."""
+    sizes = {f"layers.{n}.{name}": 10 for n in (0, 2, 4, 6) for name in ("weight", "bias")}
+    assert [{name.split(".")[1] for name in part} for part in fragments_of(sizes, 2)] == [
+        {"0", "4"},
+        {"2", "6"},
+    ]

@@ -156,16 +156,19 @@ class StreamingDiLoCo(DiLoCo):
 
 
 def fragments_of(sizes: Mapping[str, int], fragments: int) -> list[list[str]]:
-    """Names by fragment: block b (the first number in its parameters' names) in fragment b mod P, strided as in the
-    paper; what lies in no block goes where there is least."""
+    """Names by fragment: block b in fragment b mod P, strided as in the paper; what lies in no block goes where there
+    is least. A block is known by the first number in its parameters' names; numbers without parameters (an activation
+    between two layers) are not counted."""
     parts: list[list[str]] = [[] for _ in range(fragments)]
     loads = [0] * fragments
+    found = {name: re.search(r"\.(\d+)\.", f".{name}.") for name in sizes}
+    numbers = sorted({int(block[1]) for block in found.values() if block is not None})
     outside = []
     for name, size in sizes.items():
-        if (block := re.search(r"\.(\d+)\.", f".{name}.")) is None:
+        if (block := found[name]) is None:
             outside.append(name)
             continue
-        number = int(block[1]) % fragments
+        number = numbers.index(int(block[1])) % fragments
         parts[number].append(name)
         loads[number] += size
     for name in outside:
