@@ -35,6 +35,9 @@ from tutti.train.masked import MaskedJob, masked_job, masked_source
 from tutti.train.precision import compute_context
 from tutti.train.writing import EncoderDecoderJob, encoder_decoder_job
 
+#: Kinds of task whose model goes on from texts.
+_GO_ON = ("language_model", "chat")
+
 
 class Trained(NamedTuple):
     """`job`: with the trained model. `step`: that it is of."""
@@ -187,17 +190,23 @@ def task_of(run: Path) -> TaskConfig:
     return load_config(directory.config).task
 
 
+def export_in_use(run: Path) -> Path | None:
+    """The export that `load_causal` loads; None: it takes a checkpoint, or the model does not go on from texts."""
+    directory, task = RunDirectory(run), task_of(run)
+    return directory.export if task.kind in _GO_ON and _export_is_current(directory) else None
+
+
 def load_causal(run: Path) -> tuple[PreTrainedModel, Any, TaskConfig]:
     """The model of a run that goes on from texts, its tokenizer (transformers'), and what it learned.
 
     Raises:
         TuttiError: there is no such run, nothing sound was saved of it, or it learned something else.
     """
-    directory, task = RunDirectory(run), task_of(run)
+    task = task_of(run)
     require_causal(run, task)
-    if _export_is_current(directory):
-        model: Any = AutoModelForCausalLM.from_pretrained(directory.export)
-        return model, AutoTokenizer.from_pretrained(directory.export), task
+    if (export := export_in_use(run)) is not None:
+        model: Any = AutoModelForCausalLM.from_pretrained(export)
+        return model, AutoTokenizer.from_pretrained(export), task
     job, _, _ = load_trained(run)
     assert isinstance(job, LanguageModelJob) and isinstance(job.objective.model, PreTrainedModel)
     return job.objective.model, AutoTokenizer.from_pretrained(job.prepared.tokenizer_directory), task
@@ -210,7 +219,7 @@ def talks_of(tokenizer: Any, task: TaskConfig) -> RowEncoder:
 
 def require_causal(place: Path, task: TaskConfig) -> None:
     """Raise RunError where the model of `place` does not go on from texts."""
-    if task.kind not in ("language_model", "chat"):
+    if task.kind not in _GO_ON:
         raise RunError(
             f"{place} learned to {task.learned}, not to go on from a text",
             f"ask it with `tutti predict {place} …`",

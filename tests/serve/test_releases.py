@@ -10,15 +10,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import xxhash
 from served_tasks import write_task
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from served_models import bytes_tokenizer
 from tutti.cli import run
+from tutti.config import load_config
+from tutti.config.dump import dump_config
 from tutti.core.errors import ConfigError, ModelError, RunError, TuttiError
 from tutti.serve.release import Registry, listing
-from tutti.serve.release.content import require_unchanged
+from tutti.serve.release.content import marks_of, require_unchanged
 from tutti.serve.release.deploying import deploy
 from tutti.serve.release.standing import Deed, state_after
+from tutti.trained import load_causal
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,29 @@ def test_a_model_that_changed_or_went_is_found_out(tmp_path: Path, model: Path) 
     shutil.rmtree(own)
     with pytest.raises(ModelError, match="version 1 is gone"):
         require_unchanged(version)
+
+
+def test_a_run_whose_export_is_served_changes_with_it(tmp_path: Path) -> None:
+    """What is loaded is what is compared, whatever else lies beside it."""
+    place = tmp_path / "run"
+    words = [f"runs={tmp_path}", "name=run", f"data.source={tmp_path}", "replicas=1"]
+    (place / "checkpoints").mkdir(parents=True)
+    (place / "config.yaml").write_text(dump_config(load_config(None, words)))
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(place / "export")
+    bytes_tokenizer().save_pretrained(place / "export")
+    loaded, _, _ = load_causal(place)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    before = {mark.name: mark for mark in marks_of(place)}
+    assert {"config.yaml", "export/model.safetensors", "export/tokenizer.json"} <= set(before)
+    (place / "checkpoints" / "a").write_text("of a step that is not loaded")
+    assert {mark.name: mark for mark in marks_of(place)} == before
+    LlamaForCausalLM(config).save_pretrained(place / "export")
+    after = {mark.name: mark for mark in marks_of(place)}
+    assert [name for name in before if after[name] != before[name]] == ["export/model.safetensors"]
 
 
 def test_what_cannot_be_served_does_not_count(tmp_path: Path, model: Path, releases: Registry) -> None:

@@ -12,7 +12,7 @@ from tutti.package import Package, is_package
 from tutti.serve.release.version import FileMark, Lineage, Version
 from tutti.train import checkpoints
 from tutti.train.checkpoints.manifest import hash_file
-from tutti.trained import trained_checkpoint
+from tutti.trained import export_in_use, trained_checkpoint
 
 
 def require_unchanged(version: Version) -> None:
@@ -85,8 +85,8 @@ def _files_of(place: Path) -> list[Path]:
     """Every file that matters, in order."""
     if is_package(place) or (place / "config.json").is_file():
         return sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
-    checkpoint = _checkpoint_of(place)
-    return [RunDirectory(place).config, *sorted(path for path in checkpoint.rglob("*") if path.is_file())]
+    loaded = export_in_use(place) or _checkpoint_of(place)
+    return [RunDirectory(place).config, *sorted(path for path in loaded.rglob("*") if path.is_file())]
 
 
 def _checkpoint_of(run: Path) -> Path:
