@@ -248,6 +248,20 @@ def test_who_goes_away_or_waits_too_long_makes_room(model: Any) -> None:
         assert engine.load == (0, 0)
 
 
+@pytest.mark.parametrize(("slots", "waiting"), [(2, 0), (3, 1)])
+def test_nobody_is_refused_while_a_slot_is_free(model: Any, slots: int, waiting: int) -> None:
+    with running(model, slots=slots, queue_length=waiting) as engine:
+        for _ in range(2):  # as soon as one has ended another may come
+            asked = [Asked(prompt, 20) for prompt in prompts(slots + waiting)]
+            for one in asked:
+                engine.submit(one.request)
+            with pytest.raises(Full):
+                engine.submit(Asked(prompts(1)[0], 20).request)
+            assert all(one.wait()[1].reason == "length" for one in asked)
+            while engine.load != (0, 0):
+                time.sleep(0.01)
+
+
 def test_more_than_may_wait_is_refused_at_once(model: Any) -> None:
     prompt = prompts(1)[0]
     with running(model, slots=1, queue_length=2) as engine:

@@ -110,7 +110,7 @@ class Engine(EngineThread[Request]):
         self._let_in(request)
 
     def _count_in(self, asked: Request) -> None:
-        if self._queued >= self._queue_length:
+        if sum(self.load) >= len(self._slots) + self._queue_length:
             raise Full
         self._queued += 1
 
