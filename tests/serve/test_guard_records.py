@@ -99,6 +99,15 @@ def test_the_log_is_set_aside_when_it_is_full(tmp_path: Path) -> None:
         guard(audit={"file": str(tmp_path / "nowhere" / "audit.jsonl")})
 
 
+def test_a_log_beside_which_no_file_is_kept_stays_small(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    settings = guard(audit={"file": str(file), "file_bytes": 1000, "files": 0})
+    with served(make_app(scripted_service(["ok"]), settings)) as address:
+        last = [httpx.get(f"{address}/health").headers["x-request-id"] for _ in range(20)][-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.jsonl"]
+    assert file.stat().st_size <= 1000 and lines_of(file)[-1]["id"] == last
+
+
 @pytest.mark.parametrize(
     ("given", "taken"),
     [("abc-1.2_3", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("a;b", False)],

@@ -98,7 +98,10 @@ class AuditConfig(Section):
         default=100_000_000,
         description="A file that is larger is set aside as `FILE.1`, and a new one begun.",
     )
-    files: NonNegative = Field(default=10, description="Files that are set aside; the oldest one goes.")
+    files: NonNegative = Field(
+        default=10,
+        description="Files that are set aside; the oldest one goes. `0`: what a full file holds goes.",
+    )
 
 
 class ReleaseConfig(Section):

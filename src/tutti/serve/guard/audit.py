@@ -81,5 +81,12 @@ class _Private(RotatingFileHandler):
 
         return open(self.baseFilename, self.mode, encoding=self.encoding, opener=private)  # type: ignore[return-value]
 
+    def doRollover(self) -> None:
+        if (
+            self.backupCount == 0
+        ):  # no file is kept beside it, and Python's own handler would go on in the full one
+            os.truncate(self.baseFilename, 0)
+        super().doRollover()
+
     def handleError(self, record: logging.LogRecord) -> None:
         _LOG.error("a line of the audit log could not be written", exc_info=True)
