@@ -33,7 +33,7 @@ class Welcome:
         given = os.environ.get(KEY_VARIABLE)
         key = given or f"sk-tutti-{secrets.token_urlsafe(24)}"
         host, port = listener.getsockname()[:2]
-        return cls(f"{door.scheme}://{bracketed(host)}:{port}", key, given is None, rules.keys, door.page)
+        return cls(f"{door.scheme}://{bracketed(host)}:{port}", key, not given, rules.keys, door.page)
 
     def lines(self, name: str, route: str, asked: str) -> list[str]:
         """Of the model `name`. `asked`: what might be sent to `route` beside it, as JSON has it."""
