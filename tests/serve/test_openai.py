@@ -165,6 +165,30 @@ def _eager(model: Any) -> Iterator[None]:
     model.set_attn_implementation(before)
 
 
+def test_tokens_stand_where_they_stand_in_the_text(client: openai.OpenAI, model: Any) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": "The",
+        "max_tokens": 60,
+        "logprobs": 0,
+        "seed": 3,
+        "n": 2,
+    }
+    whole = client.completions.create(**asked)
+    parts: dict[int, list[int]] = {0: [], 1: []}
+    for part in client.completions.create(**asked, stream=True):
+        for one in part.choices:
+            parts[one.index] += (one.logprobs and one.logprobs.text_offset) or []
+    for choice in whole.choices:
+        assert choice.logprobs is not None and choice.logprobs.tokens and choice.logprobs.text_offset
+        offsets = choice.logprobs.text_offset
+        assert parts[choice.index] == offsets == sorted(offsets) and offsets[0] == 0
+        assert len(offsets) == 60 and offsets[-1] < len(choice.text)
+        assert any(word.startswith("bytes:") for word in choice.logprobs.tokens)
+        for word, at in zip(choice.logprobs.tokens, offsets, strict=True):
+            assert word.startswith("bytes:") or choice.text.startswith(word, at)
+
+
 def test_answers_to_one_seed_differ_among_each_other_and_come_again(client: openai.OpenAI) -> None:
     def ask() -> list[str]:
         answer = client.completions.create(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -39,3 +41,14 @@ class Words:
             return content.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+    def places(self, tokens: Sequence[int]) -> list[int]:
+        """Where each of `tokens` begins in the text of all; those of one letter begin where it does."""
+        decoder = getincrementaldecoder("utf-8")(errors="replace")
+        found, letters = [], 0
+        for token in tokens:
+            word, told = self.word(token), decoder.decode(self.bytes_of(token))
+            # Before a whole word there may be what is left of a letter that never became one.
+            found.append(letters + (len(told) - len(word) if told.endswith(word) else 0))
+            letters += len(told)
+        return found

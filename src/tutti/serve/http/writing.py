@@ -57,8 +57,8 @@ class Form(ABC):
         """A part of one."""
 
     @abstractmethod
-    def logprobs(self, pieces: Sequence[Piece]) -> Any:
-        """Of the tokens in `pieces`."""
+    def logprobs(self, pieces: Sequence[Piece], before: int) -> Any:
+        """Of the tokens in `pieces`, which come after so many letters."""
 
 
 class CompletionForm(Form):
@@ -74,16 +74,16 @@ class CompletionForm(Form):
     ) -> dict[str, Any]:
         return self.choice(index, text, logprobs, reason)
 
-    def logprobs(self, pieces: Sequence[Piece]) -> Any:
+    def logprobs(self, pieces: Sequence[Piece], before: int) -> Any:
         likely = [one for piece in pieces for one in piece.likely]
         word = self.service.words.word
-        words = [word(own.token) for own, *_ in likely]
-        offsets, reached = [], 0
-        for one in words:
-            offsets.append(reached)
-            reached += len(one)
+        offsets = []
+        for piece in pieces:
+            places = self.service.words.places([own.token for own, *_ in piece.likely])
+            offsets += [before + min(place, len(piece.text)) for place in places]
+            before += len(piece.text)
         return {
-            "tokens": words,
+            "tokens": [word(own.token) for own, *_ in likely],
             "token_logprobs": [own.logprob for own, *_ in likely],
             "top_logprobs": [{word(o.token): o.logprob for o in others} for _, *others in likely],
             "text_offset": offsets,
@@ -107,7 +107,7 @@ class ChatForm(Form):
             said["content"] = text
         return {"index": index, "delta": said, "logprobs": logprobs, "finish_reason": reason}
 
-    def logprobs(self, pieces: Sequence[Piece]) -> Any:
+    def logprobs(self, pieces: Sequence[Piece], before: int) -> Any:
         def line(token: int, logprob: float) -> dict[str, Any]:
             words = self.service.words
             return {"token": words.word(token), "logprob": logprob, "bytes": list(words.bytes_of(token))}
@@ -203,21 +203,21 @@ class Writing:
         lines = []
         for choice in self._choices:
             assert choice.end is not None
-            told = None if choice.sampling.logprobs is None else self._form.logprobs(choice.pieces)
+            told = None if choice.sampling.logprobs is None else self._form.logprobs(choice.pieces, 0)
             lines.append(self._form.choice(choice.index, choice.text, told, _FINISH[choice.end.reason]))
         return {"object": self._form.whole, **self._head, "choices": lines, "usage": self._usage()}
 
     async def stream(self) -> AsyncIterator[str]:
         """Server-sent events."""
-        begun = set[int]()
+        letters = dict[int, int]()  # of each choice so far
         try:
             async for choice, event in self._all():
-                first = choice.index not in begun
-                begun.add(choice.index)
+                first, before = choice.index not in letters, letters.get(choice.index, 0)
                 text = event.text if isinstance(event, Piece) else ""
                 told = None
                 if isinstance(event, Piece) and choice.sampling.logprobs is not None:
-                    told = self._form.logprobs([event])
+                    told = self._form.logprobs([event], before)
+                letters[choice.index] = before + len(text)
                 reason = _FINISH[event.reason] if isinstance(event, End) else None
                 yield self._chunk([self._form.delta(choice.index, text, told, reason, first=first)])
             if self._tells_usage:
