@@ -16,11 +16,15 @@ from served_tasks import KEY, listening_at, open_task, write_task
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from encoders import write_jsonl
-from served_models import bytes_tokenizer
+from served_models import bytes_tokenizer, served, tiny_service
+from tutti.config import ServiceConfig
 from tutti.core.errors import ConfigError, DataError
-from tutti.serve.answering import Answering
+from tutti.serve.answering import _ORDER, Answering
 from tutti.serve.documents import Document, Library, Words, cut, fuse, read_folder
 from tutti.serve.documents.passages import LONGEST
+from tutti.serve.guard.keyring import Keyring, Quota
+from tutti.serve.guard.layers import Guard
+from tutti.serve.http import make_app
 from tutti.serve.load import load_any
 from tutti.serve.make import Settings, make_answering, make_service
 
@@ -199,6 +203,38 @@ def test_a_model_that_writes_is_given_the_passages_that_there_is_room_for(
         assert said["answer"] == written["choices"][0]["text"].strip()
         assert said["usage"] == {k: written["usage"][k] for k in said["usage"]}
         assert "no room" in post(address, 400, question="fee? " * 99)["error"]["message"]
+
+
+def test_what_a_key_has_asked_saves_no_other_key_time(folder: Path, tmp_path: Path) -> None:
+    """Or how soon an answer comes would tell what was asked before."""
+    ring = Keyring(tmp_path / "keys.json")
+    keys = {name: ring.add(name, ["admin"], None, Quota()) for name in ("anna", "bob")}
+    service = tiny_service(context=1024)
+    answering = Answering(service, Library(folder, None, lambda _: None))
+    app = make_app(service, Guard("unused", ServiceConfig(keys=str(ring.path))), answering)
+
+    def ask(name: str, route: str, **body: Any) -> Any:
+        headers = {"Authorization": f"Bearer {keys[name]}"}
+        answer = httpx.post(address + route, json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    with served(app) as address:
+        question = "What is the fee of a card?"
+        (only,) = ask("anna", "/v1/answer", question=question, passages=1, max_tokens=2)["citations"]
+        talk = {
+            "messages": [
+                {"role": "user", "content": f"{_ORDER}\n\n[1] {only['passage']}\n\nQuestion: {question}"}
+            ]
+        }
+        cached = [
+            ask(name, "/v1/chat/completions", **talk, max_tokens=2)["usage"]["prompt_tokens_details"][
+                "cached_tokens"
+            ]
+            for name in ("bob", "anna")
+        ]
+    service.close()
+    assert cached[0] == 0 and cached[1] > len(_ORDER)
 
 
 def _settings(**changes: Any) -> Settings:

@@ -46,8 +46,8 @@ class Answering:
         """A route, and what might be asked there beside the model's name, as JSON has it."""
         return ANSWERER.routes[0], '"question": "What is this about?"'
 
-    async def answer(self, question: str, passages: int, new_tokens: int) -> Answered:
-        """The answer to `question` from so many passages, of at most `new_tokens` where it is written.
+    async def answer(self, question: str, passages: int, new_tokens: int, owner: str) -> Answered:
+        """The answer to `question` of `owner` from so many passages, of at most `new_tokens` where it is written.
 
         Raises:
             Full, Late, Stopped, Failed: there is none.
@@ -55,7 +55,7 @@ class Answering:
         """
         hits = await self.library.find(question, passages)
         if isinstance(self.service, Service):
-            return await _written(self.service, question, hits, new_tokens)
+            return await _written(self.service, question, hits, new_tokens, owner)
         if self.service.kind is ANSWERER and hits:
             return await _extracted(self.service, question, hits)
         return Answered(None, None, [hit._asdict() for hit in hits], (0, 0))
@@ -79,7 +79,9 @@ async def _extracted(service: Asking, question: str, hits: Sequence[Hit]) -> Ans
     return Answered(best["answer"]["text"], best["answer_score"], citations, (said.tokens, 0))
 
 
-async def _written(service: Service, question: str, hits: Sequence[Hit], new_tokens: int) -> Answered:
+async def _written(
+    service: Service, question: str, hits: Sequence[Hit], new_tokens: int, owner: str
+) -> Answered:
     room = service.engine.context - new_tokens
     shown = list(hits)
     while len(prompt := _prompt(service, question, shown)) > room and shown:
@@ -89,7 +91,7 @@ async def _written(service: Service, question: str, hits: Sequence[Hit], new_tok
             f"this model sees {service.engine.context} tokens: {new_tokens} of the answer leave no room for the "
             f"question, which takes {len(prompt)}"
         )
-    answer = service.ask(prompt, new_tokens, Sampling(temperature=0.0), ("\nQuestion:",))
+    answer = service.ask(prompt, new_tokens, Sampling(temperature=0.0), ("\nQuestion:",), owner=owner)
     parts: list[str] = []
     try:
         while not isinstance(event := await answer.next(), End):

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from tutti.core import DataError
 from tutti.serve.answering import Answering
+from tutti.serve.guard.exchange import OWNER_HEADER
 from tutti.serve.http.common import require_model
 from tutti.serve.http.direct import Posted
 from tutti.serve.http.refusals import Refusal
@@ -22,10 +23,10 @@ def answer_of(answering: Answering) -> Posted:
         require_model(service, asked.model)
         if not asked.question.strip():
             raise Refusal(400, "question: there is none", param="question")
+        owner = request.headers.get(OWNER_HEADER, "")
+        answering_it = answering.answer(asked.question, asked.passages, asked.max_tokens, owner)
         try:
-            found = await unless_gone(
-                service, answering.answer(asked.question, asked.passages, asked.max_tokens), request
-            )
+            found = await unless_gone(service, answering_it, request)
         except DataError as error:
             raise Refusal(400, error.problem, param="question") from error
         if found is None:
