@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
 from served_tasks import KEY, listening_at, open_task, write_task
 
 from served_models import served, tiny_service
+from tutti.config import ServiceConfig
 from tutti.explain import explain, readings_of
 from tutti.serve.asking import Asking
+from tutti.serve.engine import AskerBackend, EncoderEngine
+from tutti.serve.guard.layers import Guard
 from tutti.serve.http import make_app
+from tutti.tasks.task import Row
 
 TEXT = "why is my card so late in paris"
 
@@ -61,6 +68,48 @@ def test_what_is_wrong_with_a_question_is_said(http: httpx.Client) -> None:
     assert answer.json()["error"]["param"] == "label"
     assert http.post("/v1/explain", json={"input": ["a", "b"]}).status_code == 400
     assert http.post("/v1/explain", json={"input": ""}).status_code == 400
+
+
+class Held:
+    """Computes nothing before it is let."""
+
+    def __init__(self, backend: AskerBackend) -> None:
+        self.backend, self.let = backend, threading.Event()
+
+    def answer(self, rows: list[Row]) -> Any:
+        self.let.wait(60)
+        return self.backend.answer(rows)
+
+
+def test_whoever_waits_for_reasons_keeps_nobody_else_waiting(service: Asking) -> None:
+    """Texts of others are looked at meanwhile: those here are too long for the event loop."""
+    held = Held(AskerBackend.of(service.asker))
+    own = Asking("held", EncoderEngine(held, budget_tokens=256, queue_length=999), service.asker, 0)
+    others = [
+        Guard(KEY, ServiceConfig()),
+        Guard(KEY, ServiceConfig.model_validate({"redact": {"inputs": True}})),
+    ]
+
+    async def ask(guard: Guard) -> None:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(make_app(own, guard)), base_url="http://x", timeout=60,
+            headers={"Authorization": f"Bearer {KEY}"},
+        ) as client:  # fmt: skip
+            asked = [asyncio.create_task(client.post("/v1/explain", json={"input": TEXT})) for _ in range(40)]
+            await asyncio.sleep(0.5)
+            body = {"input": "", "unknown": "x " * 4000}
+            answer = await asyncio.wait_for(client.post(own.kind.routes[0], json=body), 10)
+            assert answer.status_code == 400
+            held.let.set()
+            assert {one.status_code for one in await asyncio.gather(*asked)} == {200}
+            held.let.clear()
+
+    try:
+        for guard in others:
+            asyncio.run(ask(guard))
+    finally:
+        held.let.set()
+        own.close()
 
 
 def test_a_model_that_writes_has_nothing_of_the_kind() -> None:

@@ -85,7 +85,7 @@ class Passing:
                 exchange.prompt = prompt_of(let_in(prompt_of(found), Way(rules.written_down), Counter()))
             return found
 
-        slow = rules.inward.slow or len(body) > _SMALL_BYTES
+        slow = _takes_long(len(body), rules.inward, Way(rules.written_down))
         asked = await _closed(look, slow=slow)
         if writes(asked, exchange.route):
             if rules.texts is not None and (texts := texts_of(asked)) > rules.texts:
@@ -149,7 +149,7 @@ class _Passage:
 
     async def _send_whole(self, body: bytes) -> None:
         try:
-            slow = self._way.slow or len(body) > _SMALL_BYTES
+            slow = _takes_long(len(body), self._way)
             body = await _closed(lambda: self._answered.whole(body), slow=slow)
         except Refusal as refusal:
             self._enough.set()
@@ -174,6 +174,11 @@ class _Passage:
             told, more = told + b"data: [DONE]\n\n", False
         if told or not more:
             await self._send({"type": "http.response.body", "body": told, "more_body": more})
+
+
+def _takes_long(size: int, *ways: Way) -> bool:
+    """Whether the event loop should not wait for what happens in `ways` to so many bytes."""
+    return any(way.slow or (size > _SMALL_BYTES and not way.open) for way in ways)
 
 
 async def _closed(look: Callable[[], _Found], *, slow: bool) -> _Found:

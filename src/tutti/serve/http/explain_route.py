@@ -25,9 +25,17 @@ from tutti.serve.http.task_schema import ExplainAsked, Pair
 from tutti.serve.http.unless_gone import unless_gone
 from tutti.tasks.task import Example, Row
 
+#: Explanations that are made at once: each has a thread while it waits for the engine, and there are few.
+_AT_ONCE = 2
+
 
 def explanation_of(service: Asking) -> Posted:
     """What is posted, and who answers it."""
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def explained(example: Example, label: str | None) -> tuple[list[Explanation], int]:
+        async with turns:
+            return await _explained(service, example, label)
 
     async def answer(asked: ExplainAsked, request: Request) -> Response:
         require_model(service, asked.model)
@@ -37,7 +45,7 @@ def explanation_of(service: Asking) -> Posted:
         except DataError as error:
             raise Refusal(400, error.problem, param="input") from error
         try:
-            found = await unless_gone(service, _explained(service, example, asked.label), request)
+            found = await unless_gone(service, explained(example, asked.label), request)
         except DataError as error:
             raise Refusal(400, f"{error.problem}; {error.hint}", param="label") from error
         if found is None:
