@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -220,6 +221,21 @@ def test_what_cannot_be_is_refused_by_name(
 ) -> None:
     with pytest.raises(kind, match=message):
         client.completions.create(**{"model": "tiny", "prompt": "x", "max_tokens": 1} | changes)
+
+
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        ("completions", {"prompt": "\ud800"}),
+        ("completions", {"prompt": ["a", "\ud800"]}),
+        ("completions", {"prompt": "a", "suffix": "\udfff"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a\ud800"}]}),
+    ],
+)
+def test_half_a_letter_is_no_text(address: str, route: str, asked: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    answer = httpx.post(f"{address}/v1/{route}", content=json.dumps(asked), headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["param"], answer.text
 
 
 def test_nobody_without_the_key_gets_anything(address: str) -> None:

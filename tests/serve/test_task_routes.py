@@ -294,6 +294,15 @@ def test_what_cannot_be_is_refused_by_name(
     assert status == 400 and message in said
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\0"])
+def test_a_text_without_tokens_is_answered_too(asked: dict[str, Asked], text: str) -> None:
+    for context in (text, "Anna came."):
+        (said,) = asked["answer"].post("/v1/answer", input={"question": "Who?", "context": context})["data"]
+        assert (said["start"] is None) == (context == text) == (said["answer"] == "")
+    assert asked["tag"].post("/v1/extract", input=text)["data"] == [{"index": 0, "entities": []}]
+    assert asked["tag"].post("/v1/explain", input=text)["data"] == []
+
+
 def test_another_model_s_name_and_another_kind_s_route_are_refused(asked: dict[str, Asked]) -> None:
     for one in asked.values():
         kind = one.service.kind

@@ -91,7 +91,7 @@ def _of_tagged(example: Example, row: Row) -> Reading:
     behind = (
         len(ids) - 1 if starts and starts[0] > 0 else len(ids)
     )  # the last token is special, like the first
-    ends = [*starts[1:], behind]
+    ends = [*starts, behind][1:]  # none, where no word has a token
     words = []
     for number, first, end in zip(row["words"], starts, ends, strict=True):
         begin, stop = example["words"][number]

@@ -146,7 +146,13 @@ class Answer(Task):
                 best[example] = (score, context[begin:stop], begin)
         unanswered = self.config.unanswerable
         return [
-            {"answer": "", "start": None, "score": round(nothing - score, 4)}
+            {
+                "answer": "",
+                "start": None,
+                "score": 0.0,
+            }  # the context has no token, as if it were of spaces alone
+            if begin < 0
+            else {"answer": "", "start": None, "score": round(nothing - score, 4)}
             if unanswered and nothing > score
             else {"answer": text, "start": begin, "score": round(score - nothing, 4)}
             for (score, text, begin), nothing in zip(best, none, strict=True)

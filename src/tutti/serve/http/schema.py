@@ -12,6 +12,8 @@ from tutti.serve.engine import Sampling
 #: Texts for one request.
 MOST_CHOICES = 16
 _Text = Annotated[str, Field(min_length=1)]
+#: That a tokenizer can read: JSON can spell half a letter (\ud800), and a string without bounds takes it.
+_Readable = Annotated[str, Field(min_length=0)]
 
 
 class PlainText(BaseModel):
@@ -110,8 +112,8 @@ class _Asked(BaseModel):
 class CompletionAsked(_Asked):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    suffix: str | None = None
+    prompt: _Readable | list[_Readable] | list[int] | list[list[int]]
+    suffix: _Readable | None = None
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] = False
@@ -133,6 +135,8 @@ class Message(BaseModel):
             if any(not isinstance(part, str) for part in parts):
                 raise ValueError("this model reads text only")
             self.content = "".join(str(part) for part in parts)
+        if any("\ud800" <= letter <= "\udfff" for letter in self.content):
+            raise ValueError("this is no text: half of a letter is missing")
         return self
 
 
