@@ -144,19 +144,18 @@ class Answer(Task):
                 context = examples[example]["context"]
                 begin, stop = _without_space(context, begin, row["ends"][int(end)])
                 best[example] = (score, context[begin:stop], begin)
-        unanswered = self.config.unanswerable
         return [
-            {
-                "answer": "",
-                "start": None,
-                "score": 0.0,
-            }  # the context has no token, as if it were of spaces alone
-            if begin < 0
-            else {"answer": "", "start": None, "score": round(nothing - score, 4)}
-            if unanswered and nothing > score
-            else {"answer": text, "start": begin, "score": round(score - nothing, 4)}
+            self._said(text, begin, score, nothing)
             for (score, text, begin), nothing in zip(best, none, strict=True)
         ]
+
+    def _said(self, text: str, begin: int, score: float, nothing: float) -> dict[str, Any]:
+        """The answer `text` at `begin` with its `score`, or that there is none, which has the score `nothing`."""
+        if begin < 0:  # the context has no token, as if it were of spaces alone
+            return {"answer": "", "start": None, "score": 0.0}
+        if self.config.unanswerable and nothing > score:
+            return {"answer": "", "start": None, "score": round(nothing - score, 4)}
+        return {"answer": text, "start": begin, "score": round(score - nothing, 4)}
 
 
 def _answer(record: Record, one: Any, context: str) -> dict[str, Any]:
