@@ -92,7 +92,10 @@ def test_a_configuration_as_a_person_has_it(tutti_here: Here, tmp_path: Path) ->
     assert found["bottleneck"] in KINDS and found["bottleneck"] in (place / "profile.md").read_text()
     assert found["ranks"][0]["steps"] == 4
     assert sum(found["parts"].values()) == pytest.approx(found["step_seconds"])
-    assert found["flops"] > 0 and 0 < found["mfu"] < 1 and found["peak_memory_bytes"] > 0
+    assert found["flops"] > 0 and found["peak_flops"] > 0 and found["peak_memory_bytes"] > 0
+    reached = found["flops"] / found["step_seconds"] / found["peak_flops"]
+    # A busy machine may measure a peak that its own steps exceed; then there is no share of it.
+    assert found["mfu"] == (pytest.approx(reached) if reached <= 1 else None)
     products = [row for row in found["operators"] if row["name"] in ("aten::mm", "aten::addmm")]
     assert products and all(row["shapes"] for row in products)
     with gzip.open(place / "traces" / found["ranks"][0]["trace"], "rt") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -138,6 +139,8 @@ def test_parts_are_of_the_measured_steps_alone_and_add_up() -> None:
     )
     assert figures.mfu == pytest.approx(60e9 / 0.87 / 100e9)
     assert figures.utilisation == pytest.approx(60e9 / 0.8 / 100e9)
+    spoiled = replace(figures, start=figures.start | {"peak_flops": 1e9})
+    assert spoiled.mfu is None, "faster than the peak: the peak was measured in a busy moment"
     assert [rank.sent_bytes for rank in figures.ranks] == [10_000, 10_000]
     assert [rank.rate for rank in figures.ranks] == pytest.approx([8 / 0.81, 8 / 0.81])
     assert [rank.busy for rank in figures.ranks] == pytest.approx([1.0, 1.0])

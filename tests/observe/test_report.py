@@ -72,6 +72,11 @@ def test_pauses_cost_nothing_however_often_it_was_tried_to_go_on(tmp_path: Path)
     assert report["goodput"] == pytest.approx(100 / (51 + 1 + 51 + 1800 + 2))
 
 
+def test_a_run_faster_than_the_measured_peak_has_no_mfu(tmp_path: Path) -> None:
+    report = write_report(finished_run(tmp_path / "busy", peak_flops=1e9))
+    assert report["mfu"] is None and "busy at the start" in report["mfu_basis"]
+
+
 def test_a_restart_supersedes_the_steps_after_the_checkpoint(tmp_path: Path) -> None:
     """60 steps, SIGKILL in mid-line, back to step 40 with four ranks."""
     r = Recorder(tmp_path)

@@ -112,13 +112,23 @@ def _mfu(history: History) -> tuple[float | None, str]:
     possible = sum(s.seconds * (s.peak_flops or 0.0) for s in measured)
     if per_token is None or possible <= 0:
         return None, "not known: no peak was measured or the model's arithmetic is not known"
+    if (mfu := share_of_peak(per_token * sum(s.tokens for s in measured), possible)) is None:
+        return None, "not known: the run was faster than the measured peak, so the machine was busy at the start"
     peak = measured[-1].peak_flops or 0.0
     ranks, precision = history.start.get("world_size", "?"), history.start.get("precision", "?")
     basis = (
         f"against {peak / 1e9:,.0f} GFLOP/s: {precision} matrix products measured on this machine "
         f"at the start of the run, all {ranks} workers together"
     )
-    return per_token * sum(s.tokens for s in measured) / possible, basis
+    return mfu, basis
+
+
+def share_of_peak(operations: float, possible: float) -> float | None:
+    """Share of the `possible` operations that were done. None: not known, or more were done than the measured peak
+    allows. The peak is measured in half a second at the start; a machine that was busy just then has spoiled it."""
+    if possible <= 0 or not math.isfinite(possible) or operations > possible:
+        return None
+    return operations / possible
 
 
 def sent_by_step(

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from tutti.observe.figures import finite, sent_by_step
+from tutti.observe.figures import finite, sent_by_step, share_of_peak
 from tutti.observe.growing import OPEN_STEPS, GrowingHistory
 from tutti.observe.history import History, Step
 from tutti.observe.skew import over_the_others
@@ -118,8 +118,8 @@ def _row(steps: Sequence[Step], history: History, tokens_before: float) -> Row:
         row["tokens_per_second"] = tokens / seconds
     per_token = finite(history.start.get("flops_per_token"))
     possible = sum(s.seconds * (s.peak_flops or 0.0) for s in steps)
-    if per_token and possible > 0 and math.isfinite(possible):
-        row["mfu"] = per_token * tokens / possible
+    if per_token and (mfu := share_of_peak(per_token * tokens, possible)) is not None:
+        row["mfu"] = mfu
     if (spread := _skew(steps, history)) is not None:
         row["skew"] = spread
     return row | _parts(steps)

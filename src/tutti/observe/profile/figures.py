@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutti.observe import words
+from tutti.observe.figures import share_of_peak
 from tutti.observe.profile.ranks import RankSteps, read_ranks
 from tutti.observe.tail import Event, number
 
@@ -65,7 +66,7 @@ class Figures:
 
     @property
     def mfu(self) -> float | None:
-        """Share of the peak over the whole step."""
+        """Share of the peak over the whole step; None also where a busy moment has spoiled the measured peak."""
         return self._share_of_peak(self.seconds)
 
     @property
@@ -74,9 +75,9 @@ class Figures:
         return self._share_of_peak(self.computing)
 
     def _share_of_peak(self, seconds: float) -> float | None:
-        if not self.flops or not self.peak_flops or seconds <= 0:
+        if not self.flops or not self.peak_flops:
             return None
-        return self.flops / seconds / self.peak_flops
+        return share_of_peak(self.flops, self.peak_flops * seconds)
 
     @property
     def products_share(self) -> float | None:
