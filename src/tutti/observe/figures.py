@@ -113,7 +113,10 @@ def _mfu(history: History) -> tuple[float | None, str]:
     if per_token is None or possible <= 0:
         return None, "not known: no peak was measured or the model's arithmetic is not known"
     if (mfu := share_of_peak(per_token * sum(s.tokens for s in measured), possible)) is None:
-        return None, "not known: the run was faster than the measured peak, so the machine was busy at the start"
+        return (
+            None,
+            "not known: steps were faster than the measured peak, so the machine was busy at the start",
+        )
     peak = measured[-1].peak_flops or 0.0
     ranks, precision = history.start.get("world_size", "?"), history.start.get("precision", "?")
     basis = (
