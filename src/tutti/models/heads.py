@@ -346,6 +346,7 @@ def _of_size(size: str, kind: str, vocabulary: int, length: int) -> tuple[Any, s
         num_attention_heads=preset.heads,
         max_position_embeddings=length,
         bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None,
+        classifier_pooling="mean",  # no token stands for the whole text: the first one is just its first word
     )  # fmt: skip
     return architecture, preset.sentence(size).replace("a Llama", "a ModernBERT")
 
