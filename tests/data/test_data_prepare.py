@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_inputs import documents, every_document
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tutti.config.data import DataConfig
@@ -260,6 +269,34 @@ def test_hugging_face_directories(tmp_path: Path, configure: Configure) -> None:
     assert lossy.splits["train"].bytes == prepared.splits["train"].bytes
     with pytest.raises(DataError, match="neither an end token nor a separator"):
         prepare(configure(source, tokenizer=str(hugging_face(tmp_path, "no-end"))))
+
+
+def test_documents_begin_as_their_tokenizer_begins_texts(tmp_path: Path, configure: Configure) -> None:
+    texts = [*some_texts(30), "long " * 400_000]  # the last is encoded in pieces
+    source = write_documents(tmp_path / "a.jsonl", texts)
+    folder = hugging_face(tmp_path, "byte-level")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.save_pretrained(str(folder))
+    plain = prepare(configure(source, tokenizer=str(folder), validation=0.0))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(str(folder))
+    begun = prepare(configure(source, tokenizer=str(folder), validation=0.0))
+    tokens = begun.open_tokens(begun.splits["train"].shards[0])
+    starts = np.load(begun.directory / begun.splits["train"].shards[0].documents_file.name)
+    assert (tokens == tokenizer.bos_token_id).nonzero()[0].tolist() == starts.tolist()
+    assert len(starts) == 31 and begun.splits["train"].documents == 31
+    expected = [[*tokenizer(text)["input_ids"], begun.end_token] for text in texts[:30]]
+    each = np.split(np.asarray(tokens), starts[1:])
+    assert sorted(one.tolist() for one in each if len(one) < 10_000) == sorted(expected)
+    assert begun.splits["train"].tokens == plain.splits["train"].tokens + 31
+    assert begun.splits["train"].bytes == plain.splits["train"].bytes and begun.choices == []
+    framed = prepare(configure(source, tokenizer=str(folder), validation=0.0), use="masks")
+    assert (
+        framed.splits["train"].tokens == plain.splits["train"].tokens
+    )  # windows of masks are framed themselves
 
 
 def test_vocabulary_by_the_size_of_the_text(tmp_path: Path, configure: Configure) -> None:

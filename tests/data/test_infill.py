@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from tutti.config.data import DataConfig
 from tutti.config.load import load_config
@@ -78,6 +80,30 @@ def test_what_is_turned_round_is_still_the_text(prepared: Prepared) -> None:
             assert len(rest) - len(tokenizer.decode(suffix)) < 60
     assert 0.45 < changed / seen < 0.7  # some begin within a character, or are cut too near the end
     assert 0.35 < suffix_first / changed < 0.65
+
+
+def test_what_begins_a_document_stays_before_it(
+    prepared: Prepared, configure: Callable[..., DataConfig], tmp_path: Path
+) -> None:
+    core = Tokenizer.from_file(str(prepared.tokenizer_directory / "tokenizer.json"))
+    core.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
+    begin = core.token_to_id("<s>")
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="<|endoftext|>"
+    ).save_pretrained(str(tmp_path / "theirs"))
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(f'{{"text": "def number_{n}(a):\\n    return a * {n}"}}\n' for n in range(200)))
+    begun = prepare(configure(text, tokenizer=str(tmp_path / "theirs"), sequence=64), use="infill")
+    source = InfillSource(begun, "train", 64, SEED, shift=True, share=1.0)
+    marks = Sentinels.of(core.token_to_id)
+    assert marks is not None
+    turned = 0
+    for window in source.windows(0, np.arange(source.samples_in_epoch(0))):
+        for piece in list(pieces(window, source.end_token))[1:]:  # the first begins anywhere
+            assert len(piece) == 0 or (piece[0] == begin and begin not in piece[1:])
+            turned += len(piece) > 1 and piece[1] == marks.before
+    assert turned > 100
 
 
 def test_it_follows_from_seed_epoch_and_number_alone(prepared: Prepared) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
 
@@ -72,6 +72,25 @@ def test_greedy_is_the_likeliest_token_each_time(make: Any, config: dict[str, An
                 break
         whole = tokenizer.decode(ids, skip_special_tokens=True)
         assert text == whole[len(tokenizer.decode(ids[:start])) :]
+
+
+def test_prompts_begin_as_their_tokenizer_begins_texts() -> None:
+    """Llama's and Gemma's put a token before a text; what they write is what transformers' own way writes."""
+    tokenizer = _bpe()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    model = _model(len(tokenizer))
+    (bare,) = generate(model, tokenizer, ["To be"], 8, temperature=0)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    given = tokenizer(["To be", ""], return_tensors=None)["input_ids"]
+    assert given[0][0] == tokenizer.bos_token_id and given[1] == [tokenizer.bos_token_id]
+    written = []
+    for ids in given:
+        new = model.eval().generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
+        written.append(tokenizer.decode(new, skip_special_tokens=True))
+    assert generate(model, tokenizer, ["To be", ""], 8, temperature=0) == written
+    assert bare != written[0]
 
 
 def test_sampling_follows_the_seed_and_leaves_the_callers_dice() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from served_models import bytes_tokenizer, served, tiny_service
@@ -76,6 +76,28 @@ def test_a_suffix_is_what_comes_behind(model: Any, client: openai.OpenAI) -> Non
     ]
     plain = client.completions.create(**asked)
     assert client.completions.create(suffix="", **asked).choices[0].text == plain.choices[0].text
+
+
+def test_prompts_begin_as_their_tokenizer_begins_texts(model: Any) -> None:
+    tokenizer = with_marks()
+    tokenizer.add_special_tokens({"bos_token": "!"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="! $A", special_tokens=[("!", begin)]
+    )
+    engine = Engine(SlotModel(model, 2, 128), tokenizer, end_tokens=set(), queue_length=3)
+    service = Service("tiny", engine, tokenizer, None, 1_700_000_000, vocabulary=259, most_texts=4)
+    ids, between = [begin, *bytes_tokenizer()("def f(")["input_ids"]], [begin, *told("def f(", "):")]
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 12, "temperature": 0}
+    with served(make_app(service, KEY)) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0)
+        for given in ("def f(", ids):  # tokens are taken as they are
+            answer = client.completions.create(prompt=given, **asked)
+            assert answer.choices[0].text == written(model, ids, 12) != written(model, ids[1:], 12)
+            assert answer.usage is not None and answer.usage.prompt_tokens == len(ids)
+            filled = client.completions.create(prompt=given, suffix="):", **asked)
+            assert filled.choices[0].text == written(model, between, 12)
+    engine.close()
 
 
 def test_a_model_without_marks_says_so() -> None:

@@ -30,11 +30,13 @@ from tutti.data.texts import SegmentReader
 
 @dataclass(frozen=True)
 class Job:
-    """What all shards of a preparation share. `tokenizer_digest` names the tokenizer in `tokenizer`."""
+    """What all shards of a preparation share. `tokenizer_digest` names the tokenizer in `tokenizer`; `begin_token`: put
+    before every document, `end_token`: behind."""
 
     directory: Path
     tokenizer: Path
     tokenizer_digest: str
+    begin_token: int | None
     end_token: int
     token_bytes: NDArray[np.int64]
     settings: TextSettings
@@ -164,6 +166,7 @@ class _Books:
         at = self._writer.length
         written: list[NDArray[np.int64]] = []
         end = np.array([self._job.end_token])
+        begin = np.array([] if self._job.begin_token is None else [self._job.begin_token], dtype=np.int64)
         for index, ids in enumerate(self._encoder.encode(self._texts)):
             if (ids == self._job.end_token).any():
                 raise DataError(
@@ -172,6 +175,8 @@ class _Books:
                 )
             if self._begins[index]:
                 self.starts.append(at)
+                written.append(begin)
+                at += len(begin)
             self.counted_bytes += int(self._job.token_bytes[ids].sum())
             self.bytes += len(self._texts[index].encode())
             if self._encoder.unknown is not None:

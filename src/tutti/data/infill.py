@@ -18,7 +18,7 @@ from tutti.core.errors import DataError
 from tutti.core.infilling import Sentinels
 from tutti.data.prepared import Prepared
 from tutti.data.samples import TokenSource
-from tutti.data.tokenizer import load_for_encoding
+from tutti.data.tokenizer import begin_token_of, load_for_encoding
 
 
 class InfillSource(TokenSource):
@@ -41,6 +41,7 @@ class InfillSource(TokenSource):
                 "leave task.infill out",
             )
         self._sentinels, self._share = sentinels, share
+        self._begin_token = begin_token_of(prepared.tokenizer_directory, self._tokenizer)
         self.fingerprint = hashlib.sha256(f"{self.fingerprint} infill {share} {seed}".encode()).hexdigest()
 
     def windows(self, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -51,7 +52,8 @@ class InfillSource(TokenSource):
             start = 0
             for stop in [*np.flatnonzero(window == self.end_token).tolist(), len(window)]:
                 if dice.random() < self._share:
-                    self._turn_round(window[start:stop], dice)
+                    begun = start < stop and window[start] == self._begin_token
+                    self._turn_round(window[start + begun : stop], dice)
                 start = stop + 1
         return windows
 

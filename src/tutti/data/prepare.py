@@ -36,7 +36,7 @@ from tutti.data.settings import FORMAT
 from tutti.data.shards import write_shards
 from tutti.data.texts import changed
 from tutti.data.token_bytes import bytes_of_tokens
-from tutti.data.tokenizer import end_token_of, load_for_encoding, vocabulary_of
+from tutti.data.tokenizer import begin_token_of, end_token_of, load_for_encoding, vocabulary_of
 from tutti.data.tokenizing import Use, make_tokenizer, name_tokenizer
 
 Say = Callable[[str], None]
@@ -183,6 +183,7 @@ def _write(
         directory,
         directory / TOKENIZER,
         tokenizer_digest,
+        None if use == "masks" else begin_token_of(directory / TOKENIZER, tokenizer),
         end_token_of(directory / TOKENIZER, tokenizer),
         token_bytes,
         settings,

@@ -162,7 +162,7 @@ def marks_in(directory: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """Numbers of the marks that the tokenizer in `directory` has, by transformers' names (`mask_token`, …)."""
     config = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
     found = {}
-    for name in ("eos_token", *_SEPARATORS):
+    for name in ("bos_token", "eos_token", *_SEPARATORS):
         token = config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
         number = tokenizer.token_to_id(text) if text else None
@@ -241,6 +241,13 @@ def end_token_of(directory: Path, tokenizer: Tokenizer) -> int:
         if name in marks:
             return marks[name]
     raise DataError(f"the tokenizer at {directory} has no end token", "give it an `eos_token`")
+
+
+def begin_token_of(directory: Path, tokenizer: Tokenizer) -> int | None:
+    """Number of the token that begins a document: the `bos_token` that the tokenizer itself puts before a text (as
+    Llama's and Gemma's do); None: it puts none."""
+    begin, ids = marks_in(directory, tokenizer).get("bos_token"), tokenizer.encode("a").ids
+    return begin if len(ids) > 1 and ids[0] == begin else None
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> int:

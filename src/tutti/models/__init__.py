@@ -6,7 +6,7 @@ from tutti.models.blueprint import Blueprint, fill, units
 from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model, publish_export
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_masked_token, flops_per_token
-from tutti.models.generate import generate, generate_from, sentinels_of
+from tutti.models.generate import generate, generate_from
 from tutti.models.heads import (
     HeadedBlueprint,
     build_with_head,
@@ -47,6 +47,5 @@ __all__ = [
     "model_directory",
     "parse_size",
     "publish_export",
-    "sentinels_of",
     "units",
 ]

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tutti.core import ModelError
-from tutti.core.infilling import Sentinels
+from tutti.models.prompts import before_and_after, read_prompt
 
 
 def generate(
@@ -48,12 +47,10 @@ def generate(
         return ["" for _ in prompts]
     ends = _end_tokens(model, tokenizer)
     starts: list[list[int]] = [
-        tokenizer(prompt, add_special_tokens=False)["input_ids"] if isinstance(prompt, str) else prompt
-        for prompt in prompts
+        read_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt for prompt in prompts
     ]
     if suffix:
-        behind, sentinels = tokenizer(suffix, add_special_tokens=False)["input_ids"], sentinels_of(tokenizer)
-        starts = [sentinels.ask(start, behind) for start in starts]
+        starts = [before_and_after(tokenizer, start, suffix) for start in starts]
     starts = [start or [ends[0]] for start in starts]
     device = next(model.parameters()).device
     training = model.training
@@ -65,22 +62,6 @@ def generate(
     finally:
         model.train(training)
     return [_text(tokenizer, start, new) for start, new in zip(starts, written, strict=True)]
-
-
-def sentinels_of(tokenizer: Any) -> Sentinels:
-    """The marks by which `tokenizer` (transformers') tells what is to be filled in.
-
-    Raises:
-        ModelError: it has none.
-    """
-    vocabulary = tokenizer.get_vocab()
-    found = Sentinels.of(vocabulary.get)
-    if found is None:
-        raise ModelError(
-            "this model's tokenizer has no marks for text to be filled in",
-            "leave the suffix out, or train with task: {kind: language_model, infill: 0.5}",
-        )
-    return found
 
 
 def generate_from(

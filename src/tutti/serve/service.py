@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tutti.models import sentinels_of
+from tutti.models.prompts import before_and_after, read_prompt
 from tutti.serve.engine import End, Engine, Grammar, Grammars, Piece, Request, Sampling
 from tutti.serve.engine.paged import PagedEngine
 from tutti.serve.kinds import WRITER, Kind
@@ -60,17 +60,12 @@ class Service:
         self.engine.close()
 
     def tokens_of(self, text: str) -> list[int]:
-        """`text` as the model reads it."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        """`text` to go on from, as the model reads it."""
+        return read_prompt(self.tokenizer, text)
 
-    def around(self, prefix: list[int], suffix: str) -> list[int]:
-        """What the model is given to write what stands between the two.
-
-        Raises:
-            ModelError: its tokenizer has no marks for that.
-        """
-        return sentinels_of(self.tokenizer).ask(prefix, self.tokens_of(suffix))
+    def around(self, prompt: list[int], suffix: str) -> list[int]:
+        """What the model is given to write what stands between the two. Raises as `before_and_after`."""
+        return before_and_after(self.tokenizer, prompt, suffix)
 
     def ask(
         self,

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from tutti.core import ModelError
 from tutti.models.gguf.pieces import has_pieces, is_byte, say_pieces, why_no_pieces
+from tutti.models.prompts import begin_of
 
 #: What llama.cpp calls patterns, by what they cut: gpt-2's is that of `ByteLevel` alone, and where digits are cut
 #: from each other before, it has many names.
@@ -53,8 +54,7 @@ def write_vocabulary(writer: Any, directory: Path, entries: int) -> None:
     for name in ("bos", "eos", "pad", "unk"):
         if (number := getattr(hugging_face, f"{name}_token_id")) is not None:
             getattr(writer, f"add_{name}_token_id")(number)
-    ids = hugging_face("a")["input_ids"]
-    writer.add_add_bos_token(len(ids) > 1 and ids[0] == hugging_face.bos_token_id)
+    writer.add_add_bos_token(bool(begin_of(hugging_face)))
     if isinstance(hugging_face.chat_template, str):
         writer.add_chat_template(hugging_face.chat_template)
 
