@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from transformers import (
 from encoders import write_encoder
 from tutti.config.task import TaskConfig
 from tutti.core import DataError, ModelError, RunError
+from tutti.data.tokenizer import train_bpe, train_characters, with_separators
 from tutti.explain import Explanation, explain, readings_of, write_explanations
+from tutti.explain.words import _of_texts
 from tutti.package import Asker
 from tutti.serve.hugging_face import open_hugging_face
 from tutti.serve.load import set_weights
-from tutti.tasks.task import Record
+from tutti.tasks.classify import Classify
+from tutti.tasks.task import Labels, Record, RowEncoder
 
 LABELS = ["exchange", "late", "lost"]
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -142,6 +146,35 @@ def test_words_stand_where_they_stand_in_the_text(classifier: Path) -> None:
     for word in told["words"]:
         assert told[word["part"]][word["start"] : word["end"]] == word["text"]
     assert [word["part"] for word in told["words"]] == ["text"] * 7 + ["pair"] * 2
+
+
+SONG = "春眠不覺曉，it's  café 3"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (train_characters, ["春", "眠", "不", "覺", "曉", "，", "it", "'", "s", "café", "3"]),
+        # Tokens of several signs: words that share one are one.
+        (
+            partial(train_bpe, vocabulary=340, exactly=False),
+            ["春眠不覺", "曉", "，", "it", "'", "s", "café", "3"],
+        ),
+    ],
+)
+def test_words_are_no_matter_of_the_tokenizer(make: Any, words: list[str]) -> None:
+    tokenizer = with_separators(make([SONG, *["春眠不覺"] * 60]))
+    encoder = RowEncoder(tokenizer, 64, pad=0, types=False)
+    task = Classify(TaskConfig(kind="classify"))
+    (example,) = task.asked_about([f" {SONG}"])
+    ((row,),) = task.rows([example], Labels((), ()), encoder)
+    reading = _of_texts(task, encoder, example, row)
+    assert [word.text for word in reading.words] == words
+    ids = row["input_ids"]
+    assert [place for word in reading.words for place in word.tokens] == list(range(1, len(ids) - 1))
+    for word in reading.words:
+        told = tokenizer.decode([ids[place] for place in word.tokens]).strip()
+        assert told == word.text == reading.parts["text"][word.start : word.end]
 
 
 def test_what_a_relation_goes_by_are_words_with_signs(tmp_path: Path) -> None:

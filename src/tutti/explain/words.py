@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tutti.core import RunError
 from tutti.package import Asker
 from tutti.tasks.classify import Classify
 from tutti.tasks.task import Example, Row, RowEncoder
+from tutti.tasks.words import words_of
 
 #: Tasks whose answers are about words.
 EXPLAINED = ("classify", "relate", "tag")
@@ -73,17 +74,40 @@ def _of_texts(task: Classify, encoder: RowEncoder, example: Example, row: Row) -
     shown = task.shown(example, encoder)
     encoder.tokenizer.enable_truncation(encoder.length, strategy="longest_first")
     encoding = encoder.tokenizer.encode(shown[0], shown[1] if len(shown) > 1 else None)
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, (part, word) in enumerate(zip(encoding.sequence_ids, encoding.word_ids, strict=True)):
-        if part is not None and word is not None:  # otherwise special
-            places.setdefault((part, word), []).append(place)
     names = ("text", "pair")
-    words = []
-    for (part, _), tokens in places.items():
-        start = min(encoding.offsets[place][0] for place in tokens)
-        end = max(encoding.offsets[place][1] for place in tokens)
-        words.append(_word(shown[part], start, end, names[part], tokens))
+    words: list[Word] = []
+    for number, (name, text) in enumerate(zip(names, shown, strict=False)):
+        tokens = [
+            place for place, part in enumerate(encoding.sequence_ids) if part == number
+        ]  # others are special
+        words += _words_of(text, name, tokens, encoding.offsets)
     return Reading(dict(zip(names, shown, strict=False)), row, tuple(words))
+
+
+def _words_of(
+    text: str, part: str, tokens: Sequence[int], offsets: Sequence[tuple[int, int]]
+) -> Iterator[Word]:
+    """The words of `text`; those that share a token are one. A token of no word is one with the token before it."""
+    words = words_of(text)
+    first = at = 0
+    held: list[int] = []
+    for token in tokens:
+        start, end = offsets[token]
+        following = at
+        while following < len(words) and words[following][1] <= start:
+            following += 1
+        begins = following < len(words) and words[following][0] < end
+        if (begins and following > at) or not held:
+            if held:
+                yield _word(text, words[first][0], words[at][1], part, held)
+            first, held = following, []
+        if begins:
+            at = following
+            while at + 1 < len(words) and words[at + 1][0] < end:
+                at += 1
+        held.append(token)
+    if held and words:
+        yield _word(text, words[first][0], words[at][1], part, held)
 
 
 def _of_tagged(example: Example, row: Row) -> Reading:
