@@ -94,21 +94,15 @@ def test_newest_are_kept_and_the_best(tmp_path: Path) -> None:
     assert [saved.step for saved in checkpointer.last_saved if saved.best] == [1, 3]
 
 
-def test_a_later_process_knows_the_best_and_may_mark_another(tmp_path: Path) -> None:
+def test_a_later_process_knows_the_best(tmp_path: Path) -> None:
     saver(tmp_path, keep=1).save(1, content(1), {"step": 1}, best=True, wait=True)
     checkpointer = saver(tmp_path, keep=1)
     checkpointer.save(2, content(2), {"step": 2}, wait=True)
     assert names(tmp_path) == {"step-1", "step-2"}
-    checkpointer.mark_best(2)
-    checkpointer.save(3, content(3), {"step": 3})
-    checkpointer.mark_best(3)  # while it is being saved
-    checkpointer.wait()
+    checkpointer.save(3, content(3), {"step": 3}, best=True, wait=True)
     assert (tmp_path / "BEST").read_text().split()[0] == "step-3"
     checkpointer.save(4, content(4), {"step": 4}, wait=True)
     assert names(tmp_path) == {"step-3", "step-4"}
-    checkpointer.mark_best(1)
-    with pytest.raises(CheckpointError, match="no checkpoint of step 1"):
-        checkpointer.wait()
 
 
 def test_the_same_step_again_gets_a_directory_of_its_own(tmp_path: Path) -> None:

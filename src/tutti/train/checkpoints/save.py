@@ -46,7 +46,7 @@ from tutti.train.checkpoints.manifest import (
     write_manifest,
     write_pointer,
 )
-from tutti.train.checkpoints.retention import entries, next_sequence, open_fresh, retain
+from tutti.train.checkpoints.retention import next_sequence, open_fresh, retain
 from tutti.train.checkpoints.writer import ImageWriter
 
 #: Background work gives way to training on a busy core (and, since Linux derives it from this, on a busy
@@ -134,11 +134,6 @@ class Checkpointer:
             saved.blocked_seconds = time.perf_counter() - start
         return time.perf_counter() - start
 
-    def mark_best(self, step: int) -> None:
-        """Make the checkpoint of `step` (saved or being saved) the best one; fails later, as `save` does."""
-        if self._coordinator:
-            self._pending.append(self._thread.submit(self._mark_best, step))
-
     def wait(self) -> None:
         """Return when everything asked for is on the disk. Raises as `save` does, once for each failure."""
         pending, self._pending = self._pending, []
@@ -200,19 +195,6 @@ class Checkpointer:
         if saved.best:
             write_pointer(self.directory / BEST, path, manifest)
         saved.path, saved.bytes = path, manifest.size_bytes
-
-    def _mark_best(self, step: int) -> None:
-        newest_first = (e for e in entries(self.directory) if e.step == step and e.manifest is not None)
-        entry = next(newest_first, None)
-        if entry is None or entry.manifest is None:
-            raise CheckpointError(
-                f"there is no checkpoint of step {step} in {self.directory} to be marked as the best",
-                "mark it before newer saves replace it, or keep more with checkpoint.keep",
-            )
-        try:
-            write_pointer(self.directory / BEST, entry.path, entry.manifest)
-        except OSError as error:
-            raise unwritable(self.directory, error) from error
 
 
 def _give_way() -> None:
