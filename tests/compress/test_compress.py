@@ -169,6 +169,7 @@ def test_onnxruntime_says_what_the_run_does(run: Path, tmp_path: Path) -> None:
     assert [names[int(number)] for number in found.argmax(1)] == INTENTS
 
 
+@pytest.mark.slow
 def test_what_learned_with_rounding_is_handed_on_like_any_other(tmp_path: Path) -> None:
     words = [
         *("name=rounds", f"runs={tmp_path}", "task=classify", f"data.source={write_intents(tmp_path)}"),

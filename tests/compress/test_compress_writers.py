@@ -127,6 +127,7 @@ def test_what_is_kept_goes_on_writing(run: Path, report: dict[str, Any]) -> None
         api.predict(kept, ["x"])
 
 
+@pytest.mark.slow
 def test_fewer_layers_heads_and_channels_learn_again_from_what_they_were(run: Path, tmp_path: Path) -> None:
     maker = Maker(WriterSubject.of(run), tmp_path, recovery_steps=25)
     made = maker.make(Recipe.of("layers:1+heads:0.5+channels:0.1"))

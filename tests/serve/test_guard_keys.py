@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -15,12 +16,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.datastructures import Headers
 
 from served_models import served, tiny_service
 from tutti.cli import run
 from tutti.config import ServiceConfig
 from tutti.core.errors import ConfigError
+from tutti.serve.guard.exchange import Exchange, exchange_of
 from tutti.serve.guard.keyring import Keyring, Quota
+from tutti.serve.guard.keys import Keys
 from tutti.serve.guard.layers import Guard
 from tutti.serve.guard.scopes import NEEDED, OPEN
 from tutti.serve.http import make_app
@@ -190,6 +194,42 @@ def test_tokens_are_counted_read_and_written_also_of_streams(address: str, file:
     assert again.headers["x-ratelimit-remaining-tokens"] == str(24 - 12 - 7)
     with pytest.raises(openai.RateLimitError, match="24 tokens in a minute"):
         complete(address, key)
+
+
+def test_a_stream_counts_before_the_client_can_ask_again(file: Path) -> None:
+    """However long the service needs after the last event until it has done with the request."""
+    key = Keyring(file).add("anna", ["generate"], None, Quota(tokens_per_minute=24))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        exchange_of(scope).prompt_tokens, exchange_of(scope).new_tokens = 3, 4
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: [DONE]", "more_body": True})
+        await asyncio.sleep(0.05)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(sent: Any) -> None:
+        scope = {
+            "type": "http",
+            "path": "/v1/completions",
+            "headers": [(b"authorization", f"Bearer {key}".encode())],
+            "state": {"exchange": Exchange("one", "POST", "/v1/completions")},
+        }
+        await keys(scope, None, sent)  # type: ignore[arg-type]
+
+    left: list[str] = []
+
+    async def second(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            left.append(Headers(scope=message)["x-ratelimit-remaining-tokens"])
+
+    async def first(message: Any) -> None:
+        if message.get("body"):
+            await ask(second)
+
+    keys = Keys(app, Keyring(file))
+    asyncio.run(ask(first))
+    asyncio.run(ask(second))
+    assert left == [str(24 - 7), str(24 - 14)]
 
 
 def test_no_route_and_no_method_is_open_but_the_two(address: str, service: Service, file: Path) -> None:

@@ -45,9 +45,20 @@ class Keys:
             )
         told = self._quotas.admit(key)
 
+        charged = 0
+
+        def charge() -> None:
+            nonlocal charged
+            new = exchange.prompt_tokens + exchange.new_tokens - charged
+            if new > 0:
+                self._quotas.charge(key, new)
+                charged += new
+
         async def with_quota(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(told)
+            elif exchange.prompt_tokens:  # counted, so that it counts before the client can ask again
+                charge()
             await send(message)
 
         try:
@@ -56,7 +67,7 @@ class Keys:
             refusal.headers = told | refusal.headers
             raise
         finally:
-            self._quotas.charge(key, exchange.prompt_tokens + exchange.new_tokens)
+            charge()
 
     def _key_of(self, scope: Scope) -> Key:
         """Whose request it is. Raises Refusal."""

@@ -1,7 +1,7 @@
 """How much each key has asked for in this minute and on this day, counted in this process by `limits`.
 
-A window begins with its first request. Requests are counted when they come, tokens when the answer is over, so
-requests that are let in side by side can go beyond a quota of tokens, by what they take and no more.
+A window begins with its first request. Requests are counted when they come, tokens before the last of the answer
+leaves, so requests that are let in side by side can go beyond a quota of tokens, by what they take and no more.
 """
 
 from __future__ import annotations
