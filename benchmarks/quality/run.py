@@ -38,8 +38,8 @@ HERE = Path(__file__).resolve().parent
 TEXTS = {
     "techdocs": (
         "techdocs_en",
-        ["model={size: 8M, dropout: 0.1}", "data.vocabulary=8192", "data.sequence=256", "train.batch=32"],
-        3000,
+        ["model={size: 8M, dropout: 0.1}", "data.vocabulary=8192", "data.sequence=512", "train.batch=16"],
+        1600,
     ),
     "poems": (
         "chinese_poetry",
