@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
-from tutti import api, load_config
+from benchmarks.trained import train_to_the_end
+from tutti import load_config
 
 HERE = Path(__file__).resolve().parent
 WAYS = ("alone", "predictions", "weights")
@@ -68,7 +69,7 @@ def train(work: Path, options: argparse.Namespace, way: str, seed: int) -> dict[
             f"cooperate={{exchange: {exchange}, every: 50, burn_in: {burn_in}, weight: {options.weight}}}",
         ],
     )
-    figures = api.train(config, console=False)
+    figures = train_to_the_end(config)
     groups = figures["groups"]
     return {
         "way": way,

@@ -28,6 +28,7 @@ from benchmarks.common import ROOT, describe_machine, machine_line, table, write
 from benchmarks.few.drawn import DATA, draw, write_jsonl
 from benchmarks.kept import Kept
 from benchmarks.labelled import minilm, parser_of
+from benchmarks.trained import train_to_the_end
 from tutti import api, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -118,7 +119,7 @@ def train(
             *(*(more or ()), *options.set),
         ],
     )
-    result = api.train(config, console=False)
+    result = train_to_the_end(config)
     keys = ("steps", "wall_seconds", "parameters", "precision")
     found = {"metrics": result["best"]["metrics"], **{key: result[key] for key in keys}}
     (work / "runs" / name / "kept.json").write_text(json.dumps(found))

@@ -23,7 +23,8 @@ from benchmarks.common import describe_machine, machine_line, table, write_resul
 from benchmarks.few.drawn import DATA, draw
 from benchmarks.kept import Kept, Result
 from benchmarks.labelled import minilm, parser_of
-from tutti import api, load_config
+from benchmarks.trained import train_to_the_end
+from tutti import load_config
 
 HERE = Path(__file__).resolve().parent
 NONE = "none"
@@ -82,7 +83,7 @@ def measure(options: argparse.Namespace, data: str, way: str, seed: int) -> Resu
                 *(word for word in WAYS[way] if word not in words),
             ],
         )
-        result = api.train(config, console=False)
+        result = train_to_the_end(config)
         shutil.rmtree(Path(work) / "runs")
     keys = ("steps", "wall_seconds", "precision")
     return {

@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, describe_machine, machine_line, median_and_spread, table, write_result
 from benchmarks.kept import Kept
+from benchmarks.trained import train_to_the_end
 from tutti import api, load_config
 from tutti.core.files import write_text_atomically
 from tutti.core.rundir import RunDirectory
@@ -178,7 +179,7 @@ def train_run(options: argparse.Namespace, name: str, words: list[str], steps: i
         long = ["train.steps=6"]
     once = [f"evaluate.every={_ONCE}"]
     config = load_config(None, [f"name={name}", f"runs={runs}", *words, *once, *long])
-    api.train(config, resume=begun, console=False)
+    train_to_the_end(config, resume=begun)
     return place.path
 
 

@@ -28,7 +28,8 @@ from typing import Any
 
 from benchmarks.common import ROOT, describe_machine, machine_line, table, write_result
 from benchmarks.labelled import minilm, parser_of
-from tutti import api, load_config
+from benchmarks.trained import train_to_the_end
+from tutti import load_config
 from tutti.redact.spans import merged
 from tutti.serve.guard.redact import BySentence, Patterns, Redactor, Span, Tagger, Together
 
@@ -147,7 +148,7 @@ def train(options: argparse.Namespace, folds: list[list[dict[str, Any]]], number
             *(f"evaluate.every={_NEVER_BEFORE}", f"checkpoint.every={_NEVER_BEFORE}", *options.set),
         ],
     )
-    api.train(config, console=False, resume=run.exists())
+    train_to_the_end(config, resume=run.exists())
     return run
 
 

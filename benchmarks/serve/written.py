@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.trained import train_to_the_end
 from tutti import api
 from tutti.config import Config, load_config
 from tutti.core.rundir import RunDirectory
@@ -54,9 +56,8 @@ def make_written(work: Path, *, size: str, steps: int) -> Written:
         }
     )
     run = RunDirectory(work / name)
-    if not run.report_json.exists():
-        began = run.config.exists()
-        api.train(config, resume=began)
+    if not run.report_json.exists() or json.loads(run.report_json.read_text())["state"] != "finished":
+        train_to_the_end(config, resume=run.config.exists())
     gguf = work / f"{name}.gguf"
     if not gguf.exists():
         api.export(run.path, gguf, format="gguf", weights="q8_0")

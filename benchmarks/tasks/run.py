@@ -25,6 +25,7 @@ from benchmarks.common import ROOT, describe_machine, machine_line, median_and_s
 from benchmarks.kept import Kept
 from benchmarks.labelled import minilm, parser_of
 from benchmarks.tasks import peers
+from benchmarks.trained import train_to_the_end
 from tutti import api, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -121,7 +122,7 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
             *(f"train.seed={seed}", "replicas=2", *options.set),
         ],
     )
-    report = api.train(config, console=False)
+    report = train_to_the_end(config)
     run = work / "runs" / config.name
     metrics = report["best"]["metrics"] if report.get("best") else api.evaluate(run)
     shutil.rmtree(run / "checkpoints")

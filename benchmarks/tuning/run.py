@@ -21,7 +21,8 @@ from typing import Any
 from benchmarks.common import describe_machine, machine_line, median_and_spread, table, write_result
 from benchmarks.kept import Kept
 from benchmarks.labelled import minilm, parser_of
-from tutti import api, load_config
+from benchmarks.trained import train_to_the_end
+from tutti import load_config
 
 HERE = Path(__file__).resolve().parent
 
@@ -85,7 +86,7 @@ def train(work: Path, options: argparse.Namespace, name: str, rate: float, seed:
             *METHODS[name],
         ],
     )
-    report = api.train(config, console=False)
+    report = train_to_the_end(config)
     run = work / "runs" / config.name
     export = run / "export"
     alone = export if name == "prompt" else export / "adapters"
