@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tutti.config import Config
+from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign, clear_signs
+from tutti.core.rundir import RunDirectory
+from tutti.core.types import Batch
+from tutti.evaluate import sum_losses
 from tutti.observe.watch import StallDetector, Watchdog, read_signs
+from tutti.supervise.beside import stall_check
 
 
 class World:
@@ -98,6 +108,81 @@ def test_a_rank_that_saves_may_take_long_and_its_peers_may_wait_for_it() -> None
     world.put(1, phase="sync")
     assert world.run(200, steps_each=None) == []
     assert world.run(110, steps_each=None) == [0]  # but not for ever
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit"), [("compute", 300), ("evaluating", 3000), ("finishing", 3000), ("starting", 3000)]
+)
+def test_slow_phases_have_ten_times_the_patience_until_they_are_ended_as_well(
+    phase: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real watchdog over files of a made-up clock, that looks every ten seconds."""
+    killed: list[int] = []
+    clock = 0.0
+    run = RunDirectory(tmp_path)
+    run.live.mkdir()
+    run.events.mkdir()
+    monkeypatch.setattr("tutti.supervise.beside.Watchdog", partial(Watchdog, clock=lambda: clock))
+    look = stall_check(run, Config(), EventWriter(run.events, -1), killed.append)
+    while not killed and clock < 4000:
+        sign = {"time": clock, "since": 0.0, "pid": 7, "rank": 0, "step": 3, "phase": phase, "stack": []}
+        (run.live / "rank-0.json").write_text(json.dumps(sign))
+        look()
+        clock += 10
+    assert killed == [7] and limit < clock <= limit + 30
+
+
+def test_one_slow_phase_after_another_is_no_stall() -> None:
+    world = World(1)
+    for phase in ("starting", "building the model", "resuming", *(f"rehearsal: {n}" for n in range(5))):
+        world.put(0, phase=phase)
+        assert world.run(60, steps_each=None) == []
+
+
+def test_who_says_in_a_slow_phase_that_he_gets_on_is_left_alone() -> None:
+    world = World(1)
+    world.put(0, phase="evaluating")
+    for _ in range(20):
+        world.put(0, since=world.now)
+        assert world.run(60, steps_each=None) == []
+    assert world.run(310, steps_each=None) == [0]
+    world.put(0, phase="compute", since=world.now)
+    for _ in range(2):
+        world.put(0, since=world.now)  # of a step that is made again and again only its end counts
+        found = world.run(20, steps_each=None)
+    assert found == [0]
+
+
+class _Samples:
+    """A source whose samples are their numbers."""
+
+    def samples_in_epoch(self, epoch: int) -> int:
+        return 12
+
+    def load(self, epoch: int, indices: Sequence[int]) -> Batch:
+        return {"x": torch.tensor(list(indices))}
+
+
+def test_validation_gets_on_with_every_micro_batch(tmp_path: Path) -> None:
+    def since() -> float:
+        return float(read_signs(tmp_path)[0]["since"])
+
+    seen: list[float] = []
+
+    def measure(given: Iterable[Batch]) -> tuple[float, int]:
+        for _ in given:
+            wait_until(lambda: since() > seen[-1])
+            seen.append(since())
+            time.sleep(0.01)
+        return 0.0, 1
+
+    where: Any = {"device": torch.device("cpu"), "target_bytes": None}
+    with LiveSign(tmp_path / "live", 0, every_seconds=0.01) as sign, sign.phase("evaluating"):
+        seen.append(time.time())
+        time.sleep(0.01)
+        source: Any = _Samples()
+        sum_losses(measure, source, samples=12, part=0, parts=1, micro_batch=4, **where)
+    assert len(seen) == 4
 
 
 def test_a_stuck_replica_is_named_while_another_goes_on() -> None:

@@ -145,7 +145,9 @@ class WatchConfig(Section):
         default=30, description="A rank without progress for so long is named, with its stack."
     )
     kill_after_seconds: Positive = Field(
-        default=300, description="A rank that has been silent for so long is killed and healed."
+        default=300,
+        description="A rank that hangs for so long is killed and healed; in a phase that may take long, after ten "
+        "times as long.",
     )
     max_restarts: NonNegative = Field(
         default=3, description="How often dead workers are started again before the run gives up."

@@ -25,6 +25,15 @@ FRAMES = 15
 #: Phase of a worker that left its work cleanly; nobody waits for it any more.
 FINISHED = "finished"
 
+#: Those that this process writes.
+_written: list[LiveSign] = []
+
+
+def beat() -> None:
+    """Say that what takes long without a step (validation, writing) gets on; nothing where no worker runs."""
+    for sign in _written:
+        sign.set()
+
 
 class LiveSign:
     """Writes `directory/rank-N.json` every `every_seconds` until `stop`; usable as a context manager.
@@ -49,10 +58,13 @@ class LiveSign:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._write()
         self._thread.start()
+        _written.append(self)
         return self
 
     def stop(self) -> None:
         """Say that this rank has finished, and end the thread."""
+        if self in _written:
+            _written.remove(self)
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
@@ -68,7 +80,8 @@ class LiveSign:
         self.stop()
 
     def set(self, *, step: int | None = None, phase: str | None = None) -> None:
-        """Say that the worker is now at `step` (last one finished) and in `phase` (`data`, `compute`, …)."""
+        """Say that the worker is now at `step` (last one finished) and in `phase` (`data`, `compute`, …), or, with
+        neither, that it gets on."""
         if step is not None:
             self._step = step
         if phase is not None:

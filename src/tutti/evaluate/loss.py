@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tutti.core.live import beat
 from tutti.core.types import Batch, Objective, SampleSource
 
 
@@ -95,6 +96,7 @@ def sum_losses(
     def batches() -> Iterator[Batch]:
         nonlocal text_bytes
         for slot in range(slots):
+            beat()
             indices = mine[slot * micro_batch : (slot + 1) * micro_batch]
             batch = source.load(0, indices) if len(indices) else source.empty()
             if len(indices) and speaks:

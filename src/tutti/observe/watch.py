@@ -28,7 +28,8 @@ from tutti.core.live import FINISHED
 from tutti.observe import words
 from tutti.observe.tail import Event
 
-#: Phases that may take long without finishing a step; they get `_PATIENCE` times as long.
+#: Phases that may take long without finishing a step; they get `_PATIENCE` times as long, until they are named and
+#: until they are ended.
 _SLOW_WORDS = (
     *("start", "load", "compil", "rehears", "valid", "evaluat", "sav", "checkpoint", "resum", "heal"),
     *("export", "sampl", "prepar", "generat", "build", "finishing"),
@@ -44,7 +45,8 @@ _COLLECTIVE = (
 
 @dataclass(frozen=True)
 class Stall:
-    """A rank that hangs. `how`: `silent` or `stuck`; `seconds`: how long it was not heard or did not move."""
+    """A rank that hangs. `how`: `silent` or `stuck`; `seconds`: how long it was not heard or did not move; `patience`:
+    so many times as long as others it may do so before it is ended."""
 
     rank: int
     how: str
@@ -53,6 +55,7 @@ class Stall:
     phase: str
     stack: tuple[str, ...]
     pid: int | None
+    patience: float = 1.0
 
     @property
     def message(self) -> str:
@@ -81,7 +84,7 @@ class Stall:
 
 @dataclass
 class _Seen:
-    """What is remembered of a rank: its last sign, and when (our clock) the sign and its step were new."""
+    """What is remembered of a rank: its last sign, and when (our clock) the sign was new and the rank got on."""
 
     sign: Mapping[str, Any]
     heard: float
@@ -133,8 +136,10 @@ class StallDetector:
             returned = self._clock - seen.heard > self._stall_seconds
             seen.heard = self._clock
         advanced = _step(sign) - _step(seen.sign)
-        if advanced or _is_slow(sign) != _is_slow(seen.sign):
-            if advanced > 0 and not _is_slow(sign) and not _is_slow(seen.sign):
+        slow, was_slow = _is_slow(sign), _is_slow(seen.sign)
+        beaten = slow and any(sign.get(key) != seen.sign.get(key) for key in ("phase", "since"))
+        if advanced or slow != was_slow or beaten:
+            if advanced > 0 and not slow and not was_slow:
                 self._step_seconds.append((self._clock - seen.moved) / advanced)
             seen.moved = self._clock
         seen.sign = sign
@@ -170,6 +175,7 @@ class StallDetector:
             phase=str(sign.get("phase", "?")),
             stack=tuple(map(str, stack)) if isinstance(stack, list) else (),
             pid=pid if isinstance(pid, int) else None,
+            patience=_PATIENCE if how == "stuck" and _is_slow(sign) else 1.0,
         )
 
 

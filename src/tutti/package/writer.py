@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tutti.core import RunError
+from tutti.core.live import beat
 from tutti.models import generate, generate_from
 from tutti.tasks import Example, Labels, RowEncoder, Writing
 from tutti.tasks.talk import begin_turn, begin_turns, read_talk
@@ -95,6 +96,7 @@ class Writer:
         written = [""] * len(read)
         order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together
         for first in range(0, len(order), _AT_ONCE):
+            beat()
             some = order[first : first + _AT_ONCE]
             for number, text in zip(some, answer([read[number] for number in some]), strict=True):
                 written[number] = text

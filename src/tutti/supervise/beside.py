@@ -145,7 +145,8 @@ def stall_check(
     def look() -> None:
         watchdog.poll()
         for stall in watchdog.stalls.values():
-            if stall.seconds > config.watch.kill_after_seconds and stall.pid is not None:
+            limit = config.watch.kill_after_seconds * stall.patience
+            if stall.seconds > limit and stall.pid is not None:
                 kill(stall.pid)
 
     return look
