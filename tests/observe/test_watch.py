@@ -185,6 +185,22 @@ def test_validation_gets_on_with_every_micro_batch(tmp_path: Path) -> None:
     assert len(seen) == 4
 
 
+def test_replicas_that_wait_for_others_to_come_are_not_stuck() -> None:
+    world = World(3)
+    world.run(10)
+    for rank in (0, 1, 2):
+        world.put(rank, phase="sync", waits=True)
+    assert world.run(1200, steps_each=None) == []
+    for rank in (0, 1, 2):
+        world.put(rank, phase="compute", waits=False)
+    assert world.run(25, steps_each=None) == []  # that they waited is nothing to make up for
+    for rank in (0, 1):
+        world.put(rank, phase="sync", waits=True)
+    assert world.run(100, steps_each=None) == [2]
+    world.stopped.add(0)  # who gives no sign of life is not one who waits
+    assert world.run(35, steps_each=None) == [0]
+
+
 def test_a_stuck_replica_is_named_while_another_goes_on() -> None:
     world = World(2)
     world.run(10)

@@ -35,6 +35,18 @@ def beat() -> None:
         sign.set()
 
 
+@contextlib.contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Inside, this process waits, in whatever thread, for others who may not come for long; it holds up nobody."""
+    for sign in _written:
+        sign.waits = True
+    try:
+        yield
+    finally:
+        for sign in _written:
+            sign.waits = False
+
+
 class LiveSign:
     """Writes `directory/rank-N.json` every `every_seconds` until `stop`; usable as a context manager.
 
@@ -50,6 +62,7 @@ class LiveSign:
         self._step = 0
         self._phase = "starting"
         self._since = time.time()
+        self.waits = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-sign", daemon=True)
 
@@ -119,6 +132,7 @@ class LiveSign:
             "step": self._step,
             "phase": self._phase,
             "since": round(self._since, 3),
+            "waits": self.waits,
             "stack": stack,
         }
         beside = self._path.with_name(f".{self._path.name}.tmp")

@@ -5,7 +5,8 @@ Two ways to hang, told apart by the signs of life in `live/`:
 - *silent*: the file of a rank is not written any more. Its process is stopped or its machine is gone; the
   others wait for it, so they are not named.
 - *stuck*: every file is fresh, but no step was finished for long. The ranks that are furthest behind are
-  named; among equals those that are not waiting in a collective, for the others wait for them.
+  named; among equals those that are not waiting in a collective, for the others wait for them. Replicas that
+  wait to meet others (`sync.min_replicas`) are not stuck, however long that takes.
 
 Only this process's own clock is used: a rank's sign is fresh if it *changed*, so clocks of other machines may
 be wrong. Time in which this process itself was suspended does not count.
@@ -107,9 +108,9 @@ class StallDetector:
 
     def observe(self, signs: Mapping[int, Mapping[str, Any]], now: float) -> list[Stall]:
         """Judge `signs` (rank → content of its live file) at `now`, seconds of any steady clock."""
-        if self._last_now is not None:
-            # A long gap means that we ourselves were stopped: then the others' silence proves nothing.
-            self._clock += min(now - self._last_now, self._stall_seconds / 3)
+        # A long gap means that we ourselves were stopped: then the others' silence proves nothing.
+        passed = min(now - self._last_now, self._stall_seconds / 3) if self._last_now is not None else 0.0
+        self._clock += passed
         self._last_now = now
         for rank in [rank for rank in self._seen if rank not in signs]:
             del self._seen[rank]
@@ -117,13 +118,16 @@ class StallDetector:
         if any(returned):  # all waited for it, and may now take their time again
             for seen in self._seen.values():
                 seen.moved = self._clock
+        for seen in self._seen.values():
+            if seen.sign.get("waits"):
+                seen.moved = min(seen.moved + passed, self._clock)
         working = {rank: seen for rank, seen in self._seen.items() if not _is_idle(seen.sign)}
         silent = {r: s for r, s in working.items() if self._clock - s.heard > self._stall_seconds}
         if silent:
             return [self._stall(rank, "silent", seen.heard) for rank, seen in sorted(silent.items())]
         if any(self._clock - seen.heard > self._stall_seconds / 3 for seen in working.values()):
             return []  # perhaps silent: its step is older than its sign, but *stuck* would be the wrong word
-        return self._stuck(working)
+        return self._stuck({rank: seen for rank, seen in working.items() if not seen.sign.get("waits")})
 
     def _note(self, rank: int, sign: Mapping[str, Any]) -> bool:
         """Remember the sign; True when the rank is back after a silence."""

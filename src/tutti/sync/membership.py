@@ -25,6 +25,7 @@ from torchft.coordination import ManagerClient, ManagerServer
 
 from tutti.core.address import is_loopback
 from tutti.core.errors import LaunchError
+from tutti.core.live import waiting_for_others
 from tutti.sync.channel import proof, proves
 from tutti.sync.transport import PeerLost
 
@@ -99,7 +100,8 @@ class Membership:
         if self._part == 0:
             threading.Thread(target=self._knock, args=(answered,), daemon=True, name="knock").start()
         try:
-            result = self._ask(step)
+            with waiting_for_others():
+                result = self._ask(step)
         finally:
             answered.set()
         self._answered_knocks = self._knocks
