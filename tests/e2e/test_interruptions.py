@@ -74,6 +74,38 @@ def test_sigterm_saves_and_json_says_so(tutti_here: Here, tmp_path: Path) -> Non
     assert steps_of(RUN) == list(range(1, max(40, saved) + 1))
 
 
+def test_a_second_ctrl_c_says_what_is_lost(tutti_here: Here, tmp_path: Path) -> None:
+    write_config(tmp_path, checkpoint={"every": 1000}, replicas=1)
+
+    def stop_at_once() -> None:
+        os.kill(worker_pid(RUN, 0), signal.SIGSTOP)  # it does not come to save
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.6)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with at_step(RUN, 10, stop_at_once):
+        answer = tutti_here("train", "c.yaml", "train.steps=5000")
+    assert answer.code == 130, answer.said
+    assert "stopped at once; what came after the last checkpoint is done again" in answer.out
+    assert "nothing was lost" not in answer.out and "everything is saved" not in answer.out
+    (said,) = events_of(RUN, "interrupted")
+    assert said["trained"] and said["killed"]
+
+
+def test_a_stop_that_cannot_save_is_a_failure(tutti_here: Here, tmp_path: Path) -> None:
+    write_config(tmp_path, checkpoint={"every": 1000}, replicas=1)
+
+    def stop_without_a_place() -> None:
+        (RUN / "checkpoints").rmdir()
+        (RUN / "checkpoints").write_text("")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with at_step(RUN, 10, stop_without_a_place):
+        answer = tutti_here("train", "c.yaml", "train.steps=5000")
+    refused(answer, "checkpoints")
+    assert "nothing was lost" not in answer.said and "everything is saved" not in answer.said
+
+
 def test_a_stop_before_the_first_step_can_be_resumed(tutti_here: Here, tmp_path: Path) -> None:
     write_config(tmp_path)
 

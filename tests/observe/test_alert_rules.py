@@ -118,6 +118,23 @@ def test_a_run_that_failed_and_one_that_is_gone(run: Recorder) -> None:
     assert said == {"failed": "the run failed: rank 0 failed at step 3: ValueError: no such thing"}
 
 
+def test_a_run_whose_worker_was_killed_once_too_often_has_failed(run: Recorder) -> None:
+    now = run.steps(0, range(1, 4))
+    reason = "worker 0 was killed by SIGKILL"
+    judged = judge_run(run.run, read_history(run.run), RunRules(), START + now + 1, gave_up=reason)
+    assert [(one.key, one.said) for one in judged] == [("failed", f"the run failed: {reason}")]
+    run.at(now, "error", 1, step=3, type="RuntimeError", message="Connection closed by peer", peer=True)
+    run.at(now + 1, "gave_up", -1, reason=reason)  # as a second process sees it
+    assert found(run, now + 2) == {"failed": f"the run failed: {reason}"}
+    run.at(now + 10, "launched", -1, resume=True)
+    assert found(run, now + 11) == {}
+
+
+def test_a_full_disk_hides_no_alert(tmp_path: Path) -> None:
+    book = Book("r", 600.0, tmp_path / "gone" / "alerts.jsonl")
+    assert [alert.state for alert in book.compare([Finding("failed", "ended", "it failed")], 0)] == ["firing"]
+
+
 def test_nothing_saved_for_long(run: Recorder) -> None:
     now = run.steps(0, range(1, 4))
     assert "checkpoint" not in found(run, now, checkpoint_minutes=1)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import tutti
-from runs import regression
+from runs import Running, SlowNet, regression
 from tutti.core import read_events
-from tutti.core.errors import ConfigError
+from tutti.core.errors import ConfigError, LaunchError
 from tutti.observe.dashboard.rows import Rows
 from tutti.observe.growing import GrowingHistory
 
@@ -48,6 +48,25 @@ def test_two_workers_and_a_program_that_is_told(tmp_path: Path, capsys: pytest.C
         {"skew", "forward_seconds", "bytes", "gradient_norm", "learning_rate"} <= set(row)
         for row in rows.rows
     )
+
+
+def test_a_worker_that_is_killed_for_good_is_told_of(tmp_path: Path) -> None:
+    """Nobody but the launcher is left to say so."""
+    out, script = tmp_path / "told.jsonl", tmp_path / "tell.py"
+    script.write_text(f"import sys; open({str(out)!r}, 'a').write(sys.stdin.read() + '\\n')")
+    run = Running(
+        tmp_path / "r", model=SlowNet(0.05), loss=nn.MSELoss(), data=regression(64), steps=1000, batch=16,
+        train__precision="fp32", watch__max_restarts=0, alerts__command=f"{sys.executable} {script}",
+    )  # fmt: skip
+    run.until_step(2)
+    run.kill(0)
+    with pytest.raises(LaunchError, match="SIGKILL"):
+        run.end()
+    (told,) = map(json.loads, out.read_text().splitlines())
+    assert (told["key"], told["state"]) == ("failed", "firing") and "SIGKILL" in told["said"]
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["state"] == "failed"
+    assert "given up: worker 0 was killed by SIGKILL" in (tmp_path / "r" / "report.md").read_text()
 
 
 def test_nobody_is_started_for_somebody_who_cannot_be_told(

@@ -183,6 +183,7 @@ def test_a_later_command_with_fewer_replicas_supersedes_all_of_them(tmp_path: Pa
         ("interrupted", {"step": 3}, "interrupted"),
         ("finished", {"step": 3, "state": "interrupted"}, "interrupted"),
         ("error", {"step": 3, "type": "ValueError", "message": "x"}, "failed"),
+        ("gave_up", {"reason": "worker 0 was killed by SIGKILL"}, "failed"),
         ("warning", {"message": "x"}, "interrupted"),  # killed whole, long ago
     ],
 )

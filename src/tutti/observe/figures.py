@@ -177,7 +177,7 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
     only while it shows signs of life.
     """
     ends: list[Event] = []
-    for kind in ("finished", "interrupted", "error"):
+    for kind in ("finished", "interrupted", "error", "gave_up"):
         ends += [event for event in history.of(kind) if when(event) >= history.begun]
     if last := [event for event in ends if event["kind"] == "finished"]:
         return "interrupted" if last[-1].get("state") == "interrupted" else "finished"
@@ -185,6 +185,8 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
     ends = [event for event in ends if when(event) >= max(restarts, default=0.0)]
     if any(event["kind"] == "interrupted" for event in ends):
         return "interrupted"
+    if any(event["kind"] == "gave_up" for event in ends):
+        return "failed"
     alive = max(history.last_time, _last_sign(run))
     if ends:
         # Another rank's error may yet be answered by a restart; steps after it mean that it was (diloco).

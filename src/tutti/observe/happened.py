@@ -107,6 +107,14 @@ def _disturbance(event: Event) -> str:
     }.get(str(what), f"{who}: {what}")
 
 
+def _interrupted(event: Event) -> str:
+    if event.get("killed"):
+        return "stopped at once; what came after the last checkpoint is done again by --resume"
+    if not event.get("trained", True):
+        return "interrupted before training went on; nothing was lost"
+    return f"interrupted after {_step(event)}; everything is saved"
+
+
 _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     "checkpoint": _checkpoint,
     "validation": _validation,
@@ -129,11 +137,8 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
     ),
     "resumed": lambda e: f"went on from the checkpoint of {_step(e)}",
     "healed": lambda e: f"replica {e.get('replica')} was healed by its peers at {_step(e)}",
-    "interrupted": lambda e: (
-        f"interrupted after {_step(e)}; everything is saved"
-        if e.get("trained", True)
-        else "interrupted before training went on; nothing was lost"
-    ),
+    "interrupted": _interrupted,
+    "gave_up": lambda e: f"the run is given up: {e.get('reason')}",
     # A run that was interrupted says so itself.
     "finished": lambda e: f"finished at {_step(e)}" if e.get("state") != "interrupted" else None,
     "rehearsal": lambda e: f"rehearsed: {e.get('what')} ({words.seconds(number(e.get('seconds')))})",
@@ -143,7 +148,7 @@ _SENTENCES: dict[str, Callable[[Event], str | None]] = {
 #: What stands on the report's page: not the validations and checkpoints, which have tables or are many.
 _TOLD = (
     *("warning", "stalled", "recovered", "error", "restart", "resumed", "healed", "membership", "serving"),
-    *("disturbance", "joined", "left", "enough", "interrupted", "test", "finished"),
+    *("disturbance", "joined", "left", "enough", "interrupted", "gave_up", "test", "finished"),
 )
 
 

@@ -53,7 +53,10 @@ class Show:
             name="console",
         )
         self._console = console
-        self._watch = None if alerts is None or not alerts.has_receivers else _alerts(run, alerts)
+        self._watched: WatchedRun | None = None
+        self._watch: Watch | None = None
+        if alerts is not None and alerts.has_receivers:
+            self._watched, self._watch = _alerts(run, alerts)
 
     def __enter__(self) -> Show:
         if self._watch is not None:
@@ -64,6 +67,11 @@ class Show:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def give_up(self, reason: str) -> None:
+        """Whoever is told of alerts is to know that the run failed, also if no event of that can be written."""
+        if self._watched is not None:
+            self._watched.gave_up = reason
 
     def stop(self) -> None:
         """Show what is left, and end."""
@@ -103,14 +111,14 @@ def say_launched(events: EventWriter, resume: bool) -> None:
     events.write("launched", resume=resume, version=__version__, commit=source_commit())
 
 
-def _alerts(run: RunDirectory, alerts: AlertsConfig) -> Watch:
+def _alerts(run: RunDirectory, alerts: AlertsConfig) -> tuple[WatchedRun, Watch]:
     section = alerts.model_dump()
 
     def warn(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
     watched = WatchedRun(run.path, RunRules.of(section), alerts.repeat_minutes * 60.0)
-    return Watch([watched], Sender(receivers_of(section), warn), warn)
+    return watched, Watch([watched], Sender(receivers_of(section), warn), warn)
 
 
 class _Labelled(io.StringIO):

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Supervision:
     def _execute(self, events: EventWriter, began: float, former: str | None) -> dict[str, Any]:
         """`former`: the configuration of a run that is resumed, as it was."""
         run = self.run
-        with Show(run, self.console, began, self.label, self.resolved.config.alerts):
+        with Show(run, self.console, began, self.label, self.resolved.config.alerts) as show:
             try:
                 outcome = self._launch(events, began)
             except TuttiError:
@@ -103,9 +103,16 @@ class Supervision:
                     write_text_atomically(run.config, former)
                 events.close()
                 raise
-            if outcome.stopped and not _ended(run, began):
-                # Asked to stop before the workers trained: they had nothing to save and said nothing.
-                events.write("interrupted", trained=False)
+            failed = self._failed(outcome, began)
+            if failed:
+                reason = outcome.reason or "no worker said how it ended"
+                show.give_up(reason)
+                with suppress(OSError):  # a full disk
+                    events.write("gave_up", reason=reason)
+            elif not _ended(run, began):
+                # The workers said nothing: they had nothing to save, or were not given the time to.
+                killed = _last_step(run, began) is not None
+                events.write("interrupted", trained=killed, killed=killed)
         events.close()
         if former is not None and not _begun(run, began):
             write_text_atomically(run.config, former)  # refused: the run is what it was
@@ -113,10 +120,21 @@ class Supervision:
             report = write_report(run.path)
         except RunError as error:
             raise RunError(error.problem, self._go_on("mend that, then ")) from error
-        # With members that may go, others may have ended well, and the one that was to hand on the model not.
-        if not outcome.stopped and (not outcome.succeeded or not _ended(run, began)):
+        if failed:
             raise self._failure(began, outcome.reason)
         return report
+
+    def _failed(self, outcome: Outcome, began: float) -> bool:
+        """Whether it came to no end, or, asked to stop, did not save what it was to save."""
+        run, ended = self.run, _ended(self.run, began)
+        if not outcome.stopped:
+            # With members that may go, others may have ended well, and the one that was to hand on the model not.
+            return not outcome.succeeded or not ended
+        if ended or (last := _last_step(run, began)) is None:
+            return False
+        return is_full(run.path) or any(
+            event["time"] >= last and not event.get("peer") for event in read_events(run.path, "error")
+        )
 
     def _begin(self) -> EventWriter:
         """Write the configuration and the first event: wall time counts from here."""
@@ -273,6 +291,11 @@ def _ended(run: RunDirectory, since: float) -> bool:
         for kind in ("finished", "interrupted")
         for event in read_events(run.path, kind)
     )
+
+
+def _last_step(run: RunDirectory, since: float) -> float | None:
+    """When the last step was made; None: none was."""
+    return max((e["time"] for e in read_events(run.path, "step") if e["time"] >= since), default=None)
 
 
 def _number(value: int | str) -> int:

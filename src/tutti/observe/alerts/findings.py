@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -96,9 +97,11 @@ class Book:
             self._known[alert.key] = _Known(finding, alert.since, alert.time, alert.time)
 
     def _write(self, alert: Alert) -> None:
-        if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(alert), ensure_ascii=False, separators=(",", ":")) + "\n")
+        if self._file is None:
+            return
+        # On a full disk it is told all the same.
+        with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(alert), ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def read_alerts(file: Path) -> list[Alert]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tutti.observe import words
 from tutti.observe.alerts.findings import Finding
-from tutti.observe.errors import find_cause
+from tutti.observe.errors import find_cause, is_echo
 from tutti.observe.figures import finite, run_state
 from tutti.observe.happened import sentence
 from tutti.observe.history import History, Step
@@ -45,21 +45,28 @@ class RunRules:
         return cls(**{key: value for key, value in section.items() if key in known})
 
 
-def judge_run(run: Path, history: History, rules: RunRules, now: float) -> list[Finding]:
-    """What is so `now`, in Unix seconds."""
+def judge_run(
+    run: Path, history: History, rules: RunRules, now: float, *, gave_up: str | None = None
+) -> list[Finding]:
+    """What is so `now`, in Unix seconds. `gave_up`: why the launcher has just given the run up."""
     state = run_state(run, history, now)
-    found = [*_ends(history, state, rules), *_numbers(history, rules)]
+    if gave_up is not None and state != "finished":
+        state = "failed"
+    found = [*_ends(history, state, rules, gave_up), *_numbers(history, rules)]
     if state == "running":
         found += [*_delays(history, rules, now), *_paces(history, rules)]
     return found
 
 
-def _ends(history: History, state: str, rules: RunRules) -> Iterator[Finding]:
+def _ends(history: History, state: str, rules: RunRules, gave_up: str | None) -> Iterator[Finding]:
     begun = history.begun
     launched = max((when(e) for e in history.of("launched")), default=begun)
     if state == "failed" and rules.ended:
         cause = find_cause([e for e in history.of("error") if when(e) >= launched])
-        said = sentence(cause) if cause is not None else None
+        reasons = [str(e.get("reason")) for e in history.of("gave_up") if when(e) >= begun]
+        reason = gave_up or (reasons[-1] if reasons else None)
+        # Who was killed wrote nothing, and those that lost him do not know why.
+        said = sentence(cause) if cause is not None and not (reason and is_echo(cause)) else reason
         yield Finding("failed", "ended", f"the run failed: {said}" if said else "the run failed")
     said_so = any(when(e) >= begun for e in (*history.of("interrupted"), *history.of("finished")))
     if state == "interrupted" and rules.ended and history.first_time and not said_so:

@@ -47,13 +47,16 @@ class WatchedRun:
         self._growing = GrowingHistory(run)
         self._descriptor: int | None = None
         self._book: Book | None = None
+        #: Why the launcher has given the run up; on a full disk no event says so.
+        self.gave_up: str | None = None
 
     def look(self, now: float, *, last: bool) -> list[Alert]:
         if self._book is None and not self._take_over():
             return []
         assert self._book is not None
         self._growing.refresh(at_once=last)
-        return self._book.compare(judge_run(self._run, self._growing.history, self._rules, now), now)
+        found = judge_run(self._run, self._growing.history, self._rules, now, gave_up=self.gave_up)
+        return self._book.compare(found, now)
 
     def close(self) -> None:
         if self._descriptor is not None:

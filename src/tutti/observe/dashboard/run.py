@@ -141,7 +141,8 @@ def ending_of(
         return None
     said = ""
     if state == "failed":
-        said = summarise_errors(run, history.begun) or "It failed."
+        given_up = [str(e.get("reason")) for e in history.of("gave_up") if when(e) >= history.begun]
+        said = summarise_errors(run, history.begun) or "; ".join(["It failed", *given_up]) + "."
     elif state == "interrupted" and not any(when(e) >= history.begun for e in history.of("interrupted")):
         saves = history.of("checkpoint")
         kept = f"the checkpoint of step {int(saves[-1].get('step') or 0):,}" if saves else "no checkpoint"
@@ -152,7 +153,9 @@ def ending_of(
         if not history.first_time:
             said = "Nothing has been written yet, or the run was killed before it began."
     elif state == "interrupted":
-        said = "It was interrupted; everything is saved."
+        killed = any(e.get("killed") and when(e) >= history.begun for e in history.of("interrupted"))
+        lost = "It was stopped at once; what came after the last checkpoint is done again."
+        said = lost if killed else "It was interrupted; everything is saved."
     moves = [] if (config.get("model") or {}).get("python") else moves_of(run, figures, config)
     return {
         "state": state,
