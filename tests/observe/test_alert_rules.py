@@ -1,5 +1,6 @@
 """Each rule, provoked by events as runs write them, and not by those that are as they should be."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -13,6 +14,7 @@ from tutti.observe.alerts import Finding, RunRules, ServiceRules, judge_run, jud
 from tutti.observe.alerts.findings import SETTLE_SECONDS, Book
 from tutti.observe.history import read_history
 from tutti.observe.metrics import Sample
+from tutti.observe.watch import read_signs
 
 
 def found(r: Recorder, seconds: float, **rules: Any) -> dict[str, str]:
@@ -152,6 +154,17 @@ def test_a_rank_that_hangs(run: Recorder) -> None:
     assert found(run, now + 1)["stalled 1"] == "rank 1 has not finished a step for 31.0 s"
     run.at(now + 2, "recovered", -1, of_rank=1, message="rank 1 goes on")
     assert found(run, now + 3) == {}
+
+
+def test_a_lonely_worker_that_hangs_is_not_gone_while_its_launcher_lives(run: Recorder) -> None:
+    now = run.steps(0, range(1, 4))
+    run.at(now + 31, "stalled", -1, of_rank=0, message="rank 0 has given no sign of life for 31.0 s")
+    launcher, last = run.run / "live/launcher.json", now + 250
+    launcher.write_text(json.dumps({"rank": -1, "time": START + last}))
+    for seconds in (now + 40, now + 100, last + 50):
+        assert list(found(run, seconds)) == ["stalled 0"]
+    assert read_signs(run.run) == {}  # it is nobody who could hang
+    assert list(found(run, last + 61)) == ["gone"]
 
 
 def test_a_plateau(run: Recorder) -> None:

@@ -1,6 +1,7 @@
 """A real run: what its events say of a step's parts, and who is told when it has finished."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,10 +59,13 @@ def test_a_worker_that_is_killed_for_good_is_told_of(tmp_path: Path) -> None:
         tmp_path / "r", model=SlowNet(0.05), loss=nn.MSELoss(), data=regression(64), steps=1000, batch=16,
         train__precision="fp32", watch__max_restarts=0, alerts__command=f"{sys.executable} {script}",
     )  # fmt: skip
-    run.until_step(2)
+    run.until_step(2, seconds=180)
+    launcher = tmp_path / "r" / "live" / "launcher.json"
+    assert json.loads(launcher.read_text())["pid"] == os.getpid()
     run.kill(0)
     with pytest.raises(LaunchError, match="SIGKILL"):
         run.end()
+    assert not launcher.exists()
     (told,) = map(json.loads, out.read_text().splitlines())
     assert (told["key"], told["state"]) == ("failed", "firing") and "SIGKILL" in told["said"]
     report = json.loads((tmp_path / "r" / "report.json").read_text())

@@ -48,15 +48,18 @@ def waiting_for_others() -> Iterator[None]:
 
 
 class LiveSign:
-    """Writes `directory/rank-N.json` every `every_seconds` until `stop`; usable as a context manager.
+    """Writes `directory/rank-N.json` every `every_seconds` until `stop`; usable as a context manager. `name`: of the
+    file, for a process that is no rank.
 
     Make it in the thread that trains: that thread's stack is what it samples. Setting `step` or entering
     a `phase` costs an attribute; the file is written by the other thread.
     """
 
-    def __init__(self, directory: Path, rank: int, *, every_seconds: float = 2.0) -> None:
+    def __init__(
+        self, directory: Path, rank: int, *, name: str | None = None, every_seconds: float = 2.0
+    ) -> None:
         self.rank = rank
-        self._path = directory / f"rank-{rank}.json"
+        self._path = directory / f"{name or f'rank-{rank}'}.json"
         self._every_seconds = every_seconds
         self._watched = threading.get_ident()
         self._step = 0

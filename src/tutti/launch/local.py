@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from torch.distributed.elastic.agent.server.api import RunResult
 
 from tutti.core.events import EventWriter, read_events
 from tutti.core.files import is_full
+from tutti.core.live import LiveSign
 from tutti.launch.agent import ReplicaAgent, hidden_main
 from tutti.launch.companion import Companion
 from tutti.launch.meeting import Meeting
@@ -84,6 +85,7 @@ class LocalLaunch:
         self._began = time.time()
         with contextlib.ExitStack() as stack:
             stack.callback(self._events.close)
+            stack.enter_context(_sign_of_life(self.run / "live"))
             meeting = stack.enter_context(self.meeting) if self.meeting is not None else None
             stack.callback(self._end_companion)
             numbers: list[int | None] = [*self._here()] if self.elastic else [None]
@@ -270,3 +272,13 @@ class LocalLaunch:
                     self._told.add(pid)
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def _sign_of_life(directory: Path) -> Iterator[None]:
+    """Inside, `launcher.json` says that the workers are seen to, also while the only one of them hangs."""
+    try:
+        with LiveSign(directory, LAUNCHER_RANK, name="launcher"):
+            yield
+    finally:
+        (directory / "launcher.json").unlink(missing_ok=True)

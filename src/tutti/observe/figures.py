@@ -197,8 +197,9 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
 
 
 def _last_sign(run: Path) -> float:
+    """Of a worker, or of the launcher, who sees to those that are silent."""
     latest = 0.0
-    for path in RunDirectory(run).live.glob("rank-*.json"):
+    for path in RunDirectory(run).live.glob("*.json"):
         try:
             latest = max(latest, number(json.loads(path.read_text()).get("time")) or 0.0)
         except (OSError, ValueError, AttributeError):
