@@ -120,6 +120,17 @@ def test_a_run_that_failed_and_one_that_is_gone(run: Recorder) -> None:
     assert said == {"failed": "the run failed: rank 0 failed at step 3: ValueError: no such thing"}
 
 
+def test_a_death_that_may_heal_is_no_failure_yet(run: Recorder) -> None:
+    now = run.steps(0, range(1, 4))
+    run.at(now, "error", 1, step=3, type="PeerLost", message="replica 0 is gone", peer=True)
+    assert found(run, now + 1) == {}
+    judged = judge_run(run.run, read_history(run.run), RunRules(), START + now + 1, last=True)
+    assert [one.key for one in judged] == ["failed"]  # nobody is left to heal it
+    assert list(found(run, now + 31)) == ["failed"]
+    run.at(now + 2, "restart", -1, attempt=1, reason="replica 0: worker 0 was killed", of_replica=None)
+    assert found(run, now + 31) == {}
+
+
 def test_a_run_whose_worker_was_killed_once_too_often_has_failed(run: Recorder) -> None:
     now = run.steps(0, range(1, 4))
     reason = "worker 0 was killed by SIGKILL"

@@ -22,6 +22,8 @@ from tutti.observe.tail import when
 _WINDOW = 20
 #: So many times what lies between two saves by plan is late, however long that is.
 _LATE = 1.5
+#: Seconds in which the launcher answers a death with a restart, or gives the run up.
+_HEALING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,33 @@ class RunRules:
 
 
 def judge_run(
-    run: Path, history: History, rules: RunRules, now: float, *, gave_up: str | None = None
+    run: Path,
+    history: History,
+    rules: RunRules,
+    now: float,
+    *,
+    last: bool = False,
+    gave_up: str | None = None,
 ) -> list[Finding]:
-    """What is so `now`, in Unix seconds. `gave_up`: why the launcher has just given the run up."""
-    state = run_state(run, history, now)
+    """What is so `now`, in Unix seconds. `last`: nobody will look again. `gave_up`: why the launcher has just given the
+    run up."""
+    state, reason = run_state(run, history, now), gave_up or _given_up(history)
+    died = max((when(e) for e in history.of("error")), default=0.0)
     if gave_up is not None and state != "finished":
         state = "failed"
-    found = [*_ends(history, state, rules, gave_up), *_numbers(history, rules)]
+    elif state == "failed" and reason is None and not last and now - died < _HEALING_SECONDS:
+        state = "running"  # the launcher may yet answer it
+    found = [*_ends(history, state, rules, reason), *_numbers(history, rules)]
     if state == "running":
         found += [*_delays(history, rules, now), *_paces(history, rules)]
     return found
 
 
-def _ends(history: History, state: str, rules: RunRules, gave_up: str | None) -> Iterator[Finding]:
+def _ends(history: History, state: str, rules: RunRules, reason: str | None) -> Iterator[Finding]:
     begun = history.begun
     launched = max((when(e) for e in history.of("launched")), default=begun)
     if state == "failed" and rules.ended:
         cause = find_cause([e for e in history.of("error") if when(e) >= launched])
-        reasons = [str(e.get("reason")) for e in history.of("gave_up") if when(e) >= begun]
-        reason = gave_up or (reasons[-1] if reasons else None)
         # Who was killed wrote nothing, and those that lost him do not know why.
         said = sentence(cause) if cause is not None and not (reason and is_echo(cause)) else reason
         yield Finding("failed", "ended", f"the run failed: {said}" if said else "the run failed")
@@ -80,6 +90,11 @@ def _ends(history: History, state: str, rules: RunRules, gave_up: str | None) ->
         yield Finding(
             f"finished {step}", "finished", f"the run has finished at step {step:,}{said}", once=True
         )
+
+
+def _given_up(history: History) -> str | None:
+    """Why the launcher has given the run up; None: it has not."""
+    return next((str(e.get("reason")) for e in history.of("gave_up") if when(e) >= history.begun), None)
 
 
 def _numbers(history: History, rules: RunRules) -> Iterator[Finding]:

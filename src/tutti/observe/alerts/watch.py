@@ -55,7 +55,7 @@ class WatchedRun:
             return []
         assert self._book is not None
         self._growing.refresh(at_once=last)
-        found = judge_run(self._run, self._growing.history, self._rules, now, gave_up=self.gave_up)
+        found = judge_run(self._run, self._growing.history, self._rules, now, last=last, gave_up=self.gave_up)
         return self._book.compare(found, now)
 
     def close(self) -> None:
