@@ -285,3 +285,21 @@ def test_told_once_and_again_after_long_and_once_when_it_is_over(tmp_path: Path)
     with file.open("a") as torn:
         torn.write('{"subject": "r", "ke')
     assert states([bad], 9e9, Book("r", 600.0, file)) == []
+
+
+def test_a_full_disk_keeps_no_alert_from_those_who_wait_for_it() -> None:
+    book = Book("r", 600.0, Path("/dev/full"))
+    (alert,) = book.compare([Finding("disk", "failed", "no space left")], 0.0)
+    assert alert.line == "r: no space left"
+    assert book.compare([Finding("disk", "failed", "no space left")], 5.0) == []
+
+
+def test_a_torn_line_takes_no_other_alert_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "alerts.jsonl"
+    first, second = Finding("a", "failed", "one\u2028line"), Finding("b", "failed", "it failed")
+    Book("r", 600.0, file).compare([first], 0.0)
+    with file.open("a") as torn:
+        torn.write('{"subject": "r", "ke')
+    (alert,) = Book("r", 600.0, file).compare([first, second], 1.0)
+    assert alert.key == "b"
+    assert Book("r", 600.0, file).compare([first, second], 2.0) == []

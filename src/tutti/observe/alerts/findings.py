@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -99,15 +100,22 @@ class Book:
     def _write(self, alert: Alert) -> None:
         if self._file is None:
             return
-        # On a full disk it is told all the same.
-        with suppress(OSError), self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(alert), ensure_ascii=False, separators=(",", ":")) + "\n")
+        line = json.dumps(asdict(alert), ensure_ascii=False, separators=(",", ":"))
+        # On a full disk nothing is remembered, but those who wait for the alert get it.
+        with suppress(OSError), self._file.open("a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a line that a crash tore must not swallow this one
+                    file.write(b"\n")
+            file.write(line.encode() + b"\n")
 
 
 def read_alerts(file: Path) -> list[Alert]:
     """What was told, oldest first; lines that cannot be read are left out."""
     found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").split(
+        "\n"
+    ):  # what is said may hold U+2028
         try:
             found.append(Alert(**json.loads(line)))
         except (ValueError, TypeError):  # torn
