@@ -48,16 +48,22 @@ def track(run: Path, *names: str, seconds: float = 60.0, since: float = START) -
     return said
 
 
+METRICS = {"accuracy": 0.75, "f1 macro": 0.5, "ndcg@10": 0.25}
+
+
 def small_run(path: Path) -> Path:
     """Ten steps, of which those after the sixth are done again after a restart; metrics, NaN, a test."""
-    config = "name: small\ntrain: {batch: 8}\nalerts: {webhook: 'https://example.org/s3cret'}\n"
+    config = (
+        "name: small\ntrain: {batch: 8}\nalerts: {webhook: 'https://example.org/s3cret'}\n"
+        "data: {weights: {'hf:who/what?split=train': 2}}\n"
+    )
     r = Recorder(path, config)
     r.at(0.0, "launched", -1, resume=False, version="9.9", commit="c0ffee" * 6 + "dead-dirty")
     r.started(1.0, steps=10)
     r.steps(1.0, range(1, 9))
     r.started(20.0, steps=10, attempt=1, resumed_from=6)
     r.steps(20.0, [7, 8, 9, 10], loss=1.5)
-    r.at(25.0, "validation", step=10, loss=float("nan"), metrics={"accuracy": 0.75, "f1 macro": 0.5})
+    r.at(25.0, "validation", step=10, loss=float("nan"), metrics=METRICS)
     r.at(26.0, "test", step=10, loss=1.25, metrics={"accuracy": 0.7})
     r.at(27.0, "finished", step=10, state="finished")
     (path / "report.md").write_text("# small\n")
@@ -128,6 +134,7 @@ def test_tensorboard_has_the_curves_the_settings_and_the_report(tmp_path: Path) 
     points = [(p.step, pytest.approx(p.value, rel=1e-6)) for p in read.Scalars("loss/train")]
     assert points == list(curve_in_events(run).items())  # those done again stand there once
     assert [p.value for p in read.Scalars("validation/accuracy")] == [0.75]
+    assert [p.value for p in read.Scalars("validation/ndcg@10")] == [0.25]
     assert [p.value for p in read.Scalars("report/steps_repeated")] == [2]
     text = {
         tag: read.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode()
@@ -154,8 +161,10 @@ def test_mlflow_has_it_and_goes_on_with_it(tmp_path: Path) -> None:
     curve = mlflow_curve(uri, run_id, "loss/train")
     assert dict(curve) == pytest.approx(curve_in_events(run)) and len(curve) == 12
     assert mlflow_curve(uri, run_id, "validation/f1 macro") == [(10, 0.5)]
+    assert mlflow_curve(uri, run_id, "validation/ndcg_at_10") == [(10, 0.25)]  # it allows no @
     found = mlflow_run(uri, run_id)
     assert found.info.status == "FINISHED" and found.info.run_name == "small"
+    assert found.data.params["data.weights.hf_who/what_split_train"] == "2"
     assert found.data.params["train.batch"] == "8" and "s3cret" not in str(found.data.params)
     assert found.data.tags["mlflow.source.git.commit"] == "c0ffee" * 6 + "dead"
     assert found.data.tags["tutti.tutti"] == "9.9"
@@ -182,6 +191,7 @@ def test_wandb_has_it_offline_and_goes_on_with_it(tmp_path: Path) -> None:
     curve = wandb_curve(run, "loss/train")
     assert dict(curve) == pytest.approx(curve_in_events(run)) and len(curve) == 12
     assert wandb_curve(run, "validation/accuracy") == [(10, 0.75)]
+    assert wandb_curve(run, "validation/ndcg@10") == [(10, 0.25)]
     records = wandb_records(run)
     (about,) = [record.run for record in records if record.WhichOneof("record_type") == "run"][:1]
     settings = {item.key: item.value_json for item in about.config.update}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import posixpath
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +24,8 @@ from tutti.observe.page import flat
 from tutti.observe.trackers.introduce import Memory
 from tutti.observe.trackers.tracker import COLLECTION, Ending, Row, TrackedRun
 
-#: What one request may hold, and how long a parameter may be.
-_METRICS, _PARAMETERS, _LONGEST = 1000, 100, 6000
+#: What one request may hold, and how long a parameter and a name may be.
+_METRICS, _PARAMETERS, _LONGEST, _LONGEST_NAME = 1000, 100, 6000, 250
 
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
@@ -50,14 +52,16 @@ class MLflowTracker:
 
     def write(self, rows: Sequence[Row]) -> None:
         self._log(
-            (name, value, int(row.time * 1000), row.step)
+            (_name(name), value, int(row.time * 1000), row.step)
             for row in rows
             for name, value in row.values.items()
         )
 
     def end(self, ending: Ending) -> None:
         now = int(time.time() * 1000)
-        self._log((f"report/{name}", value, now, ending.step) for name, value in ending.figures.items())
+        self._log(
+            (_name(f"report/{name}"), value, now, ending.step) for name, value in ending.figures.items()
+        )
         for file in ending.files:
             self._client.log_artifact(self._id, str(file))
         self._client.set_terminated(self._id, _STATUS.get(ending.state, "FAILED"))
@@ -97,14 +101,21 @@ class MLflowTracker:
     def _say_settings(self, client: Any) -> None:
         """The configuration as parameters. MLflow's never change: what a resume changed becomes a tag."""
         said = client.get_run(self._id).data.params
-        wanted = {name: _text(value) for name, value in flat(dict(self._run.settings))}
+        wanted = {_name(name): _text(value) for name, value in flat(dict(self._run.settings))}
         new = [Param(name, value) for name, value in wanted.items() if name not in said]
         for first in range(0, len(new), _PARAMETERS):
             client.log_batch(self._id, params=new[first : first + _PARAMETERS])
         changed = {name: value for name, value in wanted.items() if said.get(name, value) != value}
-        tags = [RunTag(f"tutti.resumed.{name}", value) for name, value in changed.items()]
+        tags = [RunTag(_name(f"tutti.resumed.{name}"), value) for name, value in changed.items()]
         if tags:
             client.log_batch(self._id, tags=tags)
+
+
+def _name(text: str) -> str:
+    """`text` as MLflow allows names: `validation/ndcg@10` becomes `validation/ndcg_at_10`. One that it does not allow
+    would have it refuse everything that comes with it."""
+    allowed = re.sub(r"[^/\w.\- ]", "_", text.replace("@", "_at_"))
+    return posixpath.normpath(allowed[:_LONGEST_NAME]).lstrip("./") or "_"
 
 
 def _text(value: Any) -> str:
