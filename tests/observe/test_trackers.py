@@ -185,6 +185,32 @@ def test_mlflow_has_it_and_goes_on_with_it(tmp_path: Path) -> None:
     assert found.data.tags["tutti.resumed.train.batch"] == "16"
 
 
+def test_what_was_deleted_in_mlflow_is_begun_anew(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from tutti.observe.trackers.introduce import introduce
+    from tutti.observe.trackers.mlflow import MLflowTracker
+
+    run, client = small_run(tmp_path / "small"), MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+    def begun() -> Any:
+        MLflowTracker(introduce(run)).begin(10)
+        remembered = json.loads((run / "tracked" / "mlflow.json").read_text())
+        return client.get_run(remembered[f"sqlite:///{tmp_path / 'mlflow.db'}"]).info
+
+    first = begun()
+    assert begun().run_id == first.run_id
+    client.delete_run(first.run_id)
+    second = begun()
+    assert second.run_id != first.run_id and second.experiment_id == first.experiment_id
+    client.delete_experiment(first.experiment_id)
+    third = begun()
+    assert client.get_experiment(third.experiment_id).name == "tutti-2"
+    client.delete_run(third.run_id)
+    assert begun().experiment_id == third.experiment_id
+    assert client.get_run(second.run_id).info.lifecycle_stage == "deleted"  # nobody wants it back
+
+
 def test_wandb_has_it_offline_and_goes_on_with_it(tmp_path: Path) -> None:
     run = small_run(tmp_path / "small")
     assert track(run, "wandb") == [], (run / "logs" / "wandb.log").read_text()

@@ -77,19 +77,18 @@ class MLflowTracker:
         if known is None:
             return None
         try:
-            client.get_run(known)
+            found = client.get_run(known)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return None  # somebody deleted it
+            return None  # somebody deleted it for good
+        if found.info.lifecycle_stage != "active":
+            return None  # or in MLflow's pages, which keep it and let nobody write to it
         client.update_run(known, status="RUNNING")
         return known
 
     def _create(self, client: Any, uri: str, local: bool) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", COLLECTION)
-        found = client.get_experiment_by_name(name)
-        artifacts = (self._run.home / "mlartifacts").as_uri() if local else None
-        experiment = found.experiment_id if found is not None else client.create_experiment(name, artifacts)
+        experiment = self._experiment(client, local)
         commit = self._run.tags.get("commit", "")
         tags = {f"tutti.{name}": value for name, value in self._run.tags.items()}
         if commit:
@@ -97,6 +96,19 @@ class MLflowTracker:
         run_id = str(client.create_run(experiment, tags=tags, run_name=self._run.title).info.run_id)
         self._memory.write(self._memory.read() | {without_secrets(uri): run_id})
         return run_id
+
+    def _experiment(self, client: Any, local: bool) -> str:
+        """The id of the experiment. One that was deleted keeps its name, and restored it would have all its runs back,
+        which somebody did not want: the next one is called NAME-2."""
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", COLLECTION)
+        called, number = name, 1
+        while (found := client.get_experiment_by_name(called)) is not None:
+            if found.lifecycle_stage == "active":
+                return str(found.experiment_id)
+            number += 1
+            called = f"{name}-{number}"
+        artifacts = (self._run.home / "mlartifacts").as_uri() if local else None
+        return str(client.create_experiment(called, artifacts))
 
     def _say_settings(self, client: Any) -> None:
         """The configuration as parameters. MLflow's never change: what a resume changed becomes a tag."""
