@@ -11,6 +11,7 @@ from rich.console import Console
 from synthetic import START, Recorder, lively_run
 
 from tutti.observe import follow, summarise_errors
+from tutti.observe.progress import Progress
 from tutti.observe.tail import Tail
 
 
@@ -67,6 +68,37 @@ def test_plain_lines_tell_the_run(tmp_path: Path) -> None:
 def test_the_bar_is_one_for_all_workers(tmp_path: Path) -> None:
     text = shown(lively_run(tmp_path / "demo"), interactive=True)
     assert "1,000/1,000" in text and "tokens/s" in text and "bits/byte" in text
+
+
+def test_who_was_given_up_counts_no_more(tmp_path: Path) -> None:
+    r = Recorder(tmp_path)
+    r.started(0.0, policy="diloco", transport="elastic")
+    r.at(0.5, "membership", step=0, replicas=[0, 1])
+
+    def step(number: int, rank: int) -> None:
+        at = number + 0.1 * rank
+        r.at(at, "step", rank, step=number, loss=2.0 + rank, tokens=1000 * (1 + rank), seconds=1.0)
+
+    for number in range(1, 21):
+        step(number, 0)
+        step(number, 1)
+    tail, progress = Tail(tmp_path), Progress()
+
+    def figures() -> tuple[float | None, float | None]:
+        for event in tail.poll():
+            progress.take(event)
+        return progress.loss, progress.tokens_per_second
+
+    assert figures() == (2.5, 3000.0)
+    r.at(20.5, "membership", step=20, replicas=[0])  # replica 1 is dead
+    for number in range(21, 101):
+        step(number, 0)
+    assert figures() == (2.0, 1000.0)
+    r.at(100.5, "membership", step=100, replicas=[0, 1])  # and back
+    r.at(100.6, "run_started", 1, policy="diloco", transport="elastic", attempt=1, steps=100)
+    for number in range(101, 106):
+        step(number, 1)
+    assert figures() == (2.5, 3000.0)
 
 
 def test_events_of_an_earlier_command_are_not_told_again(tmp_path: Path) -> None:

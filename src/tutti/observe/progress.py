@@ -130,10 +130,13 @@ class Progress:
         return lines
 
     def _speakers(self) -> list[deque[Event]]:
-        """Of replicas that make each step together the one that spoke last; else each speaks for itself."""
+        """Of replicas that make each step together the one that spoke last; else each speaks for itself, but for those
+        who were not at the last meeting."""
         if self._together:
             return sorted(self._recent.values(), key=lambda recent: when(recent[-1]))[-1:]
-        return list(self._recent.values())
+        everybody = list(self._recent.values())
+        met = self._members if isinstance(self._members, list) else []
+        return [recent for recent in everybody if recent[-1].get("replica") in met] or everybody
 
     @property
     def loss(self) -> float | None:
