@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_rows
+from tutti.cli.train import program
 
 
 def combine(
@@ -23,6 +24,8 @@ def combine(
     """Make one model of several that learned the same examples: the mean of their weights, if it is the better one."""
     with only_the_answer(json_output):
         from tutti import api
+        from tutti.observe.page import read_config
+        from tutti.observe.question import first_question
 
         found = [find_run(run) for run in runs]
         report = api.combine(found, destination=destination, console=not json_output)
@@ -45,10 +48,11 @@ def combine(
     if report["test"] is not None:
         typer.echo(f"\n{metric} of what is kept on the final test: {report['test'][metric]:.4f}")
     typer.echo(f"\nkept in {report['directory']}")
-    typer.echo(f"\nnext:\n  tutti predict {report['directory']} 'your text'")
+    question = first_question(read_config(found[0]))
+    typer.echo(f"\nnext:\n  {question.command(program(), Path(report['directory']))}")
     last = report["lines"][-1]
     if last["models"] > 1 and last["quality"][metric] > kept["quality"][metric]:
         names = ",".join(map(str, found))
         typer.echo(
-            f"  tutti train FILE name=taught distil=[{names}]   # one model learns what all together know"
+            f"  {program()} train FILE name=taught distil=[{names}]   # one model learns what all together know"
         )

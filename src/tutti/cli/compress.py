@@ -9,6 +9,7 @@ import typer
 
 from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_rows
+from tutti.cli.train import program
 
 
 def compress(
@@ -44,6 +45,8 @@ def compress(
     """Make the model of a run smaller and faster, measure it beside itself, and keep it if it is good enough."""
     with only_the_answer(json_output):
         from tutti import api
+        from tutti.observe.page import read_config
+        from tutti.observe.question import first_question
         from tutti.observe.words import figure
 
         report = api.compress(
@@ -74,5 +77,5 @@ def compress(
     heads = ["recipe", metric, "MB", "memory", f"{unit}, batch 1", f"{unit}, batch 32"]
     print_rows(f"target: {report['target']}", heads, rows)
     typer.echo(f"\nkept in {report['directory']}; the table is {Path(report['run']) / 'compression.md'}")
-    verb = "generate" if report["task"] in ("language_model", "chat") else "predict"
-    typer.echo(f"\nnext:\n  tutti {verb} {report['directory']} 'your text'")
+    question = first_question(read_config(Path(report["run"])))
+    typer.echo(f"\nnext:\n  {question.command(program(), Path(report['directory']))}")

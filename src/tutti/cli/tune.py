@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from tutti.cli.output import Json, only_the_answer, print_json, print_rows
 from tutti.cli.train import program
 from tutti.cli.validate import ConfigFile, Overrides
 from tutti.launch.server import start_server
+
+if TYPE_CHECKING:
+    from tutti.observe.question import Question
 
 
 def tune(
@@ -58,8 +61,10 @@ def tune(
     if json_output:
         print_json(report)
     else:
-        verb = "generate" if wanted.task.kind in ("language_model", "chat") else "predict"
-        _print_ending(report, Path(wanted.runs).expanduser() / wanted.name, shlex.join(words), verb)
+        from tutti.observe.question import first_question
+
+        question = first_question(wanted.model_dump())
+        _print_ending(report, Path(wanted.runs).expanduser() / wanted.name, shlex.join(words), question)
     if report["state"] == "interrupted":
         raise SystemExit(INTERRUPTED)
 
@@ -71,8 +76,8 @@ def _as_override(text: str) -> str:
     return f"search.{key}{equals}{values}"
 
 
-def _print_ending(report: dict[str, Any], run: Path, words: str, verb: str) -> None:
-    """The table, what mattered, and commands that work as printed; `verb`: that asks such a model."""
+def _print_ending(report: dict[str, Any], run: Path, words: str, question: Question) -> None:
+    """The table, what mattered, and commands that work as printed; `question`: for such a model."""
     from tutti.observe.words import percent
     from tutti.search.outcome import table
 
@@ -92,11 +97,17 @@ def _print_ending(report: dict[str, Any], run: Path, words: str, verb: str) -> N
         return
     rename = f" name={run.name}-best" if run.exists() else ""
     moves = [
-        (f"train {directory / 'best.yaml'}{rename}", "train with the best settings"),
-        (f"{verb} {best['run']} 'your text'", "ask the best model"),
-        (f"{words} --resume --trials {2 * report['trials_planned']}", "search on, to twice the trials"),
+        (
+            f"{name} train {shlex.quote(str(directory / 'best.yaml'))}{rename}",
+            "train with the best settings",
+        ),
+        (question.command(name, Path(best["run"])), "ask the best model"),
+        (
+            f"{name} {words} --resume --trials {2 * report['trials_planned']}",
+            "search on, to twice the trials",
+        ),
     ]
     width = min(60, max(len(command) for command, _ in moves))
     typer.echo("\nnext:")
     for command, purpose in moves:
-        typer.echo(f"  {name} {command:<{width}}   # {purpose}")
+        typer.echo(f"  {command:<{width}}   # {purpose}")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tutti.observe.page import first_question, read_config
+from tutti.observe.page import read_config
+from tutti.observe.question import first_question
 from tutti.observe.result import Commands, next_moves, places, result_rows
 
 _STATE_STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}

@@ -17,6 +17,7 @@ from tutti.observe import words
 from tutti.observe.figures import compute_figures, finite
 from tutti.observe.history import read_history
 from tutti.observe.page import markdown_table, read_config
+from tutti.observe.question import Question
 from tutti.observe.result import Commands, next_moves
 from tutti.observe.tail import Event, number, when
 
@@ -259,7 +260,7 @@ def print_groups_ending(
     moves = [(commands.resume, "go on from the last checkpoints")] if figures["state"] != "finished" else []
     if best is not None and figures["state"] == "finished":
         place = RunDirectory(run).groups / str(best)
-        question = ("generate", "Once upon a time")
+        question = Question("generate", "Once upon a time")
         moves = [m for m in next_moves(place, figures, question, commands) if m[0] != commands.resume]
     for command, purpose in moves:
         console.print(

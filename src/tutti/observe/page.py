@@ -16,6 +16,7 @@ from tutti.core.address import without_secrets
 from tutti.observe import words
 from tutti.observe.happened import happenings
 from tutti.observe.history import History
+from tutti.observe.question import first_question
 from tutti.observe.result import Commands, next_moves, result_rows
 from tutti.observe.tail import Event, number
 
@@ -202,14 +203,3 @@ def moves_of(run: Path, figures: Mapping[str, Any], config: dict[str, Any]) -> l
     place = Path(str(config.get("runs", run.parent.name))) / run.name
     commands = Commands("tutti", f"tutti train {shlex.quote(str(place / 'config.yaml'))}")
     return next_moves(place, figures, first_question(config), commands)
-
-
-def first_question(config: dict[str, Any]) -> tuple[str, str]:
-    """A verb and a text to ask the model with: something that the user wanted to know, if anything."""
-    kind = (config.get("task") or {}).get("kind", "language_model")
-    prompts = (config.get("evaluate") or {}).get("prompts") or []
-    if kind in ("language_model", "chat"):
-        return "generate", str(prompts[0] if prompts else "Once upon a time")
-    if kind == "masked_language_model":
-        return "predict", str(prompts[0] if prompts else "a word is [MASK] here")
-    return "predict", "your text"

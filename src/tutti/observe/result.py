@@ -11,6 +11,7 @@ from typing import Any
 from tutti.core import RunDirectory
 from tutti.observe import words
 from tutti.observe.noise import noise_sentence
+from tutti.observe.question import Question
 
 
 def result_rows(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -92,23 +93,21 @@ class Commands:
 
 
 def next_moves(
-    run: Path, figures: Mapping[str, Any], question: tuple[str, str], commands: Commands
+    run: Path, figures: Mapping[str, Any], question: Question, commands: Commands
 ) -> list[tuple[str, str]]:
     """Commands that can be typed now, each with its purpose; the most useful one first.
 
-    `question`: for the model, and the verb that asks it. A run of `tutti.fit` (whose model only the user's own program
-    can make) has none.
+    `question`: for the model. A run of `tutti.fit` (whose model only the user's own program can make) has none.
     """
-    place, program = shlex.quote(str(run)), commands.program
+    program = commands.program
     state = figures.get("state")
     moves = []
     if state != "finished":
         moves.append((commands.resume, "go on from the last checkpoint"))
     if state == "finished" or figures.get("checkpoints"):
-        verb, text = question
-        purpose = "let the model continue a prompt" if verb == "generate" else "ask the model"
-        moves.append((f"{program} {verb} {place} {shlex.quote(text)}", purpose))
-        moves.append((f"{program} evaluate {place}", "measure it on what was kept aside"))
+        purpose = "let the model continue a prompt" if question.verb == "generate" else "ask the model"
+        moves.append((question.command(program, run), purpose))
+        moves.append((f"{program} evaluate {shlex.quote(str(run))}", "measure it on what was kept aside"))
     if state == "finished":
         more = 2 * int(figures.get("steps_planned") or figures.get("steps") or 1)
         moves.append((commands.resume_to(more), "train on, to twice the steps"))
