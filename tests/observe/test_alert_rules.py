@@ -10,7 +10,7 @@ import pytest
 
 from tests.observe.synthetic import START, Recorder
 from tutti.config import AlertsConfig, Config, ServiceAlertsConfig
-from tutti.observe.alerts import Finding, RunRules, ServiceRules, judge_run, judge_service
+from tutti.observe.alerts import Finding, RunRules, ServiceRules, WatchedRun, judge_run, judge_service
 from tutti.observe.alerts.findings import SETTLE_SECONDS, Book
 from tutti.observe.history import read_history
 from tutti.observe.metrics import Sample
@@ -303,3 +303,14 @@ def test_a_torn_line_takes_no_other_alert_with_it(tmp_path: Path) -> None:
     (alert,) = Book("r", 600.0, file).compare([first, second], 1.0)
     assert alert.key == "b"
     assert Book("r", 600.0, file).compare([first, second], 2.0) == []
+
+
+@pytest.mark.parametrize("part", ["mine/groups/0", "mine/trials/0"])
+def test_a_part_of_a_run_is_named_after_it(tmp_path: Path, part: str) -> None:
+    r = Recorder(tmp_path / part)
+    r.started(0)
+    r.at(1, "error", 0, step=0, type="ValueError", message="no")
+    watched = WatchedRun(r.run, RunRules(), 600.0)
+    (alert,) = watched.look(START + 2, last=True)
+    watched.close()
+    assert alert.line == "mine/0: the run failed: rank 0 failed at step 0: ValueError: no"

@@ -127,6 +127,18 @@ def test_the_time_between_two_commands_is_not_the_runs(tmp_path: Path) -> None:
     assert report["restarts"] == 0 and report["steps_repeated"] == 0
 
 
+def test_nor_is_it_that_of_a_run_of_groups(tmp_path: Path) -> None:
+    Recorder(tmp_path)
+    for group, seconds in ((0, 8.0), (1, 10.0)):
+        r = Recorder(tmp_path / "groups" / str(group))
+        r.started(0.0)
+        r.steps(0.0, [1, 2], seconds=seconds / 2)
+        r.at(seconds, "interrupted", step=2)
+        r.started(10_000.0, resumed_from=2)
+        r.steps(10_000.0, [3, 4], seconds=seconds / 2)
+    assert summarise(tmp_path)["wall_seconds"] == pytest.approx(20.0)
+
+
 def test_replicas_of_an_asynchronous_run_speak_for_themselves(tmp_path: Path) -> None:
     """Rounds of 2. Rank 0 dies after step 7, so that step is lost; it heals at 8 and does 9 and 10."""
     r = Recorder(tmp_path)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tutti.core.errors import RunError
 
+#: Directories of runs that belong to another one.
+_PARTS = ("groups", "trials", "recovered")
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -25,6 +28,18 @@ class RunDirectory:
     def name(self) -> str:
         """The run's name: the last part of its path."""
         return self.path.name
+
+    @property
+    def whole(self) -> Path:
+        """The run that this one is part of, as a group or a trial of it; or else this one."""
+        path = self.path.absolute()
+        return path.parent.parent if path.parent.name in _PARTS else path
+
+    @property
+    def title(self) -> str:
+        """The name; of a part with that of the whole: `mine-search/3`."""
+        path = self.path.absolute()
+        return path.name if self.whole == path else f"{self.whole.name}/{path.name}"
 
     @property
     def config(self) -> Path:

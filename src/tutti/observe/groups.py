@@ -60,7 +60,7 @@ def summarise_groups(run: Path) -> dict[str, Any]:
         "state": _state([g["state"] for g in groups]),
         "best_group": best.get("group") if measured else None,
         **{key: best.get(key) for key in _OF_THE_BEST},
-        "wall_seconds": max(ended, default=0.0) - min(started, default=0.0),
+        "wall_seconds": max((g["wall_seconds"] for g in groups), default=0.0),
         "started": min(started, default=None),
         "ended": max(ended, default=None),
         "exchange": (read_config(run).get("cooperate") or {}).get("exchange"),

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from tutti.core import RunDirectory
 from tutti.observe.alerts.findings import Alert, Book
 from tutti.observe.alerts.run_rules import RunRules, judge_run
 from tutti.observe.alerts.sender import Sender
@@ -74,7 +75,7 @@ class WatchedRun:
         except OSError:
             pass  # some network file systems have no locks
         self._descriptor = descriptor
-        self._book = Book(self._run.absolute().name, self._repeat, file)
+        self._book = Book(RunDirectory(self._run).title, self._repeat, file)
         return True
 
 

@@ -11,16 +11,11 @@ from tutti.core.address import without_secrets
 from tutti.observe.page import read_config
 from tutti.observe.trackers.tracker import TrackedRun
 
-#: Directories of runs that belong to another one.
-_PARTS = ("groups", "trials", "recovered")
-
 
 def introduce(run: Path) -> TrackedRun:
     """The run at `run`."""
     run = run.absolute()
-    title, home = run.name, run.parent
-    if home.name in _PARTS:
-        title, home = f"{home.parent.name}/{title}", home.parent.parent
+    title, home = RunDirectory(run).title, RunDirectory(run).whole.parent
     launched = list(read_events(run, "launched"))
     facts = launched[-1] if launched else {}
     tags = {"run": title, "tutti": str(facts.get("version", "")), "commit": str(facts.get("commit") or "")}
