@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,22 @@ def test_a_part_of_a_run_is_named_after_it(tmp_path: Path, part: str) -> None:
     (alert,) = watched.look(START + 2, last=True)
     watched.close()
     assert alert.line == "mine/0: the run failed: rank 0 failed at step 0: ValueError: no"
+
+
+def test_who_watched_a_run_that_was_deleted_leaves_the_next_one_to_its_own_process(tmp_path: Path) -> None:
+    def begun() -> Recorder:
+        r = Recorder(tmp_path / "r")
+        r.started(0)
+        return r
+
+    outside = WatchedRun(begun().run, RunRules(), 600.0)
+    assert outside.look(START + 1, last=True) == []
+    shutil.rmtree(tmp_path / "r")
+    assert outside.look(START + 2, last=True) == []
+    begun().at(3, "error", 0, step=0, type="ValueError", message="no")
+    own = WatchedRun(tmp_path / "r", RunRules(), 600.0)
+    assert [alert.key for alert in own.look(START + 4, last=True)] == ["failed"]
+    assert outside.look(START + 5, last=True) == []
+    own.close()
+    assert outside.look(START + 6, last=True) == []  # it holds the file now, and knows what was told
+    outside.close()

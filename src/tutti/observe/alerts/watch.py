@@ -45,6 +45,7 @@ class WatchedRun:
 
     def __init__(self, run: Path, rules: RunRules, repeat_seconds: float) -> None:
         self._run, self._rules, self._repeat = run, rules, repeat_seconds
+        self._file = run / "alerts.jsonl"
         self._growing = GrowingHistory(run)
         self._descriptor: int | None = None
         self._book: Book | None = None
@@ -52,6 +53,8 @@ class WatchedRun:
         self.gave_up: str | None = None
 
     def look(self, now: float, *, last: bool) -> list[Alert]:
+        if self._replaced():
+            self.close()
         if self._book is None and not self._take_over():
             return []
         assert self._book is not None
@@ -64,9 +67,20 @@ class WatchedRun:
             os.close(self._descriptor)
             self._descriptor = self._book = None
 
+    def _replaced(self) -> bool:
+        """Whether what is held is the file of a run that was deleted. It may have begun again, with another to tell."""
+        if self._descriptor is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._descriptor), self._file.stat())
+        except FileNotFoundError:
+            return True
+
     def _take_over(self) -> bool:
-        file = self._run / "alerts.jsonl"
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except FileNotFoundError:
+            return False  # there is no run now
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,7 +89,7 @@ class WatchedRun:
         except OSError:
             pass  # some network file systems have no locks
         self._descriptor = descriptor
-        self._book = Book(RunDirectory(self._run).title, self._repeat, file)
+        self._book = Book(RunDirectory(self._run).title, self._repeat, self._file)
         return True
 
 
