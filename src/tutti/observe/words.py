@@ -10,9 +10,10 @@ def count(value: float | None) -> str:
     """950 → `950`, 15_120_000 → `15.1M`."""
     if value is None:
         return "–"
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'K' else size):.3g}{letter}"
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        # From what would be rounded to 1000 of the next smaller unit on; up to 10,000 every digit is said.
+        if abs(value) >= (1e4 if letter == "K" else 0.9995 * unit):
+            return f"{value / unit:.3g}{letter}"
     return f"{value:,.0f}"
 
 

@@ -6,8 +6,8 @@ const precise = (value, digits = 3) => Number(value.toPrecision(digits)).toStrin
 
 export function count(value) {
   if (missing(value)) return "–";
-  for (const [size, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "K"]]) {
-    if (Math.abs(value) >= size) return precise(value / (letter === "K" ? 1e3 : size)) + letter;
+  for (const [unit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]]) {
+    if (Math.abs(value) >= (letter === "K" ? 1e4 : 0.9995 * unit)) return precise(value / unit) + letter;
   }
   return grouped(value);
 }
