@@ -30,7 +30,8 @@ def command_line_page() -> str:
 
     parts = [
         "# Command line\n",
-        "Every verb takes `--json`: one JSON object on standard output, and nothing else there. Exit codes: 0 done, "
+        "Every verb takes `--json`, but for those that go on until they are stopped (`dashboard`, `serve`, "
+        "`alerts watch`): one JSON object on standard output, and nothing else there. Exit codes: 0 done, "
         "1 a defect of Tutti, 2 something for you to mend (one message says what), 130 interrupted.\n",
         "This page is made from `tutti VERB --help`.\n",
     ]

@@ -8,7 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import typer
+
 import tutti
+from tutti.cli import app
 from tutti.observe.history import History
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +134,21 @@ def test_generated_pages_show_every_key_and_verb() -> None:
     alerts = ("alerts test", "alerts watch")
     assert all(f"## `tutti {verb}`" in page for verb in (*verbs, *runs, *keys, *alerts))
     assert "--resume" in page
+
+
+def test_every_verb_takes_json_but_those_that_the_page_names() -> None:
+    hooks = _hooks()
+    root: Any = typer.main.get_command(app)
+    without = set()
+    for called in hooks._commands(root, []):
+        command = root
+        for word in called:
+            command = command.commands[word]
+        options = {option for parameter in command.params for option in parameter.opts}
+        if not hasattr(command, "commands") and "--json" not in options:
+            without.add(" ".join(called))
+    (named,) = re.findall(r"takes `--json`, but for [^(]+\(([^)]+)\)", hooks.command_line_page())
+    assert set(re.findall(r"`([^`]+)`", named)) == without
 
 
 def _hooks() -> Any:
