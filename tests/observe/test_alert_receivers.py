@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_a_command_is_given_the_alert(tmp_path: Path) -> None:
     (missing,) = receivers_of(section(command="/no/such/program"))
     with pytest.raises(OSError, match="cannot be run"):
         missing.send(ALERT)
+
+
+def test_whatever_an_error_says_arrives(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = "the run failed: ValueError: row\0 1\nis\u2028" + 200_000 * "x"
+    (command,) = receivers_of(section(command=f"sh -c 'printenv TUTTI_ALERT > {out}; cat >> {out}'"))
+    command.send(replace(ALERT, said=said))
+    line, content = out.read_text().split("\n", 1)
+    assert line.startswith("demo: the run failed: ValueError: row 1 is xxx") and len(line) == 1000
+    assert json.loads(content)["said"] == said
 
 
 def test_what_is_slow_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 State = Literal["firing", "still", "resolved", "trial"]
 #: What comes and goes is one thing, not many: it is over when it has been so long away.
 SETTLE_SECONDS = 60.0
+#: Chats refuse messages from a few thousand characters on, and programs variables of more than 128 KiB.
+_LONGEST_LINE = 1000
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ class Alert:
 
     @property
     def line(self) -> str:
-        """In one line."""
+        """In one line that every receiver can take: errors may say anything, at any length."""
         head = {"firing": "", "still": "still: ", "resolved": "over: ", "trial": "trial: "}[self.state]
-        return f"{self.subject}: {head}{self.said}"
+        line = " ".join(f"{self.subject}: {head}{self.said}".replace("\0", " ").split())
+        return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
 
 
 @dataclass
