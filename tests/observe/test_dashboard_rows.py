@@ -1,5 +1,6 @@
 """Rows of a chart: every step is in one, and skew, speed and bytes are what can be worked out by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_long_run_has_few_rows_and_loses_nothing(tmp_path: Path) -> None:
     assert "mfu" not in first  # the peak of the machine is not known
     columns = columns_of(rows.rows)
     assert all(len(column) == 501 for column in columns.values())
+
+
+def test_what_is_no_number_is_not_known(tmp_path: Path) -> None:
+    r = Recorder(tmp_path / "r")
+    r.started(0)
+    r.steps(0, [1, 2], learning_rate="nan", gradient_norm="inf", wait_data_seconds="nan")
+    columns = columns_of(rows_of(r.run).rows)
+    assert columns["learning_rate"] == [None, None] and columns["step"] == [1, 2]
+    json.dumps(columns, allow_nan=False)
 
 
 def test_what_a_step_is_made_of(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def columns_of(rows: Sequence[Row]) -> dict[str, list[float | None]]:
 def _six_digits(value: float | None) -> float | None:
     if value is None or isinstance(value, int):
         return value
+    if not math.isfinite(value):
+        return None  # JSON has no NaN: it would take the whole page with it
     return float(f"{value:.6g}") if abs(value) < 1e5 else round(value, 1)
 
 
