@@ -1,4 +1,4 @@
-"""A disk that is full in the middle of a line costs that line, and no other."""
+"""A disk that is full in the middle of a line costs that line, and no other; a name that is no UTF-8 costs none."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ def test_a_line_that_was_cut_short_does_not_swallow_the_next(
     writer.write("step", step=4)
     writer.close()
     assert [event["step"] for event in read_events(tmp_path, "step")] == [1, 3, 4]
+
+
+def test_what_is_said_of_a_file_whose_name_is_no_utf_8_is_kept(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "events", 0)
+    writer.write("error", message=f"there is no {os.fsdecode(b'caf' + bytes([0xE9]))}")
+    writer.close()
+    assert [event["message"] for event in read_events(tmp_path)] == ["there is no caf?"]

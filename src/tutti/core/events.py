@@ -43,7 +43,8 @@ class EventWriter:
         """Append one event; `fields` must be JSON values (non-finite floats become text)."""
         event = {"time": round(time.time(), 4), "kind": kind, "rank": self.rank, "replica": self.replica}
         line = json.dumps(event | _finite(fields), ensure_ascii=False, separators=(",", ":"))
-        content = b"\n" * self._torn + line.encode() + b"\n"
+        # A file's name need not be UTF-8, and what failed because of it is to be known.
+        content = b"\n" * self._torn + line.encode(errors="replace") + b"\n"
         self._torn = os.write(self._descriptor, content) < len(content)
         if self._torn:  # the disk is full; the next one begins a line of its own
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
