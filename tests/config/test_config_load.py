@@ -62,6 +62,10 @@ def test_short_forms() -> None:
         (None, ["data.source=[a.txt, b.txt]"], {"data": {"source": ["a.txt", "b.txt"]}}),
         (None, [" train.steps = 5 "], {"train": {"steps": 5}}),
         ("model: {path: x}", ["model.path=null", "model.size=1M"], {"model": {"size": "1M"}}),
+        ("train: {epochs: 3}", ["train.steps=5"], {"train": {"steps": 5}}),
+        ("train: {epochs: x}", ["train.steps=5"], {"train": {"steps": 5}}),
+        ("train: {steps: 5}", ["train.epochs=3"], {"train": {"epochs": 3}}),
+        ("train: {epochs: 3}", ["train.steps=auto"], {"train": {"epochs": 3}}),
     ],
 )
 def test_overrides(text: str | None, overrides: list[str], expected: dict[str, object]) -> None:

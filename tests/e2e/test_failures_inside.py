@@ -185,6 +185,12 @@ def test_resume_with_another(overrides: list[str], parts: list[str], copied: Her
     assert (done.code, done.json["steps"]) == (0, 22), done.said
 
 
+def test_resume_with_another_policy(copied: Here) -> None:
+    answer = copied("train", "c.yaml", "train.steps=24", "sync=diloco", "sync.every=2", "--resume")
+    assert answer.code == 0 and "state of policy allreduce is left out" in answer.out, answer.said
+    assert events_of(Path("runs/r"), "finished")[-1]["step"] == 24
+
+
 def test_resume_and_evaluate_with_other_text(copied: Here) -> None:
     write_text(Path("text.txt"), seed=1)
     answer = copied("train", "c.yaml", "train.steps=30", "--resume")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from synthetic import START, Recorder, lively_run
 
+from tutti.config import parse_config
 from tutti.core import EventWriter, RunError
-from tutti.observe import compare_runs, list_runs, show_run, summarise, write_report
+from tutti.observe import Commands, compare_runs, list_runs, show_run, summarise, write_report
 from tutti.observe.figures import run_state
 from tutti.observe.history import read_history
 
@@ -25,6 +27,16 @@ def finished_run(path: Path, **facts: object) -> Path:
     r.at(end + 2, "memory", 1, peak_memory_bytes=300)
     r.at(end + 25, "finished", step=100, state="finished")
     return path
+
+
+@pytest.mark.parametrize("length", ["train.steps=100", "train.epochs=2", ""])
+def test_the_command_that_trains_on_can_be_typed(length: str) -> None:
+    """Also where the file counts epochs."""
+    said = Commands("tutti", f"tutti train mine.yaml {length}").resume_to(200)
+    _, _, _, *words = shlex.split(said)
+    for text in ("name: a", "train: {epochs: 2}"):
+        config = parse_config(text, "mine.yaml", [word for word in words if word != "--resume"])
+        assert (config.train.steps, config.train.epochs) == (200, None)
 
 
 def test_figures_of_a_plain_run(tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_what_is_given_stays() -> None:
     assert chosen(1, SyncConfig(policy="auto", every=30)) == "diloco 30 int4"
 
 
+def test_what_is_for_rounds_alone_stays_with_them() -> None:
+    """Each rung is one that a file could say."""
+    for rung in rungs(SyncConfig(policy="auto", fragments=4, merge=0.3), "bf16", 10_000):
+        assert SyncConfig.model_validate(rung.sync.model_dump()) == rung.sync
+        assert (rung.sync.fragments, rung.sync.merge) == (
+            (4, 0.3) if rung.sync.policy == "diloco" else (1, 0.5)
+        )
+
+
 def test_a_short_run_has_no_long_rounds() -> None:
     assert chosen(1, steps=250) == "diloco 20 int4"
     assert chosen(1, steps=50) == "allreduce int4"

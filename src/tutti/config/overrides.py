@@ -2,7 +2,8 @@
 
 The value is YAML and takes the place of what the file says for that key. Where the file uses a section's
 short form, the override sees through it: `sync.every=20` after `sync: diloco` keeps the policy. What follows
-`search.` is one key: `search.train.learning_rate=1e-5..1e-3`.
+`search.` is one key: `search.train.learning_rate=1e-5..1e-3`. `train.steps` takes the place of `train.epochs` in the
+file as well, and the other way round.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from tutti.config.fields import Section
 from tutti.config.problems import KeyPath, Origin, Problem, dotted
 from tutti.config.read import Document, read_yaml
 from tutti.config.schema import Config
+
+#: Two ways to say one thing, of which the file's gives way to an override of the other.
+_EITHER: dict[KeyPath, str] = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}
 
 
 def expand_short_forms(document: Document, root: type[Section] = Config) -> None:
@@ -75,7 +79,14 @@ def _apply(document: Document, text: str, origin: Origin) -> str:
         parent = inner
     parent[str(path[-1])] = value.value
     document.sources.put(path, origin, origin)
-    for known in [known for known in document.broken if known[: len(path)] == path]:
+    gone = [path]
+    other = _EITHER.get(path)
+    if other is not None and other in parent and value.value not in (None, "auto"):
+        instead = (*path[:-1], other)
+        if not document.sources.key(instead).override:
+            del parent[other]
+            gone.append(instead)
+    for known in [known for known in document.broken if any(known[: len(path)] == path for path in gone)]:
         del document.broken[known]  # what the file says there no longer matters
     for known, problem in value.broken.items():
         document.broken[known] = replace(problem, origin=origin)

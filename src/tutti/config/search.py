@@ -107,7 +107,7 @@ def search_space(config: Config) -> list[Dimension]:
         raise ConfigError(f"{dotted(('search', *wrong.path))}: {wrong.reason}", guess) from None
 
 
-def with_settings(config: Config, settings: Mapping[str, Plain]) -> Config:
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """`config` with other values for some dotted keys.
 
     Raises:

@@ -88,7 +88,8 @@ class Commands:
 
     def resume_to(self, steps: int) -> str:
         """The same, with another number of steps."""
-        words = [word for word in shlex.split(self.train) if not word.startswith("train.steps=")]
+        length = ("train.steps=", "train.epochs=")
+        words = [word for word in shlex.split(self.train) if not word.startswith(length)]
         return shlex.join([*words, "--resume", f"train.steps={steps}"])
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutti.config import Config, load_config
-from tutti.core.errors import CheckpointError
+from tutti.config import Config, load_config, with_settings
+from tutti.core.errors import CheckpointError, ConfigError
 from tutti.core.hold import held
 from tutti.core.rundir import RunDirectory
 from tutti.observe import check_trackers
@@ -45,7 +45,12 @@ _FIXED = (
 
 
 def continued(config: Config, former: Config) -> Config:
-    """`config` for a resume: what it leaves to us stays as it was, but for what follows from the machines."""
+    """`config` for a resume: what it leaves to us stays as it was, but for what follows from the machines, from another
+    policy or from other epochs.
+
+    Raises:
+        ConfigError: with what was chosen before, it cannot be.
+    """
     chosen = former.model_dump()
     wanted = config.model_dump()
 
@@ -56,11 +61,33 @@ def continued(config: Config, former: Config) -> Config:
 
     merged = keep(wanted, chosen)
     merged["replicas"] = wanted["replicas"]
+    merged["sync"] = _agreement(merged["sync"], wanted["sync"], chosen["sync"])
     merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
     merged["memory"] = wanted["memory"]
-    if wanted["train"]["steps"] == "auto":  # what `epochs` came to stays as it was
-        merged["train"]["epochs"] = None
-    return Config.model_validate(merged)
+    if (
+        wanted["train"]["epochs"] is not None
+    ):  # of the same text in the same batches: as many give as many steps
+        merged["train"]["steps"] = "auto"
+    try:
+        return with_settings(config, merged)
+    except ConfigError as error:
+        raise ConfigError(
+            f"run '{former.name}' cannot go on so: {error.problem}",
+            "what it was started with stands in its config.yaml; start a new run with name=OTHER",
+        ) from None
+
+
+def _agreement(kept: dict[str, Any], wanted: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """The section `sync`: `kept`, but for what was chosen for another policy."""
+    if kept["policy"] != chosen["policy"]:
+        return wanted
+    for key in ("membership", "implementation"):  # follow from the machines, and from the rest of the section
+        kept[key] = wanted[key]
+    if wanted["policy"] == "auto":  # what is of some policies only is as it was with the one that was chosen
+        kept |= {key: chosen[key] for key in ("fragments", "merge", "staleness")}
+    if kept["staleness"] != chosen["staleness"]:
+        kept["delay_compensation"] = wanted["delay_compensation"]
+    return kept
 
 
 def refuse_other_data(run: RunDirectory, fingerprint: str) -> None:

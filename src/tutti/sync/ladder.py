@@ -85,6 +85,8 @@ def _all(sync: SyncConfig, steps: int) -> Iterator[Rung]:
         for every in _rounds(policy, sync, steps):
             for codec in _codecs(policy, sync):
                 chosen = {"policy": policy, "codec": codec, "every": every}
+                if policy != "diloco":  # nothing of what only that one has stays behind
+                    chosen |= {key: SyncConfig.model_fields[key].default for key in ("fragments", "merge")}
                 yield Rung(sync.model_copy(update=chosen), _price(policy, codec, every))
 
 
