@@ -48,10 +48,13 @@ def weights_at(run: Path, step: int) -> dict[str, np.ndarray]:
     return {name: tensor.double().numpy() for name, tensor in state.items()}
 
 
-def by_hand(run: Path, every: int = 1) -> dict[str, np.ndarray]:
+def by_hand(run: Path, every: int = 1, together: int = 0) -> dict[str, np.ndarray]:
+    """`together`: steps at first that are averaged one by one."""
     average = {name: tensor.double().numpy() for name, tensor in Net().state_dict().items()}
-    for step in range(every, STEPS + 1, every):
-        weight = max(1 - math.exp(-every / (SHARE * STEPS)), min(1.0, 9 * every / (10 + step)))
+    ends = [*range(1, together + 1), *range(together + every, STEPS + 1, every)]
+    for before, step in zip([0, *ends], ends, strict=False):
+        count = step - before
+        weight = max(1 - math.exp(-count / (SHARE * STEPS)), min(1.0, 9 * count / (10 + step)))
         now = weights_at(run, step)
         average = {name: a + weight * (now[name] - a) for name, a in average.items()}
     return average
@@ -100,6 +103,12 @@ def test_workers_and_shards_average_alike(place: Path, alone: tutti.FitResult) -
 def test_replicas_that_drift_average_where_they_agree(place: Path) -> None:
     found = fit(place, "diloco", workers=2, sync__policy="diloco", sync__every=3, checkpoint__every=3)
     assert_alike(dict(found.model.state_dict()), by_hand(place / "runs" / "diloco", every=3))
+
+
+def test_who_drifts_after_a_synchronous_start_keeps_its_average(place: Path) -> None:
+    sync = {"sync__policy": "local_sgd", "sync__every": 4, "sync__synchronous_steps": 4}
+    found = fit(place, "late", workers=2, **sync)
+    assert_alike(dict(found.model.state_dict()), by_hand(place / "runs" / "late", every=4, together=4))
 
 
 def test_a_run_that_goes_on_goes_on_averaging(place: Path, alone: tutti.FitResult) -> None:

@@ -121,6 +121,13 @@ def test_two_workers_give_the_same_ranks_as_one(place: Path, adalora: dict[str, 
     )  # the loss alone, without the penalty on either side
 
 
+def test_adalora_waits_for_a_late_gradient(place: Path) -> None:
+    report = train(place, "adalora-late", "classify", *ADALORA, "sync={policy: allreduce, overlap: 1}")
+    assert report["state"] == "finished"
+    kept = [sum(pattern) for pattern in ranks(place, "adalora-late").values()]
+    assert sum(kept) == 2 * len(kept)
+
+
 def test_what_adalora_knows_of_ranks_is_saved(place: Path, adalora: dict[str, Any]) -> None:
     again = place / "runs" / "adalora-again"
     shutil.copytree(place / "runs" / "adalora", again)

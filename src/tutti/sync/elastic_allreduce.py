@@ -194,12 +194,12 @@ class ElasticAllReduce(AllReduce):
         vector = torch.cat([totals.vector(self._device), measured])
         self._inside.all_reduce(vector)
         self.transport.all_reduce(vector)
-        totals, (wanted, *all_seconds) = Totals.of(vector[:4]), vector[4:].tolist()
+        summed, (wanted, *all_seconds) = vector[: Totals.SIZE], vector[Totals.SIZE :].tolist()
         self._must_meet = wanted > 0
         if self._computes:
             for rank, replica, samples in zip(self._ranks, self._current, self._counts, strict=True):
                 self._shares.note(replica, samples, all_seconds[rank])
-        return totals
+        return Totals.of(summed)
 
     def after_step(self, step: int, last_step: int, totals: Totals) -> Meeting | None:
         if self.behind:

@@ -32,7 +32,7 @@ _BEFORE = ".before"
 
 @dataclass
 class _Sent:
-    """A gradient that was sent off, and what it sums up: float64 [4], as `Totals.vector`; no targets: there is none."""
+    """A gradient that was sent off, and what it sums up: float64, as `Totals.vector`; no targets: there is none."""
 
     buckets: OverlappedBuckets
     totals: Tensor
@@ -62,7 +62,9 @@ class LateAllReduce(AllReduce):
         self._sets: list[_Sent] = []
         for buckets in (first, self._new_buckets(objective)):
             buckets.gate = self._receive  # one after the other: what one owes the next one pays
-            self._sets.append(_Sent(buckets, torch.zeros(4, dtype=torch.float64, device=self._device)))
+            self._sets.append(
+                _Sent(buckets, torch.zeros(Totals.SIZE, dtype=torch.float64, device=self._device))
+            )
         #: Where the weights were at the beginning of the last step, and are while they are moved ahead.
         self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._last_step = 0
@@ -73,7 +75,7 @@ class LateAllReduce(AllReduce):
         if not self._sets[1].totals.any():  # else what was under way was loaded, and this with it
             for name, parameter in self._parameters.items():
                 self._before[name].copy_(parameter.detach())
-        self._sets[1].totals[3] = 0  # who asked to stop before that was loaded got it
+        self._sets[1].totals[3:] = 0  # who asked to stop before that was loaded got it
         return super().start(step, last_step)
 
     def rest(self) -> None:

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,23 +44,28 @@ class Place:
 
 @dataclass
 class Totals:
-    """What one step summed up: over this rank at first, over everybody concerned after `before_step`."""
+    """What one step summed up: over this rank at first, over everybody concerned after `before_step`. `enough`: it is
+    to stop because patience is at its end."""
 
     loss: float
     targets: int
     tokens: int
     stop: bool
+    enough: bool = False
+
+    #: How many numbers `vector` has.
+    SIZE: ClassVar[int] = 5
 
     def vector(self, device: torch.device) -> Tensor:
-        """As float64 [4], to be summed over ranks; counts stay exact up to 2^53."""
-        values = [self.loss, float(self.targets), float(self.tokens), float(self.stop)]
+        """As float64 [SIZE], to be summed over ranks; counts stay exact up to 2^53."""
+        values = [self.loss, float(self.targets), float(self.tokens), float(self.stop), float(self.enough)]
         return torch.tensor(values, dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, vector: Tensor) -> Totals:
         """Read back what `vector` made, summed or not."""
-        loss, targets, tokens, stop = vector.tolist()
-        return cls(loss=loss, targets=round(targets), tokens=round(tokens), stop=stop > 0)
+        loss, targets, tokens, stop, enough = vector.tolist()
+        return cls(loss, targets=round(targets), tokens=round(tokens), stop=stop > 0, enough=enough > 0)
 
 
 @dataclass

@@ -142,7 +142,7 @@ class Loop:
         computed = time.perf_counter()
         if self.policy.behind:
             self._missed.append(Missed(step, factor, gradient.usable, self._gradients()))
-        elif gradient.usable and made is None:
+        elif gradient.usable and made is None and self._has_come(gradient):
             self._update(step)
         if self.cooperation is not None:
             self.cooperation.after_step(step, leads=self.policy.leads)
@@ -166,6 +166,8 @@ class Loop:
         self._adopt(meeting)
         self._catch_up(step)
         self._after(before, meeting)
+        if gradient.totals.enough:
+            self.validator.end_patience(self.state)
         return meeting.stop if meeting is not None else gradient.totals.stop and not self.policy.drifts
 
     def _gradient(self, step: int) -> tuple[Gradient, Portion, float]:
@@ -181,8 +183,9 @@ class Loop:
         key = portion.ids[0][1][0] if portion.ids else 0
         samples = sum(len(numbers) for _, numbers in portion.ids)
         tokens = samples * self.job.tokens_per_sample if self.world.speaks else 0
-        stop = self.stop_requested() or self.validator.enough
-        gradient = self.accumulator.run(portion.micro_batches, tokens, key, stop, apart=apart)
+        enough = self.validator.enough
+        stop = self.stop_requested() or enough
+        gradient = self.accumulator.run(portion.micro_batches, tokens, key, stop, enough=enough, apart=apart)
         return gradient, portion, loaded - began
 
     def _catch_up(self, step: int) -> None:
@@ -205,6 +208,7 @@ class Loop:
             self.job.allocation.after_step(step)
         if self.average is not None and not self.policy.drifts:
             self.average.update(1, step)
+            self._averaged = step  # for the case that the replicas drift from here on
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for p in self.split.objective.parameters() if p.requires_grad]
@@ -236,8 +240,12 @@ class Loop:
         shares = self.world.layout.shard
         return max(self.feed.count(share(ranges, part, shares), micro_batch) for part in range(shares))
 
+    def _has_come(self, gradient: Gradient) -> bool:
+        """Of a late gradient the first is none."""
+        return not self.policy.late or gradient.totals.targets > 0
+
     def _check(self, step: int, gradient: Gradient, portion: Portion) -> None:
-        if self.policy.late and not gradient.totals.targets:
+        if not self._has_come(gradient):
             return
         exploded = self._guard.exploded(gradient.loss)
         if gradient.usable and math.isfinite(gradient.norm) and math.isfinite(gradient.loss) and not exploded:

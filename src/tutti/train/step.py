@@ -125,13 +125,20 @@ class Accumulator:
         return self._split.measure(batches, self._context)
 
     def run(
-        self, micro_batches: Sequence[Batch], tokens: int, key: int, stop: bool, *, apart: bool = False
+        self,
+        micro_batches: Sequence[Batch],
+        tokens: int,
+        key: int,
+        stop: bool,
+        *,
+        enough: bool = False,
+        apart: bool = False,
     ) -> Gradient:
         """Leave the exact, clipped gradient of the step in the parameters.
 
         `tokens`: what this rank computes; `key`: first position of this rank in the global order, from which
-        random numbers (dropout) follow; `stop`: this rank was asked to stop; `apart`: look at the first micro-batch
-        by itself (all ranks of a replica alike).
+        random numbers (dropout) follow; `stop`: this rank wants to stop; `enough`: because patience is at its end;
+        `apart`: look at the first micro-batch by itself (all ranks of a replica alike).
         """
         began = time.perf_counter()
         self._first = None
@@ -141,7 +148,7 @@ class Accumulator:
         accumulated = time.perf_counter()
         if not self._split.world.counts:
             loss, targets, tokens = 0.0, 0, 0
-        totals = self._policy.before_step(Totals(loss, targets, tokens, stop))
+        totals = self._policy.before_step(Totals(loss, targets, tokens, stop, enough))
         self._split.complete_gradients()
         spent = Spent(*ways, accumulated - began, time.perf_counter() - accumulated)
         if self._policy.owns_step:

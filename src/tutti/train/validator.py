@@ -89,10 +89,14 @@ class Validator:
 
     def _look_at_patience(self, state: RunState) -> None:
         patience = self.settings.patience
-        if patience is None or state.worse < patience:
-            return
+        if patience is not None and state.worse >= patience:
+            self.end_patience(state)
+
+    def end_patience(self, state: RunState) -> None:
+        """Here it is at its end, or at another replica: one that came late, or back, has counted fewer validations."""
         if not self.enough and self.notes.leads:
             best = state.best_step or 0
+            patience = self.settings.patience
             self.notes.events.write("enough", step=state.step, best_step=best, validations=patience)
         self.enough = True
 
