@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from tutti.config import Config, parse_config
-from tutti.core.errors import ConfigError
+from tutti.core.errors import ConfigError, LaunchError
 from tutti.core.hold import held
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.core.types import LossSum
@@ -28,9 +28,10 @@ from tutti.observe.alerts import receivers_of
 from tutti.parallel import anything_else, check_layout, pick_device
 from tutti.parallel.thrift import check_offload
 from tutti.resolve import Facts, resolve
-from tutti.supervise import Supervision
+from tutti.supervise import Supervision, in_started_world
 from tutti.sync import check_sync
 from tutti.train.function import load_trained, normalises_batches, write_function_job
+from tutti.train.rehearsal import sweep_rehearsal
 
 #: `loss(outputs, targets)`: a mean over samples, one value a sample, or a `LossSum`.
 Loss = Callable[[Any, Tensor], "Tensor | LossSum"]
@@ -71,6 +72,11 @@ def fit(
     Raises:
         TuttiError: bad settings or data, or the training failed; in words.
     """
+    if in_started_world():
+        raise LaunchError(
+            "tutti.fit starts its workers itself, and torchrun cannot start them",
+            "start the script with python, and say workers=N",
+        )
     train_data = TensorSource(data)
     validation_data = TensorSource(validation) if validation is not None else None
     if steps is not None and epochs is not None:
@@ -112,6 +118,7 @@ def fit(
         run.create()
     try:
         with held(run.path, "training there"):  # whoever trains there may start a worker anew, which reads it
+            sweep_rehearsal(run)
             write_function_job(run.path, model, loss, train_data, validation_data)
     except (OSError, ConfigError) as error:
         if not resume:

@@ -185,6 +185,17 @@ def test_resume_with_another(overrides: list[str], parts: list[str], copied: Her
     assert (done.code, done.json["steps"]) == (0, 22), done.said
 
 
+def test_a_rehearsal_that_was_cut_short_leaves_nothing_behind(copied: Here) -> None:
+    run = Path("runs/r")
+    left = run / "checkpoints" / ".rehearsal" / "step-0", run / ".rehearsal-export"
+    for path in left:
+        path.mkdir(parents=True)
+        (path / "weights").write_bytes(b"many")
+    answer = copied("train", "c.yaml", "train.steps=20", "--resume")
+    assert answer.code == 0, answer.said
+    assert not any(path.exists() for path in (left[0].parent, left[1]))
+
+
 def test_resume_with_another_policy(copied: Here) -> None:
     answer = copied("train", "c.yaml", "train.steps=24", "sync=diloco", "sync.every=2", "--resume")
     assert answer.code == 0 and "state of policy allreduce is left out" in answer.out, answer.said

@@ -12,6 +12,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.observe import check_trackers
 from tutti.observe.alerts import receivers_of
 from tutti.train.checkpoints.retention import entries
+from tutti.train.rehearsal import sweep_rehearsal
 
 
 def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
@@ -23,7 +24,7 @@ def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
         return config
     run.require()
     with held(run.path, "training there"):
-        pass  # said now, not when everything is prepared
+        sweep_rehearsal(run)  # that another trains there is said now, not when everything is prepared
     former = load_config(run.config)
     merged = continued(config, former)
     for section, key in _FIXED:

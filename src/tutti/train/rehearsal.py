@@ -13,17 +13,26 @@ from torch import nn
 from tutti.core.errors import RunError
 from tutti.core.events import EventWriter
 from tutti.core.live import LiveSign
+from tutti.core.rundir import RunDirectory
 from tutti.evaluate import sum_losses
 from tutti.parallel import World, undo_compile
 from tutti.sync import share
 from tutti.train.feed import Feed
 from tutti.train.job import Job
 from tutti.train.settings import Settings
-from tutti.train.state import RunState, StateKeeper
+from tutti.train.state import REHEARSAL, RunState, StateKeeper
 from tutti.train.step import Accumulator
 
 #: Bytes that a checkpoint holds of a parameter: fp32 weight and two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+#: In the run's directory, until it has been written.
+_EXPORT = ".rehearsal-export"
+
+
+def sweep_rehearsal(run: RunDirectory) -> None:
+    """Remove what a rehearsal that was cut short has left. Nobody may train there."""
+    for path in (run.checkpoints / REHEARSAL, run.path / _EXPORT):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class Rehearsal:
@@ -120,7 +129,7 @@ class Rehearsal:
         )
 
     def _try_export(self, model: nn.Module, directory: Path) -> None:
-        destination = directory / ".rehearsal-export"
+        destination = directory / _EXPORT
         try:
             self._job.export(model, destination)
         finally:

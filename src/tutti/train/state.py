@@ -31,6 +31,8 @@ from tutti.train.precision import LossScale
 
 #: What of a policy a checkpoint holds: its own tensors, and what its codec still owes.
 _OF_POLICY = frozenset({"policy", "owed"})
+#: Beside the checkpoints, what is saved before the first step to try it out.
+REHEARSAL = ".rehearsal"
 #: How often a checkpoint that vanishes while it is read is exchanged for a newer one.
 _ATTEMPTS = 10
 
@@ -181,7 +183,7 @@ class StateKeeper:
     @contextmanager
     def rehearsed(self, state: RunState) -> Iterator[Path]:
         """Save and load once beside the checkpoints; what was saved can be looked at, then nothing is left behind."""
-        directory = self.directory / ".rehearsal"
+        directory = self.directory / REHEARSAL
         try:
             checkpointer = self.make_checkpointer(directory)
             checkpointer.save(state.step, self._tensors(_OF_POLICY), self._meta(state), wait=True)
