@@ -135,9 +135,10 @@ def join(
 ) -> dict[str, Any]:
     """Take part, with this machine, in the run that was started at `address` (HOST:PORT) with `listen`.
 
-    Returns `run`, `state` (finished, left), the `replicas` that this machine had, and the last `step` they made. `key`:
-    a copy of the run's key file. `replicas`: as many as this machine takes at most (None: one for each core). `runs`,
-    `cache`: where its part of the run, and prepared text that it has to fetch, are kept.
+    Returns `run`, `state` (finished, left, or interrupted: on the first machine), the `replicas` that this machine had,
+    and the last `step` they made. `key`: a copy of the run's key file. `replicas`: as many as this machine takes at
+    most (None: one for each core). `runs`, `cache`: where its part of the run, and prepared text that it has to fetch,
+    are kept.
 
     Raises:
         TuttiError: nobody answers there, the key is another, there is no place left, or the run failed here.

@@ -45,7 +45,11 @@ def join(
         print_json(result)
     elif result["state"] == "left":
         typer.echo(f"left run {result['run']}; the others go on. The same command joins it again.")
+    elif result["state"] == "interrupted":
+        typer.echo(
+            f"run {result['run']} was stopped on its first machine; join again when it goes on there (--resume)"
+        )
     else:
         typer.echo(f"run {result['run']} has ended; model and report are on the machine that started it.")
-    if result["state"] == "left":
+    if result["state"] != "finished":
         raise SystemExit(INTERRUPTED)

@@ -37,6 +37,13 @@ from tutti.train.worker import main as worker_main
 _MARK = "guest-of"
 
 
+def how_it_ended(run: Path, since: float) -> str:
+    """What workers that nobody here stopped say of `run` since Unix time `since`: finished, or interrupted on the first
+    machine."""
+    interrupted = any(event["time"] >= since for event in read_events(run, "interrupted"))
+    return "interrupted" if interrupted else "finished"
+
+
 @dataclass
 class Visit:
     """The run at `host`:`port`, as this machine takes part in it with up to `count` replicas (None: as many as suit).
@@ -112,10 +119,9 @@ class Visit:
                 self._first.tell_measured(found)
                 continue
             steps = [e["step"] for e in read_events(run.path, "step") if e["time"] >= began]
-            state = "left" if outcome.stopped else "finished"
             return {
                 "run": run.name,
-                "state": state,
+                "state": "left" if outcome.stopped else how_it_ended(run.path, began),
                 "replicas": self._numbers,
                 "step": max(steps, default=None),
             }
