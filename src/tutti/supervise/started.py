@@ -24,6 +24,7 @@ from tutti.core.live import clear_signs
 from tutti.core.rundir import RunDirectory, unwritable
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples
+from tutti.hardware import usable_cores
 from tutti.launch.local import LAUNCHER_RANK
 from tutti.observe import summarise_errors, write_report
 from tutti.parallel import started_store
@@ -82,7 +83,7 @@ def run_in_started_world(
             directory = prepared.directory
     directory = prepared.directory if rank == 0 else directory
     assignment = Assignment(
-        run.path.absolute(), directory, resolved.threads, resume=resume, choices=tuple(resolved.choices)
+        run.path.absolute(), directory, _threads(), resume=resume, choices=tuple(resolved.choices)
     )
     if rank != 0:
         worker_main(assignment)
@@ -101,6 +102,12 @@ def run_in_started_world(
 
             worker_main(assignment, before_exit=say_what_happened)
         return write_report(run.path)
+
+
+def _threads() -> int:
+    """Of this rank: an even share of its own host's cores, whatever other hosts have."""
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"]
+    return max(1, usable_cores() // int(here))
 
 
 @contextlib.contextmanager
