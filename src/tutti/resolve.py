@@ -84,6 +84,11 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         batch, why = workers, "a sample for each worker"
     if train.batch != "auto" or batch != ORDINARY_BATCH:
         batch = choose("train.batch", train.batch, batch, why)
+    if train.batch != "auto" and replicas > 1 and batch < workers:  # one replica: layout is to blame
+        raise ConfigError(
+            f"train.batch is {batch}: fewer samples than the {workers} workers that share them out",
+            f"set train.batch to {workers} or more, or take fewer workers",
+        )
     if train.batch_warmup is not None:
         choices.append(_batch_warmup(train.batch_warmup, batch, workers))
     device = pick_device()
@@ -259,7 +264,8 @@ def _replicas(config: Config, facts: Facts, batch: int) -> tuple[int, str]:
         return max(1, facts.processes // parts), f"{facts.processes} processes were started"
     if torch.accelerator.is_available():
         devices = torch.accelerator.device_count() // facts.groups
-        return max(1, devices // parts), f"{devices} devices{of_each}, {parts} for each replica"
+        fitting = min(devices // parts, batch // config.layout.shard)
+        return max(1, fitting), f"{devices} devices{of_each}, {parts} for each replica"
     cores = max(1, usable_cores() // facts.groups)
     fitting = max(1, min(cores // parts, batch // parts))
     return fitting, f"{cores} cores{of_each}; one thread a worker holds up better than several threads in one"

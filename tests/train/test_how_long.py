@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tutti.config import load_config
-from tutti.resolve import Facts, resolve
+from tutti.core.errors import ConfigError
+from tutti.resolve import Facts, _replicas, resolve
 
 
 def resolved(*words: str, **facts: Any) -> Any:
@@ -32,6 +34,25 @@ def test_a_step_has_so_many_samples(
     found = resolved(*words, samples=100, **facts)
     assert found.config.train.batch == batch
     assert any(choice.startswith(f"train.batch = {batch}") for choice in found.choices) == said
+
+
+@pytest.mark.parametrize(
+    ("words", "facts", "workers"),
+    [(("train.batch=2",), {"processes": 4}, 4), (("train.batch=3", "layout.shard=2"), {"processes": 4}, 4)],
+)
+def test_fewer_samples_than_workers_that_were_started_are_refused(
+    words: tuple[str, ...], facts: dict[str, int], workers: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.batch is .: fewer samples than the {workers} workers"):
+        resolved(*words, samples=100, **facts)
+
+
+def test_no_more_devices_are_taken_than_have_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    for words, replicas in ((("train.batch=6",), 6), (("train.batch=6", "layout.shard=2"), 3), ((), 8)):
+        config = load_config(None, ["train.precision=fp32", *words])
+        assert _replicas(config, Facts(1000, 16, 10), 6 if words else 32)[0] == replicas
 
 
 @pytest.mark.parametrize(("samples", "steps"), [(24, 100), (1000, 625), (1_000_000, 93_750)])
