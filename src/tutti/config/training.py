@@ -119,7 +119,8 @@ class CheckpointConfig(Section):
     )
     keep: Positive = Field(
         default=2,
-        description="Newest checkpoints to keep; the one with the best validation loss stays as well.",
+        description="Newest checkpoints to keep; the best of those that were saved (by the main metric of a task "
+        "that has one, else by validation loss) stays as well.",
     )
 
 
