@@ -94,6 +94,11 @@ def _check_agreement(config: Config) -> None:
     sync = config.sync
     if config.train.average and sync.policy == "server":
         raise ValueError("train.average is not for sync.policy server, where the optimizer is elsewhere")
+    if config.memory.budget is not None and "auto" in (sync.policy, sync.codec):
+        raise ValueError(
+            "memory.budget counts what sync keeps of the model, which sync.policy and sync.codec decide; say both, or "
+            "leave memory.budget out"
+        )
     if sync.implementation == "ddp" and config.layout.ranks > 1:
         raise ValueError(
             "sync.implementation: ddp needs a whole copy on every rank, but layout splits one over "

@@ -1,12 +1,13 @@
 """What a rank's tensors take at the peak of a step, before anything is trained.
 
     peak = largest over the moments of a step of
-           parameters + gradients + optimizer + gathered + activations that wait + what is being computed
+           parameters + gradients + optimizer + kept + gathered + activations that wait + what is being computed
 
 Parameters, gradients and optimizer follow the ZeRO formulas (Rajbhandari et al., arXiv 1910.02054), here with fp32
 masters and no low-precision copies but those that FSDP gathers: 4 + 4 + 8 bytes each for AdamW, every term divided
 by what shares it out. Adafactor keeps a number for each row and column, and steps through a copy of one gradient. What
-a block keeps and needs is weighed on shapes (`weigh`). How good it all is: benchmarks/memory.
+the policy keeps of the model (`sync.held`) and an average of the weights come on top. What a block keeps and needs is
+weighed on shapes (`weigh`). How good it all is: benchmarks/memory.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tutti.config.agreement import SyncConfig
 from tutti.config.layout import LayoutConfig
 from tutti.models import find_blocks
 from tutti.parallel.stages import first_blocks
 from tutti.parallel.weigh import BlockBytes, weigh_block
+from tutti.sync.held import held_by
 from tutti.tasks import Manner
 from tutti.tasks.chunked_loss import default_chunk
 from tutti.tasks.manner import head_of
@@ -42,12 +45,14 @@ class Thrift:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one rank at one moment of a step. activations: what waits for backward; working: what is computed."""
+    """Bytes of one rank at one moment of a step. kept: by the policy, and of the average of the weights; activations:
+    what waits for backward; working: what is computed."""
 
     moment: str
     parameters: float
     gradients: float
     optimizer: float
+    kept: float
     gathered: float
     activations: float
     working: float
@@ -55,7 +60,7 @@ class Need:
     @property
     def total(self) -> int:
         """All of it."""
-        held = self.parameters + self.gradients + self.optimizer
+        held = self.parameters + self.gradients + self.optimizer + self.kept
         return round(held + self.gathered + self.activations + self.working)
 
 
@@ -89,9 +94,14 @@ class MemoryModel:
     #: Of arithmetic, where that is not fp32.
     dtype: torch.dtype | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    #: Replicas keep the gradients of two steps: one travels while the next is computed.
-    late: bool = False
+    #: How the replicas agree; decided.
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    #: Whether the average of the weights is kept.
+    average: bool = False
     _blocks: dict[int, BlockBytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._policy = held_by(self.sync, self.replicas)
 
     def need(self, thrift: Thrift) -> Need:
         """At the peak with `thrift`, of the rank that needs most."""
@@ -115,7 +125,7 @@ class MemoryModel:
         all_wait = in_flight * (part.blocks * waiting + around)
         # Gradients come as activations go, unless there are some already: of an earlier micro-batch, or in the buffers
         # that replicas sum up.
-        none_yet = self.replicas == 1 and (
+        none_yet = not self._policy.buffers and (
             micro_batches == 1 or (layout.pipeline > 1 and layout.schedule == "gpipe")
         )
         earlier = 0.0 if none_yet else held["gradients"]
@@ -123,7 +133,11 @@ class MemoryModel:
         again = self._backward(thrift, block)
 
         def need(moment: str, activations: float, working: float, **other: float) -> Need:
-            values = held | {"gathered": gathered[moment], "activations": activations, "working": working}
+            values = held | {
+                "gathered": gathered.get(moment, 0.0),
+                "activations": activations,
+                "working": working,
+            }
             return Need(moment, **(values | other))
 
         yield need("forward", all_wait - waiting, block.running / self._pieces, gradients=earlier)
@@ -133,7 +147,14 @@ class MemoryModel:
         # The last block of the last backward pass; of gpipe's first one, the other micro-batches still wait.
         rest = (in_flight - 1) * (part.blocks * waiting + around)
         yield need("end of backward", rest + around, again)
-        if self.optimizer == "adafactor":
+        shared = part.parameters / layout.data
+        yield need("exchange", 0.0, self._policy.exchanging / _FP32 * shared)
+        if (
+            self._policy.served
+        ):  # a copy that is saved has the state as well: a message, and what is read out of it
+            state = part.state
+            yield need("save", 0.0, 2 * (shared + state), optimizer=state)
+        elif self.optimizer == "adafactor":
             yield need("step", 0.0, self._largest() / layout.data)
 
     def _held(self, thrift: Thrift, part: _Part, micro_batches: int) -> dict[str, float]:
@@ -142,17 +163,19 @@ class MemoryModel:
         shared = part.parameters / layout.data
         whole = layout.data > 1 and layout.zero == 1 and micro_batches > 1
         gradients = part.parameters + shared if whole else shared
-        if self.replicas > 1 and layout.data * layout.tensor > 1:
+        if self._policy.buffers and layout.data * layout.tensor > 1:
             gradients += shared  # pieces are copied into the buffers that replicas sum up
-        if self.replicas > 1 and self.late:
-            gradients += 2 * shared  # and a copy of the weights
         in_files = thrift.offload == "all"
-        if in_files and layout.data == 1:
+        if in_files and layout.data == 1 and not self._policy.buffers:
             gradients = self._largest()  # moved into a file when it is done
+        # Made of the parameters, so it is where an accelerator's are; no file of a CPU takes it.
+        on_host = self.device.type != "cpu" and self._state_elsewhere(thrift)
+        kept = self._policy.kept / _FP32 + self.average
         return {
             "parameters": 0.0 if in_files else shared,
             "gradients": gradients,
-            "optimizer": 0.0 if self._state_elsewhere(thrift) else part.state,
+            "optimizer": 0.0 if self._policy.served or self._state_elsewhere(thrift) else part.state,
+            "kept": 0.0 if on_host else kept * shared,
         }
 
     def _gathered(self, part: _Part) -> dict[str, float]:
@@ -160,7 +183,7 @@ class MemoryModel:
         gradients of a block as well, and the buffer from which they are shared out."""
         layout = self.layout
         if layout.data == 1:
-            return dict.fromkeys(("forward", "loss", "backward", "end of backward", "step"), 0.0)
+            return dict.fromkeys(("forward", "loss", "backward", "end of backward"), 0.0)
         # Copies have the type of arithmetic; gradients are summed in fp32.
         scale = 1.0 if self.dtype is None else self.dtype.itemsize / _FP32
         kept = part.parameters if layout.zero < 3 else part.outside
@@ -170,7 +193,6 @@ class MemoryModel:
             "loss": scale * kept,
             "backward": scale * (kept + passing) + 2 * part.block,
             "end of backward": scale * (kept + passing) + 2 * max(part.block, part.outside),
-            "step": 0.0,
         }
 
     def _part(self, rank: int) -> _Part:
@@ -192,14 +214,23 @@ class MemoryModel:
         if layout.pipeline > 1:
             others = list(table.parameters()) if first else []
             others += head.parameters() if last and head is not None else []
-        outside = sum(parameter.numel() for parameter in others)
-        scale = _FP32 / layout.tensor  # norms stay whole, but are next to nothing
-        parameters = sum(sizes[number] for number in own) + outside
-        state = scale * parameters / layout.data * _MOMENTS.get(self.optimizer, 0)
+        outside = sum(_FP32 * parameter.numel() / self._cut_of(parameter) for parameter in others)
+        scale = _FP32 / layout.tensor  # norms of blocks stay whole, but are next to nothing
+        parameters = scale * sum(sizes[number] for number in own) + outside
+        state = parameters / layout.data * _MOMENTS.get(self.optimizer, 0)
         if self.optimizer == "adafactor":
             held = [parameter for number in own for parameter in blocks[number].parameters()]
             state = _FP32 * _factored([*held, *others], layout.data)
-        return _Part(len(own), scale * parameters, scale * max(sizes), scale * outside, state, first, last)
+        return _Part(len(own), parameters, scale * max(sizes), outside, state, first, last)
+
+    def _cut_of(self, outside: Tensor) -> int:
+        """Into how many pieces `tensor` cuts a parameter outside the blocks: embedding and head alone, by words."""
+        head, table = head_of(self.model), self.model.get_input_embeddings()
+        in_head = head is not None and any(outside is parameter for parameter in head.parameters())
+        in_table = outside is table.weight
+        stays = in_head and not self.manner.chunked  # also where it is the table as well
+        divisible = table.weight.shape[0] % self.layout.tensor == 0
+        return self.layout.tensor if divisible and (in_head or in_table) and not stays else 1
 
     @property
     def _pieces(self) -> int:
@@ -258,7 +289,7 @@ class MemoryModel:
         head = head_of(self.model)
         if head is None:
             return 0.0, 0.0
-        words, width = head.weight.shape[0] / self.layout.tensor, head.weight.shape[1]
+        words, width = head.weight.shape[0] / self._cut_of(head.weight), head.weight.shape[1]
         gradient = _FP32 * words * width
         if not self.manner.chunked:
             return 3 * _FP32 * tokens * words + gradient, gradient
@@ -270,8 +301,12 @@ class MemoryModel:
 
     def _largest(self) -> float:
         """Bytes of the largest matrix."""
-        largest: int = max(parameter.numel() for parameter in self.model.parameters())
-        return _FP32 / self.layout.tensor * largest
+        inside = {id(p) for block in find_blocks(self.model) for p in block.parameters()}
+        largest: float = max(
+            _FP32 * p.numel() / (self.layout.tensor if id(p) in inside else self._cut_of(p))
+            for p in self.model.parameters()
+        )
+        return largest
 
     def _weigh(self, micro_batch: int) -> BlockBytes:
         if micro_batch not in self._blocks:

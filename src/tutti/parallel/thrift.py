@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,7 @@ def choose_thrift(model: MemoryModel, budget_bytes: int, allowed: list[Thrift]) 
             f"memory.budget {_megabytes(budget_bytes)} is too small: even with recompute {thrift.recompute}, offload "
             f"{thrift.offload} and {thrift.micro_batch} sample at once a rank needs {_megabytes(need.total)}, "
             f"{_megabytes(need.total - budget_bytes)} more",
-            f"set memory.budget to {_megabytes(need.total)}, or split the model further with layout",
+            f"set memory.budget to {math.ceil(need.total / 1e6)}MB, or split the model further with layout",
         )
     _, thrift, need = min(fitting, key=lambda entry: entry[0])
     freely = max(needs, key=lambda entry: entry[1].total)[1]

@@ -98,7 +98,8 @@ def spare_memory(
         max(1, samples // config.layout.shard),
         None if train.precision == "fp32" else DTYPES[train.precision],
         device,
-        late=resolved.config.sync.policy == "allreduce" and resolved.config.sync.overlap > 0,
+        resolved.config.sync,
+        average=bool(train.average),
     )
     smaller = config.train.micro_batch == "auto"
     allowed = ways(

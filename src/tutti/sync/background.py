@@ -46,3 +46,4 @@ class Courier:
                 result.set_result(None)
             except BaseException as error:
                 result.set_exception(error)
+            del exchange, result  # or what was exchanged would stay in memory until the next

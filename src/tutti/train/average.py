@@ -6,8 +6,8 @@ n: steps since the last time (of replicas that drift, those of a round; else 1);
 second term lets the average forget its first weights faster than others (as TensorFlow's moving average does). Polyak
 and Juditsky 1992; of language models arXiv 2306.03241.
 
-The average lies in the optimizer's state, beside its own averages: so it is sharded, offloaded, saved, resharded and
-handed to newcomers as they are.
+The average lies in the optimizer's state, beside its own averages: so it is sharded, saved, resharded and handed to
+newcomers as they are. Where `memory.offload` has the state of a CPU's optimizer in files, the average stays in memory.
 """
 
 from __future__ import annotations
