@@ -12,11 +12,26 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from tutti.config import Config
 from tutti.config.model import ModelConfig
 from tutti.core import ModelError, RunError
-from tutti.models import build_model, count_parameters, export_model, flops_per_token, generate
+from tutti.models import (
+    build_model,
+    count_parameters,
+    export_model,
+    flops_per_masked_token,
+    flops_per_token,
+    generate,
+)
+from tutti.models.tuning import tune
 from tutti.tasks import CausalLanguageModelling
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler — ünïcödé 🙂 — in the mind to suffer"
@@ -225,6 +240,34 @@ def test_operations_against_torchs_counter(tied: bool) -> None:
     counts = count_parameters(model)
     assert counts.looked_up == 6400 and counts.total == sum(p.numel() for p in model.parameters())
     assert counts.matmul == counts.total if tied else counts.total - 6400
+
+
+@pytest.mark.parametrize("method", ["full", "last", "lora"])
+@pytest.mark.parametrize("both_ways", [False, True], ids=["continues", "fills in"])
+def test_operations_are_those_of_what_learns(method: str, both_ways: bool) -> None:
+    """Against torch's count of what a step of a tuned model really computes; 6·P would be up to twice that."""
+    sequence, width, layers = 32, 64, 6
+    shape: dict[str, Any] = {
+        "hidden_size": width, "intermediate_size": 192, "num_hidden_layers": layers, "num_attention_heads": 4,
+        "vocab_size": 96, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    }  # fmt: skip
+    model: Any = (
+        BertForMaskedLM(BertConfig(**shape))
+        if both_ways
+        else LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=4, tie_word_embeddings=False))
+    )
+    task = "masked_language_model" if both_ways else "language_model"
+    config = Config.model_validate({"task": task, "tune": method, "model": {"path": "x"}})
+    model = tune(model, config).model
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.arange(sequence)[None]).logits.sum().backward()
+    counted = counter.get_total_flops() / sequence
+    if not both_ways:  # causal attention needs half of what eager attention computes
+        counted -= width * sequence * (2 * layers + 4 * (2 if method == "last" else layers))
+    said = flops_per_masked_token(model, sequence, 1.0) if both_ways else flops_per_token(model, sequence)
+    assert said == pytest.approx(counted, rel=0.05)
+    assert (said < 5 * count_parameters(model).matmul) == (method != "full")
 
 
 def test_operations_of_windows_experts_and_strangers() -> None:
