@@ -1,7 +1,7 @@
 """Models: built from one dial, any Hugging Face configuration or directory; generated from; exported; counted."""
 
 from tutti.models.adapters import model_directory
-from tutti.models.blocks import find_blocks
+from tutti.models.blocks import all_blocks, find_blocks
 from tutti.models.blueprint import Blueprint, fill, units
 from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model, publish_export
@@ -26,6 +26,7 @@ __all__ = [
     "ParameterCount",
     "Preset",
     "add_rows_only",
+    "all_blocks",
     "build_model",
     "build_with_head",
     "build_writer",

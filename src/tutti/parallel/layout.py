@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from tutti.core import Objective
-from tutti.models import Blueprint, find_blocks
+from tutti.models import Blueprint, all_blocks, find_blocks
 from tutti.parallel.context import swap_in_attention, take_piece
 from tutti.parallel.heads import cut_with_head
 from tutti.parallel.load import by_name, fill_pieces, make_room, tied_names
@@ -80,7 +80,7 @@ def apply_layout(
     if world.layout.tensor > 1:
         assert twin is not None and world.mesh is not None, "refused before a worker starts"
         cut, choices = cut_with_head(objective.model, twin(), world.mesh["tensor"])
-    _apply_to_blocks(find_blocks(objective), [objective], world, arithmetic)
+    _apply_to_blocks(all_blocks(objective.model), [objective], world, arithmetic)
     split = Split(objective, world, packed=cut.packed, choices=choices)
     parameters = dict(objective.model.named_parameters())
     split.summed = [parameters[name] for name in cut.summed]

@@ -14,7 +14,7 @@ from torch import nn
 
 from tutti.compress.quantize.inputs import observe_inputs
 from tutti.core import ModelError
-from tutti.models import find_blocks
+from tutti.models import all_blocks
 
 Criterion = Literal["magnitude", "wanda"]
 
@@ -28,7 +28,7 @@ def zero_smallest(
     Raises:
         ModelError: it has no linear layers in blocks.
     """
-    blocks = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in find_blocks(model)]
+    blocks = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in all_blocks(model)]
     if not any(blocks):
         raise ModelError(
             f"a {type(model).__name__} has no linear layers in blocks", f"leave {criterion} out of the recipe"
