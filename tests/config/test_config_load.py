@@ -39,6 +39,8 @@ def test_short_forms() -> None:
     config = parse_config("model: 15M\nsync: diloco\nlayout: 2\n", "c.yaml")
     assert (config.model.size, config.sync.policy, config.layout.shard) == ("15M", "diloco", 2)
     assert parse_config("model: some/dir", "c").model.path == "some/dir"
+    several = parse_config("task: classify\nmodel: a\nremember: [b, c]", "c", ["distil=[runs/a,runs/b]"])
+    assert several.distil.teachers == ["runs/a", "runs/b"] and several.remember.source == ["b", "c"]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ def test_schema_knows_the_short_forms() -> None:
     assert {"type": "string"} in schema["properties"]["model"]["anyOf"]
     assert {"type": "string"} in schema["properties"]["sync"]["anyOf"]
     assert {"type": "integer"} in schema["properties"]["layout"]["anyOf"]
+    for key in ("distil", "remember"):
+        assert {"type": "array"} in schema["properties"][key]["anyOf"]
+    assert {"type": "array"} not in schema["properties"]["sync"]["anyOf"]
     assert schema["additionalProperties"] is False
     sections = [path for path in all_keys() if (field := field_at(path)) and section_of(field)]
     assert {path[0] for path in sections} <= schema["properties"].keys()

@@ -84,21 +84,23 @@ def short_form(field: FieldInfo) -> Callable[[Any], Any]:
     return expand
 
 
-def short_kinds(field: FieldInfo) -> list[Literal["string", "integer"]]:
+def short_kinds(field: FieldInfo) -> list[Literal["string", "integer", "array"]]:
     """Which plain values stand for the whole section, found by trying."""
     expand = short_form(field)
-    kinds: list[Literal["string", "integer"]] = []
+    kinds: list[Literal["string", "integer", "array"]] = []
     if expand("x") != "x":
         kinds.append("string")
     if expand(1) != 1:
         kinds.append("integer")
+    if expand(["x"]) != ["x"]:
+        kinds.append("array")
     return kinds
 
 
 def words(field: FieldInfo) -> str:
     """What `field` takes: `a whole number above 0, or auto`."""
     if section_of(field):
-        names = {"string": "text", "integer": "a whole number"}
+        names = {"string": "text", "integer": "a whole number", "array": "a list of texts"}
         return alternatives([SECTION, *(names[kind] for kind in short_kinds(field))])
     return annotation_words(field.annotation, field.metadata)
 

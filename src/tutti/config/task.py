@@ -286,13 +286,13 @@ def task_section(value: Any) -> Any:
 
 
 def remember_section(value: Any) -> Any:
-    """`remember: FILE` is short for its source."""
+    """`remember: FILE` is short for its source, as is a list of several."""
     return {"source": value} if isinstance(value, str | list) else value
 
 
 def distil_section(value: Any) -> Any:
-    """`distil: RUN` is short for its teacher."""
-    return {"teacher": value} if isinstance(value, str) else value
+    """`distil: RUN` is short for its teacher, as is a list of several."""
+    return {"teacher": value} if isinstance(value, str | list) else value
 
 
 def tune_section(value: Any) -> Any:
