@@ -217,19 +217,25 @@ def export(
     destination: Path | None = None,
     *,
     format: Format = "hugging_face",
-    weights: Weights = "f16",
+    weights: Weights | None = None,
 ) -> Path:
     """Hand on the run's model (see `evaluate`) with its tokenizer; returns where it is.
 
     `format`: a directory for Hugging Face's libraries (default: `export/` of the run), one with `model.onnx`
     (`export-onnx/`), or a GGUF file for llama.cpp (`model-WEIGHTS.gguf`), whose `weights` have 32 or 16 bits, or 8 or 4
-    in blocks that share a scale.
+    in blocks that share a scale (default: `f16`).
 
     Raises:
         TuttiError: there is no such run, its model cannot be written so, or something else is at `destination`.
     """
     if format == "gguf":
+        weights = weights or "f16"
         return _export_gguf(run, destination or run / f"model-{weights}.gguf", weights)
+    if weights is not None:
+        raise RunError(
+            f"weights: {weights} is of a GGUF file; {format} has what was trained, in 32 bits",
+            "add --format gguf, or leave --weights out",
+        )
     if format == "onnx":
         return _export_onnx(run, destination or run / "export-onnx")
     destination = destination or RunDirectory(run).export

@@ -44,6 +44,21 @@ def test_short_forms() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tune: {rank: 16, alpha: 32}", "rank belongs to method lora and adalora, not to full"),
+        ("tune: {dropout: 0.1}", "dropout belongs to method lora and adalora"),
+        ("model: m\ntune: {method: lora, layers: 3}", "layers belongs to method last, not to lora"),
+        ("model: m\ntune: {method: last, tokens: 5}", "tokens belongs to method prompt"),
+        ("distil: {weight: 0.9, hidden: 1}", "distil needs a model that teaches: distil.teacher"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        parse_config(f"task: classify\n{text}", "c.yaml")
+
+
+@pytest.mark.parametrize(
     ("text", "overrides", "expected"),
     [
         (None, ["train.steps=200"], {"train": {"steps": 200}}),

@@ -19,7 +19,7 @@ from tutti.config.describe import all_keys, field_at, section_of
 from tutti.config.searchable import why_fixed
 from tutti.core.errors import ConfigError
 
-LABELS = "task: classify\n"
+LABELS = "task: classify\nmodel: some/model\ntune: last\n"
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ LABELS = "task: classify\n"
         ("train.weight_decay: 0.1..0.3", Range("train.weight_decay", 0.1, 0.3, False, False)),
         ("train.warmup: 1..100", Range("train.warmup", 1, 100, True, True)),
         ("train.warmup: {low: 1, high: 100, log: false}", Range("train.warmup", 1, 100, False, True)),
-        ("tune.rank: [4, 8, 16]", Choice("tune.rank", (4, 8, 16))),
-        ("tune.alpha: [auto, 8]", Choice("tune.alpha", ("auto", 8))),
+        ("tune.layers: [1, 2, 4]", Choice("tune.layers", (1, 2, 4))),
+        ("train.warmup: [auto, 8]", Choice("train.warmup", ("auto", 8))),
         ("train.clip: [1.0, null]", Choice("train.clip", (1.0, None))),
         ("task.balance: [true, false]", Choice("task.balance", (True, False))),
         ("data.sequence: [32, 64]", Choice("data.sequence", (32, 64))),
@@ -82,6 +82,7 @@ def test_what_it_may_say(said: str, expected: Range | Choice) -> None:
         ("search: {train.weight_decay: {low: 0}}", "a range has numbers as low and high; high is nothing"),
         ("search: {train.clip: [[1], 2]}", "single values can be chosen from; got a list"),
         # Values that may be, but not with the rest.
+        ("search: {tune.rank: [4, 8]}", "cannot be 4 here: tune: rank belongs to method lora and adalora"),
         ("train: {steps: 5}\nsearch: {train.epochs: [1, 2]}", "cannot be 1 here: train: steps and epochs both say"),
         ("train: {optimizer: muon}\nsearch: {train.layer_decay: [0.8, 1.0]}", "cannot be 0.8 here"),
     ],
@@ -121,6 +122,16 @@ def test_every_problem_is_said_at_once() -> None:
 def test_what_goes_only_with_another_value_that_is_tried_can_be() -> None:
     text = "train: {optimizer: muon}\nsearch: {train.layer_decay: [0.8, 1.0], train.optimizer: [adamw, muon]}"
     assert len(search_space(parse_config(text, "c.yaml"))) == 2
+
+
+def test_settings_of_a_method_are_tried_beside_other_methods() -> None:
+    text = f"{LABELS}search: {{tune.method: [last, lora], tune.rank: [4, 16], tune.layers: [1, 3]}}"
+    config = parse_config(text, "c.yaml")
+    assert len(search_space(config)) == 3
+    one = with_settings(config, {"tune.method": "lora", "tune.rank": 16, "tune.layers": 3})
+    assert (one.tune.method, one.tune.rank, one.tune.layers) == ("lora", 16, 2)
+    with pytest.raises(ConfigError, match="rank belongs to method"):
+        with_settings(config, {"tune.rank": 16})
 
 
 def test_settings_take_the_place_of_others() -> None:

@@ -347,6 +347,13 @@ def test_a_run_goes_to_llama_cpp(
     assert found == pytest.approx(expected, **({"rel": 0.1} if weights == "q4_0" else {"abs": 0.1}))
 
 
+@pytest.mark.parametrize("format", ["hugging_face", "onnx"])
+def test_bits_of_a_gguf_file_are_of_no_other(format: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="q4_0 is of a GGUF file") as refused:
+        api.export(tmp_path, format=format, weights="q4_0")
+    assert "--format gguf" in refused.value.hint
+
+
 def test_only_causal_models_and_file_names_are_taken(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no name for a GGUF file"):
         api.export(tmp_path, tmp_path / "somewhere", format="gguf")

@@ -292,8 +292,7 @@ def test_a_part_of_the_model_learns(place: Path, method: str) -> None:
         place,
         method,
         "replicas=1",
-        f"tune={method}",
-        "tune.layers=1",
+        f"tune={{method: {method}{', layers: 1' if method == 'last' else ''}}}",
         "train.learning_rate=1e-2",
         "train.steps=200",
     )

@@ -32,8 +32,11 @@ def export(
         ),
     ] = "hugging_face",
     weights: Annotated[
-        Bits, typer.Option(help="Of a GGUF file: 32 or 16 bits, or 8 or 4 in blocks that share a scale.")
-    ] = "f16",
+        Bits | None,
+        typer.Option(
+            help="Of a GGUF file: 32 or 16 bits, or 8 or 4 in blocks that share a scale.", show_default="f16"
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Hand on a run's newest weights and tokenizer: in Hugging Face format, as ONNX, or as a GGUF file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tutti.config.clean import CleanConfig
-from tutti.config.task import RegulariseConfig
+from tutti.config.task import DistilConfig, RegulariseConfig
 from tutti.config.tuned import check_remember, check_tune
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def _check_learning(config: Config) -> None:
     if config.train.layer_decay != 1 and config.layout.pipeline > 1:
         raise ValueError("train.layer_decay counts the blocks of a whole model, which layout.pipeline cuts")
     own, task, teachers = config.regularise, config.task, config.distil.teachers
+    if not teachers and config.distil != DistilConfig():
+        raise ValueError("distil needs a model that teaches: distil.teacher")
     if config.data.extra_source is not None and not task.labelled:
         raise ValueError("data.extra_source is for labelled examples; list all texts in data.source")
     if task.labelled and (config.data.clean != CleanConfig() or config.data.weights is not None):

@@ -21,6 +21,7 @@ from tutti.config.read import FLOAT, INT, Document
 from tutti.config.schema import Config
 from tutti.config.searchable import guess_key, why_fixed
 from tutti.config.suggest import nearest
+from tutti.config.task import idle_settings
 from tutti.core.errors import ConfigError
 
 #: What a setting may be.
@@ -120,6 +121,8 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         for section in sections:
             place = place[section]
         place[last] = value
+    if "tune.method" in settings:  # tried together with what belongs to other methods
+        raw["tune"] |= idle_settings(raw["tune"]["method"])
     try:
         return Config.model_validate(raw)
     except ValidationError as error:

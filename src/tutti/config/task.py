@@ -40,6 +40,16 @@ _OF_KINDS = {
 }
 
 
+#: Keys of the section `tune` that belong to some methods only.
+_OF_METHODS = {
+    "layers": ("last",),
+    "rank": ("lora", "adalora"),
+    "alpha": ("lora", "adalora"),
+    "dropout": ("lora", "adalora"),
+    "tokens": ("prompt",),
+}
+
+
 class TaskConfig(Section):
     """What the model is for."""
 
@@ -191,10 +201,25 @@ class TuneConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _belong(self) -> TuneConfig:
+        for name, default in idle_settings(self.method).items():
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} belongs to method {' and '.join(_OF_METHODS[name])}, not to {self.method}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _whole_layers(self) -> TuneConfig:
         if self.quantize is not None and self.method not in ("full", "last"):
             raise ValueError(f"quantize needs layers that learn themselves, not {self.method}")
         return self
+
+
+def idle_settings(method: str) -> dict[str, Any]:
+    """The keys of the section `tune` that `method` has no use for, with their defaults."""
+    fields = TuneConfig.model_fields
+    return {name: fields[name].default for name, methods in _OF_METHODS.items() if method not in methods}
 
 
 class RegulariseConfig(Section):
