@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from commands import Here, refused, write_config
 
-from tutti.config import load_config
-from tutti.search.rate import _temporary
+from tutti.config import Config, load_config
+from tutti.core import RunError
+from tutti.search.rate import _temporary, find_rate
 
 
 def test_it_finds_the_same_again_and_leaves_a_picture(tutti_here: Here, tmp_path: Path) -> None:
@@ -42,3 +43,8 @@ def test_what_cannot_be_found_is_refused(tutti_here: Here, tmp_path: Path) -> No
     refused(tutti_here("find-rate", "c.yaml", "--from", "1", "--to", "2"), "cannot grow from 1 to 2")
     refused(tutti_here("find-rate", "c.yaml", "groups=2"), "groups")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_picture_that_has_no_place_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no directory"):
+        find_rate(Config(), png=tmp_path / "plots" / "x.png", console=False)

@@ -26,9 +26,10 @@ from transformers import (
 from encoders import write_encoder
 from tutti.config.model import ModelConfig
 from tutti.core import ModelError
-from tutti.models import draw_headed_blueprint
+from tutti.models import count_parameters, draw_headed_blueprint
 from tutti.models.architecture import set_dropout
 from tutti.models.heads import find_body
+from tutti.models.presets import readable
 from tutti.models.weights import check_vocabulary, load_weights, require_weights
 
 LABELS = ("bad", "good", "so-so")
@@ -162,3 +163,23 @@ def test_a_mark_of_other_inputs_needs_no_row(special: bool, tmp_path: Path) -> N
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with nullcontext() if special else pytest.raises(ModelError, match="trained with another tokenizer"):
         check_vocabulary(tmp_path, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "said"),
+    [
+        ("5M", "masked_language_model", "(head tied to the embedding)"),
+        ("100M", "classify", "%"),
+        ("1.5B", "embed", "%"),
+        ("5M", "recommend", "a Llama of"),
+    ],
+)
+def test_a_dial_says_what_it_made(size: str, kind: str, said: str) -> None:
+    made = draw_headed_blueprint(
+        ModelConfig(size=size), kind, vocabulary=5000, labels=LABELS if kind == "classify" else (),
+        length=64, seed=0, pad=0, end=1,
+    )  # fmt: skip
+    (sentence,) = made.choices
+    assert f" of {readable(count_parameters(made.lay_out()).total)} parameters" in sentence
+    assert said in sentence and "for keys" not in sentence
+    assert ("head" in sentence.partition("heads")[2]) == (kind in ("masked_language_model", "recommend"))

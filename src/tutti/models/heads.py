@@ -49,7 +49,8 @@ from tutti.models.architecture import (
     without_chatter,
 )
 from tutti.models.blueprint import TWIN_VOCABULARY, keep_one_layer_of_each_sort
-from tutti.models.presets import choose_preset
+from tutti.models.flops import count_parameters
+from tutti.models.presets import choose_preset, readable
 from tutti.models.weights import check_vocabulary, load_weights, require_weights
 
 _EXAMPLES = "bert, modernbert, roberta, deberta-v2, distilbert"
@@ -313,8 +314,7 @@ def draw_headed_blueprint(
         )
     else:
         if config.size is not None:
-            architecture, sentence = _of_size(config.size, kind, vocabulary, length)
-            choices.append(sentence)
+            architecture = _of_size(config.size, kind, vocabulary, length)
         text = architecture.get_text_config()
         text.vocab_size, text.pad_token_id = vocabulary, pad
         rows = length + (pad + 1 if text.model_type in _FROM_PAD else 0)
@@ -330,16 +330,19 @@ def draw_headed_blueprint(
         architecture.id2label = dict(enumerate(labels))
         architecture.label2id = {name: number for number, name in enumerate(labels)}
     said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
+    blueprint = HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, new_head, other_head)
+    if directory is None and config.size is not None:
+        choices.append(_sentence(config.size, blueprint.lay_out()))
     choices += filter(None, [said])
-    return HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, new_head, other_head)
+    return blueprint
 
 
-def _of_size(size: str, kind: str, vocabulary: int, length: int) -> tuple[Any, str]:
-    """An architecture of about so many parameters, and a sentence about it."""
+def _of_size(size: str, kind: str, vocabulary: int, length: int) -> Any:
+    """An architecture of about so many parameters."""
     preset = choose_preset(size, vocabulary)
     if kind == "recommend":
-        return LlamaConfig(**preset.settings(length)), preset.sentence(size)
-    architecture = ModernBertConfig(
+        return LlamaConfig(**preset.settings(length))
+    return ModernBertConfig(
         hidden_size=preset.width,
         intermediate_size=preset.feed_forward,
         num_hidden_layers=preset.layers,
@@ -348,7 +351,24 @@ def _of_size(size: str, kind: str, vocabulary: int, length: int) -> tuple[Any, s
         bos_token_id=None, eos_token_id=None, cls_token_id=None, sep_token_id=None,
         classifier_pooling="mean",  # no token stands for the whole text: the first one is just its first word
     )  # fmt: skip
-    return architecture, preset.sentence(size).replace("a Llama", "a ModernBERT")
+
+
+def _sentence(size: str, model: Any) -> str:
+    """What was made of the dial `size`."""
+    count, made = count_parameters(model).total, model.config
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    tied = head is not None and head.weight is table
+    words = table.numel() + (0 if head is None or tied else head.weight.numel())
+    kind = "Llama" if made.model_type == "llama" else "ModernBERT"
+    shared = getattr(made, "num_key_value_heads", made.num_attention_heads)
+    share = 100 * words / count
+    return (
+        f"model.size = {size}: a {kind} of {readable(count)} parameters: {made.num_hidden_layers} layers, width "
+        f"{made.hidden_size}, {made.num_attention_heads} heads"
+        + (f" ({shared} for keys)" if shared != made.num_attention_heads else "")
+        + f", feed-forward {made.intermediate_size}; the vocabulary of {table.shape[0]} takes {share:.0f} %"
+        + ("" if head is None else " (head tied to the embedding)" if tied else " (head of its own)")
+    )
 
 
 def _has_head(architecture: Any, head: Head) -> bool:

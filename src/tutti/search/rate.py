@@ -45,6 +45,10 @@ def find_rate(
     """
     say = printer(console)
     low, high = _range(config, steps, lowest, highest)
+    if png is not None and not png.parent.is_dir():
+        raise RunError(
+            f"there is no directory {png.parent} for {png.name}", "make it, or give another file with --png"
+        )
     runs = Path(config.runs).expanduser()
     with tempfile.TemporaryDirectory(
         prefix=".find-rate-", dir=runs if runs.is_dir() else None, ignore_cleanup_errors=True
