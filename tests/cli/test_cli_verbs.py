@@ -76,7 +76,7 @@ def config(tmp_path: Path) -> str:
             ["export", "r"],
             "export",
             [Path("runs/r"), None],
-            {"format": "hugging_face", "weights": "f16"},
+            {"format": "hugging_face", "weights": None},
             "runs/a/export",
         ),
         (

@@ -222,7 +222,7 @@ def test_frozen_parameters_are_neither_sent_nor_have_optimizer_state(place: Path
     trained = sum(tensor.numel() for tensor in adapters.values())
     steps = [e for e in read_events(place / "runs" / "sent", "step") if e["rank"] == 0]
     grown = steps[-1]["bytes_sent"] - steps[-2]["bytes_sent"]
-    totals = 4 * 8  # float64: loss, targets, tokens, whether to stop
+    totals = 5 * 8  # float64: loss, targets, tokens, whether to stop, whether because patience is at its end
     assert grown == 4 * trained + totals  # two replicas: each sends half of it twice
     saved = FileSystemReader(place / "runs" / "sent" / "checkpoints" / "step-20").read_metadata()
     moments = {name for name in saved.state_dict_metadata if name.endswith("exp_avg")}

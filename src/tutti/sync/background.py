@@ -41,9 +41,14 @@ class Courier:
     def _work(self) -> None:
         while True:
             exchange, result = self._tasks.get()
+            failure: BaseException | None = None
             try:
                 exchange()
-                result.set_result(None)
             except BaseException as error:
-                result.set_exception(error)
-            del exchange, result  # or what was exchanged would stay in memory until the next
+                failure = error
+            del exchange  # or what was exchanged would stay in memory until the next
+            if failure is None:
+                result.set_result(None)
+            else:
+                result.set_exception(failure)
+            del result, failure
