@@ -80,10 +80,11 @@ class LocalLaunch:
 
         SIGTERM or Ctrl-C asks the workers to save and stop; a second one kills them.
         """
-        start_server()
-        self._events = EventWriter(self.run / "events", LAUNCHER_RANK)
-        self._began = time.time()
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stop_requests(self.stop))  # also while workers are only being started
+            start_server()
+            self._events = EventWriter(self.run / "events", LAUNCHER_RANK)
+            self._began = time.time()
             stack.callback(self._events.close)
             stack.enter_context(_sign_of_life(self.run / "live"))
             meeting = stack.enter_context(self.meeting) if self.meeting is not None else None
@@ -97,7 +98,7 @@ class LocalLaunch:
                 threading.Thread(target=self._attend, args=(index,), name=f"agent-{index}", daemon=True)
                 for index in range(len(self._agents))
             ]
-            with stop_requests(self.stop), hidden_main():
+            with hidden_main():
                 self._start_companion()
                 for thread in threads:
                     thread.start()
