@@ -39,8 +39,8 @@ HERE = Path(__file__).resolve().parent
 TEXTS = {
     "techdocs": (
         "techdocs_en",
-        ["model={size: 8M, dropout: 0.1}", "data.vocabulary=8192", "data.sequence=512", "train.batch=16"],
-        1600,
+        ["model=8M", "data.vocabulary=8192", "data.sequence=512", "train.batch=16", "train.optimizer=muon"],
+        900,
     ),
     "poems": (
         "chinese_poetry",
