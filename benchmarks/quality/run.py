@@ -111,7 +111,7 @@ def encoder(options: argparse.Namespace) -> dict[str, Any]:
         f"data.clean={{decontaminate: {_PASSAGE}, against: [{task / 'dev.jsonl'}]}}",
     ]
     run = train_run(options, "encoder", [*ENCODER, *words], ENCODER_STEPS)
-    return {"kind": "encoder", **api.evaluate(run), **told(run)}
+    return {"kind": "encoder", **judged(run), **told(run)}
 
 
 def tuned(options: argparse.Namespace, seed: int, pretrained: bool) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def tuned(options: argparse.Namespace, seed: int, pretrained: bool) -> dict[str,
         words.append("train.learning_rate=0.001")
     run = train_run(options, name, words, None)
     return {
-        "kind": "dynasties", "pretrained": pretrained, "seed": seed, **api.evaluate(run), **told(run),
+        "kind": "dynasties", "pretrained": pretrained, "seed": seed, **judged(run), **told(run),
         "naive_bayes": naive_bayes(train, dev),
     }  # fmt: skip
 
@@ -181,6 +181,11 @@ def train_run(options: argparse.Namespace, name: str, words: list[str], steps: i
     config = load_config(None, [f"name={name}", f"runs={runs}", *words, *once, *long])
     train_to_the_end(config, resume=begun)
     return place.path
+
+
+def judged(run: Path) -> dict[str, Any]:
+    """Its figures on the validation part."""
+    return {key: value for key, value in api.evaluate(run).items() if key != "run"}
 
 
 def told(run: Path) -> dict[str, Any]:
