@@ -28,7 +28,7 @@ from tutti.config.model import ModelConfig
 from tutti.core import ModelError
 from tutti.models import count_parameters, draw_headed_blueprint
 from tutti.models.architecture import set_dropout
-from tutti.models.heads import find_body
+from tutti.models.headed import find_body
 from tutti.models.presets import readable
 from tutti.models.weights import check_vocabulary, load_weights, require_weights
 

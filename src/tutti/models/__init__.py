@@ -7,12 +7,11 @@ from tutti.models.build import build_model, draw_blueprint
 from tutti.models.export import export_model, publish_export
 from tutti.models.flops import ParameterCount, count_parameters, flops_per_masked_token, flops_per_token
 from tutti.models.generate import generate, generate_from
+from tutti.models.headed import draw_headed_blueprint, find_body
 from tutti.models.heads import (
     HeadedBlueprint,
     build_with_head,
     build_writer,
-    draw_headed_blueprint,
-    find_body,
     is_encoder_decoder,
     load_with_head,
     load_writer,
