@@ -162,6 +162,7 @@ def test_a_teacher_of_other_words_or_shorter_sight_is_refused(run: Path, tmp_pat
         load_config(None, [*words, ours, "layout={tensor: 2}"])
 
 
+@pytest.mark.slow
 def test_onnxruntime_computes_the_same(run: Path, tmp_path: Path) -> None:
     """By nothing but what the directory holds: logits within 1e-4 of the largest, perplexity within 0.1."""
     made = api.export(run, tmp_path / "onnx", format="onnx")

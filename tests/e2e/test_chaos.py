@@ -48,6 +48,7 @@ def first_step_that_counts(run: Path, rank: int, since: float) -> float:
     raise AssertionError("it never made one")
 
 
+@pytest.mark.slow
 def test_diloco_under_a_kill_and_a_stop(tutti_here: Here, tmp_path: Path) -> None:
     write_chaos_config(tmp_path, "diloco", 250)
     answer = tutti_here("chaos", "c.yaml", "--kill", "300ms@1", "--stop", "1500ms+1s@2", "--json")

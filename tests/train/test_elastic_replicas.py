@@ -215,6 +215,7 @@ def test_those_who_gossip_go_on_alone_until_the_next_meeting_when_one_dies(tmp_p
     check_accounts(run)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_who_comes_back_after_the_end_changes_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -179,6 +179,7 @@ def test_replicas_that_drift_end_early_together(place: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_examples_and_no_others(place: Path, alone: dict[str, Any]) -> None:
     words = ("replicas=1", "data.test=0.15", "model.dropout=0.0")
     report = train(place, "alone", *words, "train.steps=160", resume=True)

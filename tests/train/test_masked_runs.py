@@ -138,6 +138,7 @@ def test_two_workers_learn_the_same_as_one_and_as_one_that_stopped(place: Path, 
     assert losses["parts"] == pytest.approx(losses["whole"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_from_nothing_and_then_fine_tuned(place: Path) -> None:
     train(place, "new", "model=100K", "data.tokenizer=bpe", "data.vocabulary=300", "replicas=1", "train.steps=30",
           "task.mask_by=spans", "task.mask=0.2", "train.learning_rate=5e-3")  # fmt: skip
