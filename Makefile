@@ -118,7 +118,7 @@ bench-data: .venv/bench .venv/dev
 	$(BIN)/python -m benchmarks.data.run --data $(DATA)
 
 # Hours; what was interrupted goes on.
-bench-text: .venv/examples
+bench-text: .venv/bench .venv/dev
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-text DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.quality.run --data $(DATA)
 

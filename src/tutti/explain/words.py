@@ -77,9 +77,8 @@ def _of_texts(task: Classify, encoder: RowEncoder, example: Example, row: Row) -
     names = ("text", "pair")
     words: list[Word] = []
     for number, (name, text) in enumerate(zip(names, shown, strict=False)):
-        tokens = [
-            place for place, part in enumerate(encoding.sequence_ids) if part == number
-        ]  # others are special
+        # Of special tokens the part is None.
+        tokens = [place for place, part in enumerate(encoding.sequence_ids) if part == number]
         words += _words_of(text, name, tokens, encoding.offsets)
     return Reading(dict(zip(names, shown, strict=False)), row, tuple(words))
 

@@ -196,6 +196,11 @@ def run_state(run: Path, history: History, now: float | None = None) -> str:
     return "running" if (time.time() if now is None else now) - alive < _SIGN_SECONDS else "interrupted"
 
 
+def given_up(history: History) -> str | None:
+    """Why the launcher has given the run up; None: it has not."""
+    return next((str(e.get("reason")) for e in history.of("gave_up") if when(e) >= history.begun), None)
+
+
 def _last_sign(run: Path) -> float:
     """Of a worker, or of the launcher, who sees to those that are silent."""
     latest = 0.0

@@ -65,9 +65,8 @@ def continued(config: Config, former: Config) -> Config:
     merged["sync"] = _agreement(merged["sync"], wanted["sync"], chosen["sync"])
     merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
     merged["memory"] = wanted["memory"]
-    if (
-        wanted["train"]["epochs"] is not None
-    ):  # of the same text in the same batches: as many give as many steps
+    # Of the same text in the same batches, as many epochs give as many steps.
+    if wanted["train"]["epochs"] is not None:
         merged["train"]["steps"] = "auto"
     try:
         return with_settings(config, merged)

@@ -31,16 +31,14 @@ def held_by(sync: SyncConfig, replicas: int) -> Held:
     owed = _FP32 if make_codec(sync).needs_feedback and (several or sync.policy == "server") else 0
     coded = 0 if sync.codec == "fp32" or not several else 2 * _FP32
     if sync.policy == "server":
-        return Held(
-            owed, 3 * _FP32 + owed, served=True
-        )  # what goes, as numbers and as a packet, and what comes
+        # What goes, as numbers and as a packet, and what comes.
+        return Held(owed, 3 * _FP32 + owed, served=True)
     if sync.policy == "allreduce":
         late = 2 * _FP32 if sync.overlap else 0  # gradients of two steps, and the weights before the last
         return Held(late + owed, owed or coded // 4, buffers=several or late > 0)
     agreed: float = _FP32 + (_FP32 if sync.policy == "diloco" else 0)  # weights, and the outer momentum
     if sync.overlap:  # what a fragment's turn is about, and its mean, are there while training goes on
         agreed += 2 * _FP32 / sync.fragments
-    mixing = (
-        6 if sync.policy == "gossip" and several else 2
-    )  # what was done and its mean; a parcel on both ways
+    # What was done, and its mean; of gossip also a parcel on both ways.
+    mixing = 6 if sync.policy == "gossip" and several else 2
     return Held(agreed + owed, mixing * _FP32 + coded, buffers=several and sync.synchronous_steps > 0)

@@ -116,9 +116,8 @@ class Book:
 def read_alerts(file: Path) -> list[Alert]:
     """What was told, oldest first; lines that cannot be read are left out."""
     found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split(
-        "\n"
-    ):  # what is said may hold U+2028
+    # Not by splitlines: what is said may hold U+2028.
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             found.append(Alert(**json.loads(line)))
         except (ValueError, TypeError):  # torn

@@ -12,7 +12,7 @@ from typing import Any
 from tutti.observe import words
 from tutti.observe.alerts.findings import Finding
 from tutti.observe.errors import find_cause, is_echo
-from tutti.observe.figures import finite, run_state
+from tutti.observe.figures import finite, given_up, run_state
 from tutti.observe.happened import sentence
 from tutti.observe.history import History, Step
 from tutti.observe.skew import ranks_of
@@ -58,7 +58,7 @@ def judge_run(
 ) -> list[Finding]:
     """What is so `now`, in Unix seconds. `last`: nobody will look again. `gave_up`: why the launcher has just given the
     run up."""
-    state, reason = run_state(run, history, now), gave_up or _given_up(history)
+    state, reason = run_state(run, history, now), gave_up or given_up(history)
     died = max((when(e) for e in history.of("error")), default=0.0)
     if gave_up is not None and state != "finished":
         state = "failed"
@@ -90,11 +90,6 @@ def _ends(history: History, state: str, rules: RunRules, reason: str | None) -> 
         yield Finding(
             f"finished {step}", "finished", f"the run has finished at step {step:,}{said}", once=True
         )
-
-
-def _given_up(history: History) -> str | None:
-    """Why the launcher has given the run up; None: it has not."""
-    return next((str(e.get("reason")) for e in history.of("gave_up") if when(e) >= history.begun), None)
 
 
 def _numbers(history: History, rules: RunRules) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from tutti.observe import words
 from tutti.observe.alerts.run_rules import RunRules, judge_run
 from tutti.observe.dashboard.rows import Rows, columns_of
 from tutti.observe.errors import summarise_errors
-from tutti.observe.figures import compute_figures, finite
+from tutti.observe.figures import compute_figures, finite, given_up
 from tutti.observe.growing import GrowingHistory
 from tutti.observe.happened import told_of
 from tutti.observe.page import last_samples, moves_of, read_config
@@ -141,8 +141,8 @@ def ending_of(
         return None
     said = ""
     if state == "failed":
-        given_up = [str(e.get("reason")) for e in history.of("gave_up") if when(e) >= history.begun]
-        said = summarise_errors(run, history.begun) or "; ".join(["It failed", *given_up]) + "."
+        reason = given_up(history)
+        said = summarise_errors(run, history.begun) or (f"It failed; {reason}." if reason else "It failed.")
     elif state == "interrupted" and not any(when(e) >= history.begun for e in history.of("interrupted")):
         saves = history.of("checkpoint")
         kept = f"the checkpoint of step {int(saves[-1].get('step') or 0):,}" if saves else "no checkpoint"
