@@ -15,6 +15,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from tutti.models.onnx import fastest_opset
+
 #: So many stay; what was not used for longest goes.
 _KEPT = 6
 _FILE = "model.onnx"
@@ -30,7 +32,9 @@ def directory() -> Path:
 def name_of(model: nn.Module, inputs: Mapping[str, Tensor], *, int8: bool) -> str:
     """The same for the same weights, architecture, inputs and libraries."""
     config: Any = model.config
-    digest = xxhash.xxh3_128(f"{sorted(inputs)} {int8} {config.to_json_string()}".encode())
+    digest = xxhash.xxh3_128(
+        f"{sorted(inputs)} {int8} {fastest_opset(model)} {config.to_json_string()}".encode()
+    )
     for package in _MADE_BY:
         with contextlib.suppress(PackageNotFoundError):
             digest.update(f"{package} {version(package)};".encode())
