@@ -51,7 +51,7 @@ class Asking(Drill):
 
         def answer(rows: list[Row]) -> Seconds:
             began = time.perf_counter()
-            asker.objective(asker.task.batch(rows, asker.encoder.pad))
+            asker.objective.say(asker.task.batch(rows, asker.encoder.pad))
             return Seconds([time.perf_counter() - began], [])
 
         return answer

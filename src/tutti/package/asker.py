@@ -53,7 +53,7 @@ class Asker:
         device = module_device(self.objective)
         batch = self.task.batch(rows, self.encoder.pad)
         with torch.inference_mode(), self.context, listening(self.objective) as given:
-            self.objective({name: tensor.to(device) for name, tensor in batch.items()})
+            self.objective.say({name: tensor.to(device) for name, tensor in batch.items()})
         return list(given[0].double().reshape(len(rows), -1).cpu().numpy())
 
     def decode(

@@ -109,9 +109,10 @@ class Places:
 
 
 class _Here(threading.local):
-    """Of each thread, for several may have models at work: the tokens that its blocks shall compute."""
+    """Of each thread, for several may have models at work: the mask [B, S] of the tokens that its blocks shall
+    compute."""
 
-    places: Places | None = None
+    mask: Tensor | None = None
 
 
 _here = _Here()
@@ -119,7 +120,8 @@ _here = _Here()
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _wanted() -> Places | None:
-    return _here.places
+    mask = _here.mask
+    return None if mask is None or bool(mask.all()) else Places.of(mask)
 
 
 def active(module: nn.Module) -> Places | None:
@@ -132,12 +134,11 @@ def active(module: nn.Module) -> Places | None:
 def packed(mask: Tensor | None) -> Iterator[None]:
     """While this is open, blocks that `Dense` has taken charge of compute the tokens of `mask` [B, S] alone, in this
     thread."""
-    before = _here.places
-    _here.places = None if mask is None or bool(mask.all()) else Places.of(mask)
+    before, _here.mask = _here.mask, mask
     try:
         yield
     finally:
-        _here.places = before
+        _here.mask = before
 
 
 class Dense:

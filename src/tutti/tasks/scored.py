@@ -43,6 +43,9 @@ class Scored(Thinker):
         """Note what the logits say, if somebody wants to know."""
         self.answer(logits)
 
+    def say(self, batch: Batch) -> None:
+        self.answer_with(self.logits(batch), batch)
+
     def forward(self, batch: Batch) -> LossSum:
         """Sum of the loss over the targets of `batch`, and their number."""
         if self.training and self.regularise.r_drop:
