@@ -7,12 +7,14 @@ from typing import Any
 from tutti.core.errors import ConfigError
 from tutti.redact.spans import Span
 
+_HINT = "install them: pip install presidio-analyzer && python -m spacy download en_core_web_lg"
+
 
 class Presidio:
     """Reads a text as a whole, as `Tagger` does.
 
     Raises:
-        ConfigError: Presidio is not installed.
+        ConfigError: Presidio is not installed, or has no model of English.
     """
 
     slow = True
@@ -21,11 +23,11 @@ class Presidio:
         try:
             from presidio_analyzer import AnalyzerEngine
         except ImportError as error:
-            raise ConfigError(
-                "redact.presidio needs Microsoft Presidio and its English model",
-                "install them: pip install presidio-analyzer && python -m spacy download en_core_web_lg",
-            ) from error
-        self._engine: Any = AnalyzerEngine()
+            raise ConfigError("redact.presidio needs Microsoft Presidio and its English model", _HINT) from error
+        try:
+            self._engine: Any = AnalyzerEngine()
+        except (Exception, SystemExit) as error:  # it tries to fetch a model that is missing, and ends the program
+            raise ConfigError(f"Microsoft Presidio does not start: {error!r}", _HINT) from error
 
     def spans(self, text: str) -> list[Span]:
         found = self._engine.analyze(text=text, language="en")
