@@ -57,6 +57,29 @@ def test_one_token_each(
         assert torch.equal(kept, old), "nothing else was written to"
 
 
+@pytest.mark.parametrize("width", [16, 64, 80])
+def test_threads_and_far_scores_change_nothing(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(3, 2, 50, width, generator=generator) for _ in range(2))
+    query, key, value = (torch.randn(3, heads, width, generator=generator) for heads in (4, 2, 2))
+    slots, places = torch.arange(3), torch.tensor([49, 0, 17])
+    given = (query, key, value, keys, values, slots, places, 30.0)  # scores are hundreds apart
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(write(*given))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+    for row, place in enumerate(places.tolist()):
+        parts = (query[row, :, None], keys[row, :, : place + 1], values[row, :, : place + 1])
+        expected = F.scaled_dot_product_attention(
+            *(one.double() for one in parts), scale=30.0, enable_gqa=True
+        )
+        torch.testing.assert_close(found[0][row].double(), expected[:, 0], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("broken", ["query", "key", "value"])
 def test_what_is_no_number_is_not_hidden(stored: torch.dtype, broken: str) -> None:

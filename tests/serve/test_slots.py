@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -253,10 +254,19 @@ def test_nobody_is_refused_while_a_slot_is_free(model: Any, slots: int, waiting:
     with running(model, slots=slots, queue_length=waiting) as engine:
         for _ in range(2):  # as soon as one has ended another may come
             asked = [Asked(prompt, 20) for prompt in prompts(slots + waiting)]
+            go_on = threading.Event()
+            heard = asked[0].request.deliver
+
+            def slowly(event: Piece | End, go_on: Any = go_on, heard: Any = heard) -> None:
+                assert go_on.wait(60)  # nobody is through before all have asked
+                heard(event)
+
+            asked[0].request.deliver = slowly
             for one in asked:
                 engine.submit(one.request)
             with pytest.raises(Full):
                 engine.submit(Asked(prompts(1)[0], 20).request)
+            go_on.set()
             assert all(one.wait()[1].reason == "length" for one in asked)
             while engine.load != (0, 0):
                 time.sleep(0.01)

@@ -30,7 +30,7 @@ def write(
     looks at all that is in its slot.
     """
     plain = query.dtype == torch.float32 and query.device.type == "cpu"
-    if plain and (kernel := _kernel()) is not None and keys.dtype in kernel.STORED:
+    if plain and (kernel := compiled()) is not None and keys.dtype in kernel.STORED:
         attended: Tensor = kernel.attend(query, key, value, keys, values, slots, places, scale)
         return attended
     keys[slots, :, places] = key.to(keys.dtype)
@@ -57,7 +57,7 @@ def read(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
 
 
 @functools.cache
-def _kernel() -> Any:
+def compiled() -> Any:
     """The module of the compiled loop, whose import takes a moment; None: without numba."""
     try:
         from tutti.serve.engine import kernel

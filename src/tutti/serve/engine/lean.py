@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutti.models.quantized import Codes, QuantizedLinear, product_of
+from tutti.serve.engine.attention import compiled
 from tutti.serve.engine.cache import KeyValueSlots, Turn
 
 Product = Callable[[Tensor], Tensor]
@@ -37,6 +38,9 @@ class _Norm:
         return cls(module.weight, float(module.variance_epsilon))
 
     def __call__(self, x: Tensor) -> Tensor:
+        if (kernel := compiled()) is not None and x.ndim == 2:
+            normalized: Tensor = kernel.normalize(x, self.weight, self.epsilon)
+            return normalized
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
@@ -124,11 +128,19 @@ class Lean:
         turned, value = all_heads[:, : queries + shared], all_heads[:, queries + shared :]
         if layer.of_query is not None and layer.of_key is not None:
             turned = torch.cat([layer.of_query(turned[:, :queries]), layer.of_key(turned[:, queries:])], 1)
-        half = width // 2
-        crossed = torch.cat([-turned[..., half:], turned[..., :half]], -1)
-        turned = torch.addcmul(turned * cos, crossed, sin)
+        turned = _turned(turned, cos, sin)
         attended = cache.attend(number, turn, turned[:, :queries], turned[:, queries:], value, layer.scale)
         return attended.reshape(len(x), -1)
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """heads [T, any, D] by their places; cos, sin [T, 1, D]. `heads` may be changed."""
+    if (kernel := compiled()) is not None:
+        kernel.turn_positions(heads, cos[:, 0], sin[:, 0])
+        return heads
+    half = heads.shape[-1] // 2
+    crossed = torch.cat([-heads[..., half:], heads[..., :half]], -1)
+    return torch.addcmul(heads * cos, crossed, sin)
 
 
 def _groups(module: Any) -> tuple[list[Any], list[Any]]:

@@ -145,14 +145,9 @@ class Engine(EngineThread[Request]):
         while self._waiting and (free := [slot for slot in self._slots if slot.text is None]):
             request = self._waiting[0]
             slot, cached = self._place(request, free)
-            self._waiting.popleft()  # not before it has a place: nobody is forgotten when that fails
-            with self._lock:
-                self._queued -= 1
-            self._served += 1
-            slot.owner = request.owner
-            slot.text = _Text(
+            text = _Text(
                 request,
-                self._served,
+                self._served + 1,
                 slot,
                 Teller(request, self._tokenizer, self._ends),
                 Dice(request.sampling.seed),
@@ -160,6 +155,12 @@ class Engine(EngineThread[Request]):
                 read=cached,
                 cached=cached,
             )
+            self._waiting.popleft()  # not before it has a place: nobody is forgotten when that fails
+            self._served += 1
+            slot.owner = request.owner
+            with self._lock:  # at once, so that it is counted once whenever somebody asks whether there is room
+                self._queued -= 1
+                slot.text = text
 
     def _place(self, request: Request, free: list[_Slot]) -> tuple[_Slot, int]:
         """A slot, and how many tokens of the prompt are in it; the last one is always read, for what comes after it."""

@@ -23,10 +23,15 @@ class Presidio:
         try:
             from presidio_analyzer import AnalyzerEngine
         except ImportError as error:
-            raise ConfigError("redact.presidio needs Microsoft Presidio and its English model", _HINT) from error
+            raise ConfigError(
+                "redact.presidio needs Microsoft Presidio and its English model", _HINT
+            ) from error
         try:
             self._engine: Any = AnalyzerEngine()
-        except (Exception, SystemExit) as error:  # it tries to fetch a model that is missing, and ends the program
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # it tries to fetch a model that is missing, and ends the program
             raise ConfigError(f"Microsoft Presidio does not start: {error!r}", _HINT) from error
 
     def spans(self, text: str) -> list[Span]:
