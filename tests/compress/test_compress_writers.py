@@ -74,6 +74,7 @@ def perplexity_by_hand(model: Any, run: Path) -> float:
     return math.exp(losses / targets)
 
 
+@pytest.mark.slow
 def test_the_table_tells_the_truth_of_each_recipe(run: Path, report: dict[str, Any]) -> None:
     lines = {line["recipe"]: line for line in report["lines"]}
     assert list(lines) == ["fp32", "int8", "int4-gptq"]
@@ -118,6 +119,7 @@ def test_weights_of_8_bits_say_nearly_the_same(run: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(model.get_output_embeddings().codes.weight(), rounded, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_kept_goes_on_writing(run: Path, report: dict[str, Any]) -> None:
     kept = run / "compressed"
     assert report["kept"] in ("int8", "int4-gptq")

@@ -287,7 +287,8 @@ def _language_run(place: Path) -> Path:
     return place / "runs" / "language"
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "last"])
 def test_a_part_of_the_model_learns(place: Path, method: str) -> None:
     report = train(
         place,

@@ -215,6 +215,7 @@ def test_a_tokenizer_without_a_mask(place: Path) -> None:
         train(place, "refused", "model=100K", f"data.tokenizer={plain}")
 
 
+@pytest.mark.slow
 def test_lora_keeps_what_the_encoder_knows(place: Path, whole: Path) -> None:
     with pytest.raises(ConfigError, match="has no head that guesses"):
         train(place, "lora", f"model={place / 'bert'}", "tune=lora", "train.steps=4", "replicas=1")

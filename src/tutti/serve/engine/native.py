@@ -158,7 +158,8 @@ class Engine(EngineThread[Request]):
             self._waiting.popleft()  # not before it has a place: nobody is forgotten when that fails
             self._served += 1
             slot.owner = request.owner
-            with self._lock:  # at once, so that it is counted once whenever somebody asks whether there is room
+            # At once, so that it is counted once whenever somebody asks whether there is room.
+            with self._lock:
                 self._queued -= 1
                 slot.text = text
 
