@@ -39,7 +39,6 @@ WAYS: dict[str, tuple[str, ...]] = {
     "layer decay 0.8": ("train.layer_decay=0.8",),
     "dropout 0.2": ("model.dropout=0.2",),
     "average of 0.3": ("train.average=0.3",),
-    "recipe auto": ("recipe=auto",),
 }
 #: Examples of each label.
 LABELS = {"banking77": 16, "sentfin": 200}

@@ -26,10 +26,6 @@ def _check_learning(config: Config) -> None:
     if config.train.layer_decay != 1 and config.layout.pipeline > 1:
         raise ValueError("train.layer_decay counts the blocks of a whole model, which layout.pipeline cuts")
     own, task, teachers = config.regularise, config.task, config.distil.teachers
-    if config.recipe == "auto" and not task.asks:
-        raise ValueError(
-            f"recipe: auto is for models that are asked (see task.kind), so far, and {task.kind} is not; leave it out"
-        )
     if not teachers and config.distil != DistilConfig():
         raise ValueError("distil needs a model that teaches: distil.teacher")
     if config.data.extra_source is not None and not task.labelled:

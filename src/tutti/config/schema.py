@@ -54,12 +54,6 @@ class Config(Section):
     tune: Annotated[TuneConfig, BeforeValidator(tune_section)] = Field(
         default_factory=TuneConfig, description="How much of the model learns: a method or a mapping."
     )
-    recipe: Literal["plain", "auto"] = Field(
-        default="plain",
-        description="`auto`: what keeps a model from learning its examples by heart (`train.layer_decay`, "
-        "`train.average`, `regularise.r_drop`) is chosen by how many examples there are and how large the model is, of "
-        "what stands at its default. `plain`: none of it.",
-    )
     regularise: RegulariseConfig = Field(default_factory=RegulariseConfig)
     distil: Annotated[DistilConfig, BeforeValidator(distil_section)] = Field(
         default_factory=DistilConfig,

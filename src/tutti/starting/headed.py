@@ -27,7 +27,6 @@ from tutti.tasks.contrast import say_head
 from tutti.train.contrast import samples_to_judge
 from tutti.train.labelled import blueprint_of
 from tutti.train.masked import masked_blueprint, masked_source, samples_of
-from tutti.train.recipe import against_learning_by_heart
 
 
 def start_labelled(
@@ -59,10 +58,6 @@ def start_labelled(
             )
     else:
         validation_samples = -(-judged // group)
-    pretrained = blueprint.directory is not None
-    config, said = against_learning_by_heart(
-        config, train.rows, len(models.find_blocks(model)), pretrained=pretrained
-    )
     facts = Facts(
         parameters,
         max(1, round(group * train.tokens / train.rows)),
@@ -70,7 +65,7 @@ def start_labelled(
         samples=max(1, train.rows // group),
         together=group,
         labelled=True,
-        pretrained=pretrained,
+        pretrained=blueprint.directory is not None,
         processes=processes,
         groups=groups,
     )
@@ -82,8 +77,7 @@ def start_labelled(
     def limits(share: int) -> Limits:
         return limits_with_head(model, share) if config.task.asks else sharded_only(kind, writers, share)
 
-    choices = [*prepared.choices, *blueprint.choices, *said]
-    return _resolve_with_head(config, facts, choices, model, limits), prepared
+    return _resolve_with_head(config, facts, [*prepared.choices, *blueprint.choices], model, limits), prepared
 
 
 def start_masked(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from tutti.config import Config
 from tutti.sync.batches import BatchSizes
 
 _LANGUAGE_STEPS = 1000
@@ -18,12 +17,6 @@ _LOWEST_RATE, _HIGHEST_RATE = 1e-5, 5e-4
 #: The best rate of each `tune.method`, in times that of a model that learns whole: measured with equal budgets
 #: (benchmarks/tuning). What is added to a model begins at nothing and is small, so it has far to go.
 _TIMES = {"full": 1, "last": 3, "lora": 10, "adalora": 40, "ia3": 150, "prompt": 500}
-#: So many examples are few: a second pass with other dropout (R-Drop) is worth its time.
-_FEW = 5_000
-#: The first block learns so much less than the last one; over so large a share of the run weights are averaged.
-_OF_FIRST_BLOCK, _AVERAGED = 1 / 3, 0.2
-#: Tasks whose every example has an answer of its own, which two passes can agree about.
-_OF_PASSES = ("classify", "relate", "tag", "answer")
 
 
 def choose_batch(together: int) -> tuple[int, str]:
@@ -61,30 +54,3 @@ def tuning_rate(parameters: int, method: str) -> tuple[float, str]:
     if (times := _TIMES[method]) > 1:
         rate, reason = rate * times, f"{reason}; tune.method {method} takes {times} times the rate"
     return float(f"{rate:.2g}"), reason
-
-
-def against_learning_by_heart(
-    config: Config, examples: int, blocks: int, *, pretrained: bool
-) -> tuple[Config, list[str]]:
-    """What `recipe: auto` sets of what stands at its default, for so many training `examples` and a model of so many
-    `blocks`; and the reasons."""
-    if config.recipe != "auto":
-        return config, []
-    train, own, said = config.train, config.regularise, list[str]()
-    whole = config.tune.method == "full" and train.optimizer != "muon" and config.layout.pipeline == 1
-    if pretrained and whole and train.layer_decay == 1:
-        decay = round(_OF_FIRST_BLOCK ** (1 / max(1, blocks)), 3)
-        train = train.model_copy(update={"layer_decay": decay})
-        said.append(
-            f"train.layer_decay = {decay}: the first of {blocks} trained blocks changes a third as fast as the last"
-        )
-    if config.sync.policy != "server" and not train.average:
-        train = train.model_copy(update={"average": _AVERAGED})
-        said.append(f"train.average = {_AVERAGED}: single steps pull less; it costs a copy of the weights")
-    free = not (own.adversarial or config.distil.teachers or config.task.contrast)
-    if examples <= _FEW and config.task.kind in _OF_PASSES and free and not own.r_drop:
-        own = own.model_copy(update={"r_drop": 1.0})
-        said.append(
-            f"regularise.r_drop = 1: {examples:,} examples are few, so two passes must agree (twice the time)"
-        )
-    return config.model_copy(update={"train": train, "regularise": own}), said
