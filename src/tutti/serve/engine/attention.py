@@ -58,7 +58,7 @@ def read(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
 
 @functools.cache
 def compiled() -> Any:
-    """The module of the compiled loop, whose import takes a moment; None: without numba."""
+    """The module of the compiled loops, whose import takes a moment; None: without numba."""
     try:
         from tutti.serve.engine import kernel
     except ImportError:

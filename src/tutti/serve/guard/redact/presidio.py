@@ -26,12 +26,10 @@ class Presidio:
             raise ConfigError(
                 "redact.presidio needs Microsoft Presidio and its English model", _HINT
             ) from error
+        # It tries to fetch a model that is missing, and where it cannot it may end the program.
         try:
             self._engine: Any = AnalyzerEngine()
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # it tries to fetch a model that is missing, and ends the program
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"Microsoft Presidio does not start: {error!r}", _HINT) from error
 
     def spans(self, text: str) -> list[Span]:
