@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, Qwen3Config
 
-from tutti.models.onnx import OnnxModel, export_onnx, fastest_opset
+from tutti.core import ModelError
+from tutti.models import onnx
+from tutti.models.onnx import OnnxModel, export_fastest, fastest_opsets
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 100,
@@ -34,11 +36,27 @@ def test_the_fastest_operations_say_the_same(config: Any, opset: int, tmp_path: 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     example = {"input_ids": torch.arange(8).view(2, 4), "attention_mask": torch.ones(2, 4).long()}
-    assert fastest_opset(model) == opset
-    export_onnx(model, example, tmp_path / "model.onnx", opset=opset)
+    assert export_fastest(model, example, tmp_path / "model.onnx") == opset == fastest_opsets(model)[0]
 
     mask = (torch.arange(11) < torch.tensor([[11], [6], [2]])).long()
     rows = {"input_ids": torch.randint(1, 100, (3, 11)) * mask, "attention_mask": mask}
     said = OnnxModel(tmp_path / "model.onnx", threads=1)(**rows).logits
     with torch.no_grad():
         torch.testing.assert_close(said, model(**rows).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_onnxruntime_refuses_is_written_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Qwen3Config(**_SIZES, num_key_value_heads=1, head_dim=16)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    rows = {"input_ids": torch.arange(8).view(2, 4), "attention_mask": torch.ones(2, 4).long()}
+    monkeypatch.setattr(onnx, "fastest_opsets", lambda _: (23, 20))  # as if nobody knew of its positions
+    assert export_fastest(model, rows, tmp_path / "model.onnx") == 20
+    with torch.no_grad():
+        said = OnnxModel(tmp_path / "model.onnx", threads=1)(**rows).logits
+        torch.testing.assert_close(said, model(**rows).logits, rtol=1e-4, atol=1e-5)
+
+    monkeypatch.setattr(onnx, "fastest_opsets", lambda _: (23,))
+    with pytest.raises(ModelError):
+        export_fastest(model, rows, tmp_path / "model.onnx")

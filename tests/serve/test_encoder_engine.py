@@ -6,7 +6,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,13 @@ def submitted(service: Asking, *texts: str, deadline: float | None = None) -> tu
     job = Job(rows_of(service, *texts), ended.put, deadline)
     service.engine.submit(job)
     return job, ended
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def gate(service: Asking) -> Gated:
@@ -184,8 +191,11 @@ def test_a_long_text_is_cut_into_the_same_tokens(service: Asking) -> None:
     assert said.rows[0] == service.asker.read(service.examples([text]))[0]
 
 
-def test_over_http_too_many_come_again_later_and_who_hangs_up_is_dropped(service: Asking) -> None:
-    gated = gate(service)
+def test_over_http_too_many_come_again_later_and_who_hangs_up_is_dropped(
+    service: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gated, jobs, submit = gate(service), [], service.engine.submit
+    monkeypatch.setattr(service.engine, "submit", lambda job: (jobs.append(job), submit(job)))
     with listening_at(service) as address:
         client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"})
         with pytest.raises(httpx.ReadTimeout):
@@ -193,11 +203,9 @@ def test_over_http_too_many_come_again_later_and_who_hangs_up_is_dropped(service
         full = client.post("/v1/classify", json={"input": "late"})
         assert full.status_code == 429 and int(full.headers["Retry-After"]) >= 1
         gated.begun.get(timeout=20)
+        until(lambda: jobs[0].cancelled)  # the server may learn only now that its client is gone
         gated.let(1)
-        deadline = time.monotonic() + 20
-        while service.engine.queued:  # of 20 rows one pass was computed, and no more
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: not service.engine.queued)  # of 20 rows one pass was computed, and no more
         assert gated.begun.empty()
         gated.let(100)
         assert client.post("/v1/classify", json={"input": "late"}).status_code == 200

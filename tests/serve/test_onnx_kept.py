@@ -34,7 +34,7 @@ def test_the_second_start_writes_nothing(place: Path, monkeypatch: pytest.Monkey
     (kept,) = written.directory().iterdir()
 
     with monkeypatch.context() as patched:
-        patched.setattr(onnx, "export_onnx", None)  # cannot be called
+        patched.setattr(onnx, "export_fastest", None)  # cannot be called
         assert np.array_equal(in_onnx(found_in(place).asker, int8=False).answer(rows), first)
         with pytest.raises(TypeError):
             in_onnx(asker, int8=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tutti.models.onnx import OnnxModel, export_onnx, fastest_opset
+from tutti.models.onnx import OnnxModel, export_fastest
 from tutti.package import Asker
 from tutti.serve.engine.backend import AskerBackend
 from tutti.serve.engine.written import kept, name_of
@@ -35,7 +35,7 @@ def in_onnx(asker: Asker, *, int8: bool) -> Asker:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     computed = kept(
         name_of(model, inputs, int8=int8),
-        write=lambda path: export_onnx(model, inputs, path, int8=int8, opset=fastest_opset(model)),
+        write=lambda path: export_fastest(model, inputs, path, int8=int8),
         read=lambda path: OnnxModel(path, threads=torch.get_num_threads()),
     )
     objective = asker.task.objective(computed, asker.labels)

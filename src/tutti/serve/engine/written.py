@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from tutti.models.onnx import fastest_opset
+from tutti.models.onnx import fastest_opsets
 
 #: So many stay; what was not used for longest goes.
 _KEPT = 6
@@ -33,7 +33,7 @@ def name_of(model: nn.Module, inputs: Mapping[str, Tensor], *, int8: bool) -> st
     """The same for the same weights, architecture, inputs and libraries."""
     config: Any = model.config
     digest = xxhash.xxh3_128(
-        f"{sorted(inputs)} {int8} {fastest_opset(model)} {config.to_json_string()}".encode()
+        f"{sorted(inputs)} {int8} {fastest_opsets(model)} {config.to_json_string()}".encode()
     )
     for package in _MADE_BY:
         with contextlib.suppress(PackageNotFoundError):
@@ -44,7 +44,7 @@ def name_of(model: nn.Module, inputs: Mapping[str, Tensor], *, int8: bool) -> st
     return digest.hexdigest()
 
 
-def kept(name: str, write: Callable[[Path], None], read: Callable[[Path], Any]) -> Any:
+def kept(name: str, write: Callable[[Path], object], read: Callable[[Path], Any]) -> Any:
     """What `read` makes of the file under `name`, which `write` writes if it is not there or cannot be read. Where
     nothing can be kept it is written for this time."""
     place = directory() / name
