@@ -93,6 +93,7 @@ def main() -> None:
     parser = parser_of(__doc__, HERE / "results")
     parser.add_argument("--only", nargs="*", choices=PROOFS, default=list(PROOFS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, help="keep the runs here, for bench-compress")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every run")
     options = parser.parse_args()
     machine = describe_machine()
@@ -115,17 +116,19 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     words = [f"task.{key}={value}" for key, value in task.items()]
     words += [f"{'task' if key == 'catalogue' else 'data'}.{key}={path}" for key, path in files.items()]
     words += [f"model={options.model or minilm()}"] if proof.pretrained else []
+    runs = options.runs.absolute() if options.runs else work / "runs"
     config = load_config(
         ROOT / "examples" / f"{name}.yaml",
         [
-            *(*words, f"name={name}-{seed}", f"runs={work / 'runs'}", f"data.cache={work / 'cache'}"),
+            *(*words, f"name={name}-{seed}", f"runs={runs}", f"data.cache={work / 'cache'}"),
             *(f"train.seed={seed}", "replicas=2", *options.set),
         ],
     )
     report = train_to_the_end(config)
-    run = work / "runs" / config.name
+    run = runs / config.name
     metrics = report["best"]["metrics"] if report.get("best") else api.evaluate(run)
-    shutil.rmtree(run / "checkpoints")
+    if options.runs is None:
+        shutil.rmtree(run / "checkpoints")
     keys = ("steps", "wall_seconds", "parameters", "choices", "precision")
     least = proof.least if isinstance(proof.least, float) else proof.least(files)
     told = {"metrics": metrics, "least": least, "overrides": options.set}
