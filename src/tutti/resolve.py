@@ -100,8 +100,16 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         precision = train.precision
     share = -(-batch // (replicas * config.layout.shard))
     kind = "cpu" if device.type == "cpu" else "accelerator"
-    micro = max(1, min(share, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample))
-    reason = f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once"
+    at_once = max(1, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample)
+    if share <= at_once and replicas > 1:
+        # A second pass for a few samples would cost as much as the first.
+        micro = min(batch, share + share // 2)
+        reason = (
+            f"the {share} samples that a worker has in a step, half as many again where it is the faster one"
+        )
+    else:
+        micro = min(share, at_once)
+        reason = f"of the {share} samples that a worker has in a step, about {_MICRO_BATCH_TOKENS[kind]} tokens at once"
     stages = config.layout.pipeline
     if stages > 1 and share < _MICRO_BATCHES_PER_STAGE * stages * micro:
         micro = max(1, share // (_MICRO_BATCHES_PER_STAGE * stages))

@@ -7,8 +7,6 @@ by hand and nothing but time is lost. The files have no name, so they vanish wit
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import os
 import tempfile
@@ -22,10 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tutti.core.rundir import unwritable
+from tutti.hardware.allocator import give_back_what_is_freed
 from tutti.sync.policy import local_part, placed_like
 
-#: `mallopt`'s number for it (malloc.h).
-_M_MMAP_THRESHOLD = -3
 #: Smaller tensors stay where they are: a file costs a page and a system call.
 _WORTH_A_FILE_BYTES = 1 << 16
 #: What each kind of optimizer keeps in the shape of its parameter; others keep nothing that is worth a file.
@@ -37,7 +34,7 @@ class MappedFiles:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        _give_back_what_is_freed()
+        give_back_what_is_freed()
 
     def empty_like(self, tensor: Tensor) -> Tensor:
         """A CPU tensor of the shape and dtype of `tensor` (on any device), of zeros, in a file if it is worth one."""
@@ -58,16 +55,6 @@ class MappedFiles:
     def copy_of(self, tensor: Tensor) -> Tensor:
         """`tensor`, in a file."""
         return self.empty_like(tensor).copy_(tensor)
-
-
-def _give_back_what_is_freed() -> None:
-    """Let the C library return large blocks to the system when they are freed.
-
-    glibc learns from large blocks that come and go to keep them, in pieces that then fit nothing: loading 250 MB of
-    weights one after another left 340 MB behind (measured in 2026). Who sends tensors into files cannot have that.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library: it has habits of its own
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def keep_gradients(parameters: Iterable[nn.Parameter], files: MappedFiles) -> None:

@@ -91,7 +91,8 @@ class Summing:
         if not several or not isinstance(self.codec, Floats) or self.transport.levels is not None:
             return self.start(buffer)
         table = buffer.flat.view(buffer.parts[0].shape)
-        changed = (table != 0).any(1).float()
+        # As (table != 0).any(1), which takes three times as long on a CPU.
+        changed = ((table.amax(1) != 0) | (table.amin(1) != 0)).float()
         self.transport.all_reduce(changed)
         rows = changed.nonzero().squeeze(1)
         if 2 * len(rows) > len(table):

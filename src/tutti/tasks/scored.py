@@ -78,7 +78,9 @@ class Scored(Thinker):
 
         with _hooked(table, see):
             clean = self.loss(self.logits(batch), batch)
-        (gradient,) = torch.autograd.grad(clean.total, seen[0], retain_graph=True)
+        # As every other way back: autocast is for the way there alone.
+        with torch.autocast(clean.total.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(clean.total, seen[0], retain_graph=True)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
         push = (self.regularise.adversarial * gradient / size).detach()
         with _hooked(table, lambda embedded: embedded + push):

@@ -13,6 +13,7 @@ from tutti.core.events import EventWriter, read_events
 from tutti.core.rundir import RunDirectory
 from tutti.evaluate import evaluation_numbers
 from tutti.hardware import measure_matmul
+from tutti.hardware.allocator import keep_what_is_freed
 from tutti.parallel import World, leave_world
 from tutti.sync import Policy, StaticTransport
 from tutti.train.checkpoints import Checkpointer
@@ -52,6 +53,8 @@ def _train(rank: Rank) -> None:
     trainee = build(rank)
     config, world, settings = trainee.config, trainee.world, trainee.settings
     job, split, optimizers = trainee.job, trainee.split, trainee.optimizers
+    if world.device.type == "cpu" and config.memory.offload == "none":
+        keep_what_is_freed()
     if assignment.profiling is not None:
         config = shortened(config, assignment.profiling)
         settings = settings_of(config, world.device)
