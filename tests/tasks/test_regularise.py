@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,13 @@ from encoders import write_encoder
 from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.config.training import TrainConfig
 from tutti.data.tokenizer import train_bpe, train_characters, with_separators
+from tutti.models import find_blocks
 from tutti.tasks import Labels, Record, RowEncoder, make_task
 from tutti.tasks.augment import augmented
 from tutti.tasks.classify import OneLabel, SeveralLabels
+from tutti.tasks.dense import install
+from tutti.tasks.dropout import quicken_dropout
+from tutti.tasks.packing import ATTENTION
 from tutti.train.optimizer import build_optimizers, depth_scales
 
 BATCH = {
@@ -117,6 +122,25 @@ def test_fgm_pushes_embeddings_where_it_hurts(model: Any) -> None:
     ((clean + hurt) / 2).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"r_drop": 1.0}, {"adversarial": 0.5}])
+def test_in_bf16_without_padding_and_with_dropout_it_is_nearly_the_same(
+    model: Any, settings: dict[str, float]
+) -> None:
+    """As a run computes it. Where FGM pushes, the way back is gone within the way there."""
+    quicken_dropout(model)
+    assert install(model, find_blocks(model), ATTENTION)
+    objective = OneLabel(model, regularise=RegulariseConfig(**settings)).train()
+    totals = []
+    for context in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        torch.manual_seed(0)
+        with context:
+            total, _ = objective(BATCH)
+        total.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        totals.append(float(total))
+    assert totals[1] == pytest.approx(totals[0], rel=0.05) and totals[1] != totals[0]
 
 
 @pytest.mark.parametrize("settings", [{"r_drop": 1.0}, {"adversarial": 0.5}, {"label_smoothing": 0.1}])
