@@ -101,7 +101,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     share = -(-batch // (replicas * config.layout.shard))
     kind = "cpu" if device.type == "cpu" else "accelerator"
     at_once = max(1, _MICRO_BATCH_TOKENS[kind] // facts.tokens_per_sample)
-    if share <= at_once and replicas > 1:
+    if share <= at_once and replicas > 1 and config.memory.budget is None:
         # A second pass for a few samples would cost as much as the first.
         micro = min(batch, share + share // 2)
         reason = (

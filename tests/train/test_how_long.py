@@ -59,3 +59,25 @@ def test_no_more_devices_are_taken_than_have_a_sample(monkeypatch: pytest.Monkey
 def test_few_examples_are_seen_often_enough(samples: int, steps: int) -> None:
     """24: 20 epochs would be 15 steps; 1000: 20 epochs; a million: 3 epochs."""
     assert resolved("replicas=1", samples=samples).config.train.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("replicas", "tokens", "batch", "micro"),
+    [
+        (1, 16, 32, 32),
+        (2, 16, 32, 24),  # one pass also for the worker that is up to three times as fast as the other
+        (4, 16, 32, 12),
+        (32, 16, 32, 1),
+        (2, 256, 32, 24),
+        (2, 512, 32, 8),  # more would be too much at once
+        (1, 8192, 32, 1),
+    ],
+)
+def test_a_faster_worker_makes_one_pass_as_well(replicas: int, tokens: int, batch: int, micro: int) -> None:
+    words = [f"replicas={replicas}", f"train.batch={batch}", "train.precision=fp32"]
+
+    def micro_batch(*more: str) -> Any:
+        return resolve(load_config(None, [*words, *more]), Facts(1000, tokens, 10)).config.train.micro_batch
+
+    assert micro_batch() == micro
+    assert micro_batch("memory.budget=1GB") <= batch // replicas  # where every sample counts
