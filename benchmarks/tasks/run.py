@@ -129,9 +129,11 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     metrics = report["best"]["metrics"] if report.get("best") else api.evaluate(run)
     if options.runs is None:
         shutil.rmtree(run / "checkpoints")
-    keys = ("steps", "wall_seconds", "parameters", "choices", "precision")
+    keys = ("steps", "wall_seconds", "parameters", "precision")
+    # Where the encoder lies on this machine is nobody's business.
+    choices = [said.replace(str(options.model or minilm()), "the encoder") for said in report["choices"]]
     least = proof.least if isinstance(proof.least, float) else proof.least(files)
-    told = {"metrics": metrics, "least": least, "overrides": options.set}
+    told = {"metrics": metrics, "least": least, "overrides": options.set, "choices": choices}
     return told | {key: report[key] for key in keys}
 
 
