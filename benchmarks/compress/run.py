@@ -23,6 +23,7 @@ from tutti.compress.make import Maker
 from tutti.compress.recipes import BEFORE, Recipe
 from tutti.package import open_package, package_bytes
 from tutti.tasks.scored import Scored
+from tutti.trained import objective_with
 
 HERE = Path(__file__).resolve().parent
 #: The naive way, and what has to beat it.
@@ -74,7 +75,7 @@ def measure(run: Path) -> dict[str, dict[str, float]]:
 def divergence(subject: AskedSubject, model: nn.Module) -> float:
     """Mean KL(before ‖ after) over the targets of the validation examples, nats."""
     source = subject.job.source("validation")
-    before, after = subject.objective(subject.model).eval(), subject.objective(model).eval()
+    before, after = (objective_with(subject.job, one).eval() for one in (subject.model, model))
     assert isinstance(before, Scored)
     assert isinstance(after, Scored)
     total, targets = 0.0, 0
