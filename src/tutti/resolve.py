@@ -18,7 +18,7 @@ from tutti.sync.batches import BatchSizes
 from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate, relative_rate
-from tutti.train.recipe import ORDINARY_BATCH, choose_batch, choose_steps, tuning_rate
+from tutti.train.recipe import ORDINARY_BATCH, choose_batch, choose_head_rate, choose_steps, tuning_rate
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
@@ -59,6 +59,8 @@ class Facts:
     #: Whether labelled examples are learned, and by a model that knows something already.
     labelled: bool = False
     pretrained: bool = False
+    #: Whether the pretrained model is asked by a head that knows nothing yet.
+    new_head: bool = False
 
 
 def resolve(config: Config, facts: Facts) -> Resolved:
@@ -68,7 +70,9 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     def choose(key: str, given: Any, value: Any, reason: str) -> Any:
         if given != "auto":
             return given
-        choices.append(f"{key} = {value}: {reason}")
+        choices.append(
+            f"{key} = {value:g}: {reason}" if isinstance(value, float) else f"{key} = {value}: {reason}"
+        )
         return value
 
     train, parts = config.train, config.layout.ranks
@@ -122,6 +126,9 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     else:
         rate, reason = auto_learning_rate(facts.parameters, batch * facts.tokens_per_sample, train.optimizer)
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)
+    head_rate, reason = choose_head_rate(config.tune.method, new=facts.new_head)
+    if train.head_rate != "auto" or head_rate != 1:  # all learn alike: nothing to tell
+        head_rate = choose("train.head_rate", train.head_rate, head_rate, reason)
     if train.steps == "auto":
         sizes = BatchSizes.of(train, batch)
         steps, reason = choose_steps(train.epochs, facts.samples, sizes, labelled=facts.labelled)
@@ -151,6 +158,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
                 "precision": precision,
                 "micro_batch": micro,
                 "learning_rate": rate,
+                "head_rate": head_rate,
                 "warmup": warmup,
             }
         ),

@@ -273,6 +273,9 @@ def test_an_answer_that_cannot_be_is_refused_by_its_place(answers: Any, words: s
         (["train.layer_decay=0.9", "train.optimizer=muon"], "layer_decay is for optimizer adamw"),
         (["train.layer_decay=0.9", "layout.pipeline=2"], "layer_decay counts the blocks of a whole model"),
         (["train.betas=[0.8, 0.9]", "train.optimizer=adafactor"], "adafactor has no momentum"),
+        (["train.head_rate=3"], "train.head_rate is for heads that learn with the rest"),
+        (["train.head_rate=3", "task={kind: classify, contrast: true}"], "not with task.contrast"),
+        (["train.head_rate=3", "task=classify", "tune=prompt", "model=x"], "or tune.method: prompt"),
     ],
 )
 def test_settings_that_do_not_go_together(words: list[str], said: str) -> None:

@@ -81,3 +81,23 @@ def test_a_faster_worker_makes_one_pass_as_well(replicas: int, tokens: int, batc
 
     assert micro_batch() == micro
     assert micro_batch("memory.budget=1GB") <= batch // replicas  # where every sample counts
+
+
+@pytest.mark.parametrize(
+    ("words", "new", "rate", "said"),
+    [
+        ((), True, 10.0, True),
+        (("tune.method=last",), True, 3.3, True),
+        (("tune.method=lora",), True, 1.0, False),
+        ((), False, 1.0, False),
+        (("train.head_rate=4",), True, 4.0, False),
+    ],
+)
+def test_a_new_head_learns_faster_than_what_it_stands_on(
+    words: tuple[str, ...], new: bool, rate: float, said: bool
+) -> None:
+    found = resolved("task=classify", "model=trained", *words, samples=100, new_head=new)
+    assert found.config.train.head_rate == rate
+    assert (
+        any(choice.startswith(f"train.head_rate = {rate:g}: it is new") for choice in found.choices) == said
+    )

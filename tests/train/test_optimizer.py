@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+)
 
 from tutti.config.training import TrainConfig
 from tutti.train.muon import Muon
@@ -75,6 +86,37 @@ def test_elsewhere_the_last_linear_is_the_head_and_kernels_are_no_matrices() -> 
     model = convolutions()
     assert names_of(model, hidden_matrices(model)) == {"3.weight"}
     assert hidden_matrices(nn.Sequential(nn.Conv1d(1, 2, 3))) == []
+
+
+SMALL = {
+    "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
+@pytest.mark.parametrize(
+    ("factory", "architecture", "head"),
+    [
+        (AutoModelForSequenceClassification, BertConfig(**SMALL), {"classifier", "bert.pooler.dense"}),
+        (AutoModelForSequenceClassification, RobertaConfig(**SMALL), {"classifier.dense", "classifier.out_proj"}),
+        (AutoModelForTokenClassification, BertConfig(**SMALL), {"classifier"}),
+    ],
+)  # fmt: skip
+def test_a_head_learns_at_a_rate_of_its_own(
+    factory: Any, architecture: Any, head: set[str], optimizer: Literal["adamw", "adafactor", "muon"]
+) -> None:
+    """And Muon, which is for matrices from states to states, does not take it."""
+    model = factory.from_config(architecture)
+    train = TrainConfig(head_rate=10.0, layer_decay=1.0 if optimizer == "muon" else 0.5, optimizer=optimizer)
+    built = build_optimizers(model, train, 1e-2).optimizers
+    rates = {id(p): group["lr"] for one in built for group in one.param_groups for p in group["params"]}
+    found = {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+    expected = {f"{part}.{which}" for part in head for which in ("weight", "bias")}
+    assert {name for name, rate in found.items() if rate == pytest.approx(0.1)} == expected
+    assert all(rate <= 1e-2 for name, rate in found.items() if name not in expected)
+    in_muon = {id(p) for one in built if isinstance(one, Muon) for g in one.param_groups for p in g["params"]}
+    assert not {name for name, p in model.named_parameters() if id(p) in in_muon} & expected
+    assert bool(in_muon) == (optimizer == "muon")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])

@@ -25,6 +25,13 @@ def check_combinations(config: Config) -> None:
 def _check_learning(config: Config) -> None:
     if config.train.layer_decay != 1 and config.layout.pipeline > 1:
         raise ValueError("train.layer_decay counts the blocks of a whole model, which layout.pipeline cuts")
+    if config.train.head_rate not in ("auto", 1.0) and (
+        not config.task.learns_head or config.tune.method == "prompt"
+    ):
+        raise ValueError(
+            "train.head_rate is for heads that learn with the rest, of task.kind classify, relate, tag and answer; "
+            "not with task.contrast or tune.method: prompt"
+        )
     own, task, teachers = config.regularise, config.task, config.distil.teachers
     if not teachers and config.distil != DistilConfig():
         raise ValueError("distil needs a model that teaches: distil.teacher")

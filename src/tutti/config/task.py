@@ -151,6 +151,11 @@ class TaskConfig(Section):
         """Whether the model is asked and answers by a head of its own; else it writes."""
         return self.labelled and self.kind not in WRITING
 
+    @property
+    def learns_head(self) -> bool:
+        """Whether a head for labels or places learns together with what is below it."""
+        return self.asks and self.kind not in ("embed", "recommend") and not self.contrast
+
     @model_validator(mode="after")
     def _belong(self) -> TaskConfig:
         known = FIELDS.get(self.kind, ())

@@ -76,6 +76,11 @@ class TrainConfig(Section):
         description="The learning rate of each block is this times that of the next one: what a trained model knows in "
         "its first layers changes least. `1`: all learn alike.",
     )
+    head_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto",
+        description="How many times the learning rate the head takes, of models that are asked about labels or places. "
+        "`auto`: 10 where it is new and stands on a trained model that learns whole, which else waits for it.",
+    )
     betas: tuple[Fraction, Fraction] = Field(
         default=(0.9, 0.95), strict=False, description="AdamW's moments; the first is Muon's momentum."
     )

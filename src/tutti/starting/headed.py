@@ -66,6 +66,7 @@ def start_labelled(
         together=group,
         labelled=True,
         pretrained=blueprint.directory is not None,
+        new_head=blueprint.directory is not None and blueprint.new_head and config.task.learns_head,
         processes=processes,
         groups=groups,
     )

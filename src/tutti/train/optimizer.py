@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from tutti.config.training import TrainConfig
 from tutti.models import find_blocks
@@ -76,12 +77,16 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[Group]:
     theirs = {id(parameter) for parameter in hidden}
     groups = [Group("muon", train.weight_decay, hidden)] if hidden else []
     scales = depth_scales(model, train.layer_decay)
+    head_rate = 1.0 if train.head_rate == "auto" else train.head_rate
+    head = {id(parameter) for parameter in head_parameters(model)} if head_rate != 1 else set()
     # One kernel updates many parameters only if all are placed alike.
     alike: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
         if id(parameter) not in theirs:
             mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
             scale = scales.get(id(parameter), 1.0)
+            if id(parameter) in head:
+                scale *= head_rate
             alike.setdefault((parameter.ndim >= 2, mesh, scale), []).append(parameter)
     rest = "adafactor" if train.optimizer == "adafactor" else "adamw"
     for (is_matrix, _, scale), group in alike.items():
@@ -133,10 +138,20 @@ def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: 
     return Optimizers(optimizers)
 
 
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Of a Hugging Face `model`, what makes an answer of its last hidden states: what is not in its body, and the
+    body's pooler, which few of those who train encoders train. Of another module nothing."""
+    body = getattr(model, "base_model", model)
+    inside = {id(parameter) for parameter in body.parameters()}
+    if isinstance(pooler := getattr(body, "pooler", None), nn.Module):
+        inside -= {id(parameter) for parameter in pooler.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
+
+
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Matrices that map hidden states to hidden states: all 2-D parameters but embeddings and the head.
 
-    The head is what a Hugging Face model says it is; elsewhere, the last `nn.Linear` of the module.
+    The head is what a Hugging Face model says it is, or what stands on its body; elsewhere, the last `nn.Linear`.
     """
     others = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)
@@ -146,14 +161,12 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _head(model: nn.Module) -> Iterable[nn.Parameter]:
-    heads = [
-        head
-        for module in model.modules()
-        if callable(output := getattr(module, "get_output_embeddings", None))
-        and isinstance(head := output(), nn.Module)
-    ]
-    if heads or any(hasattr(module, "get_output_embeddings") for module in model.modules()):
+    theirs: list[Any] = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    heads = [head for one in theirs if isinstance(head := one.get_output_embeddings(), nn.Module)]
+    if heads:
         return [parameter for head in heads for parameter in head.parameters()]
+    if theirs:
+        return head_parameters(theirs[0])
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return linear[-1].parameters() if linear else ()
 

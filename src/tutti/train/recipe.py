@@ -18,6 +18,9 @@ _LOWEST_RATE, _HIGHEST_RATE = 1e-5, 5e-4
 #: (benchmarks/tuning). What is added to a model begins at nothing and is small, so it has far to go.
 _TIMES = {"full": 1, "last": 3, "lora": 10, "adalora": 40, "ia3": 150, "prompt": 500}
 
+#: What a new head learns at, in times the rate of a trained model that learns whole (docs/explanation/recipes.md).
+_HEAD_TIMES = 10
+
 
 def choose_batch(together: int) -> tuple[int, str]:
     """Samples of a step, where `together` texts are one sample, and the reason."""
@@ -54,3 +57,9 @@ def tuning_rate(parameters: int, method: str) -> tuple[float, str]:
     if (times := _TIMES[method]) > 1:
         rate, reason = rate * times, f"{reason}; tune.method {method} takes {times} times the rate"
     return float(f"{rate:.2g}"), reason
+
+
+def choose_head_rate(method: str, *, new: bool) -> tuple[float, str]:
+    """How many times the rate of a model that is tuned by `method` its head learns at, which may be `new`, and why."""
+    times = max(1.0, float(f"{_HEAD_TIMES / _TIMES[method]:.2g}")) if new else 1.0
+    return times, "it is new, and what it stands on is trained already"
