@@ -50,7 +50,7 @@ def service(place: Path) -> Iterator[Asking]:
     """Whose passes have 32 tokens at most, and at which 8 rows may wait."""
     found = open_task(place)
     found.close()
-    gated = Gated(AskerBackend.of(found.asker))
+    gated = Gated(AskerBackend(found.asker))
     engine = EncoderEngine(gated, budget_tokens=32, queue_length=8)
     made = Asking("intents", engine, found.asker, 0)
     made.__dict__["gated"] = gated

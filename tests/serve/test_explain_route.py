@@ -83,7 +83,7 @@ class Held:
 
 def test_whoever_waits_for_reasons_keeps_nobody_else_waiting(service: Asking) -> None:
     """Texts of others are looked at meanwhile: those here are too long for the event loop."""
-    held = Held(AskerBackend.of(service.asker))
+    held = Held(AskerBackend(service.asker))
     own = Asking("held", EncoderEngine(held, budget_tokens=256, queue_length=999), service.asker, 0)
     others = [
         Guard(KEY, ServiceConfig()),

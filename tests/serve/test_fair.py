@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from tutti.serve.engine.backend import alike
+from tutti.package.together import alike
 from tutti.serve.engine.fair import QUANTUM, FairQueue
 from tutti.serve.engine.job import Job
 

@@ -222,8 +222,8 @@ def test_onnxruntime_says_the_same_and_both_are_timed(
             theirs["scores"], abs=2e-4
         )
     rows = native.read(service.examples(TEXTS))
-    backends = [AskerBackend.of(native), AskerBackend.of(service.asker)]
-    assert [backend.pads for backend in backends] == [False, True]
+    backends = [AskerBackend(native), AskerBackend(service.asker)]
+    assert [backend.asker.pads for backend in backends] == [False, True]
     speeds = tokens_per_second(backends, [rows[at] for at in range(len(rows))])
     assert len(speeds) == 2 and min(speeds) > 0
     with pytest.raises(ConfigError, match="not in bf16"):

@@ -15,7 +15,9 @@ from tutti.core import DataError, Objective
 from tutti.core.types import module_device
 from tutti.data.labelled import ListedRows
 from tutti.evaluate import listening
+from tutti.package.together import alike
 from tutti.tasks import Answers, Labels, RowEncoder, Task
+from tutti.tasks.packing import ATTENTION
 from tutti.tasks.task import Example, Record, Row, Rows
 
 #: Rows that a model is asked about at once.
@@ -45,6 +47,21 @@ class Asker:
     def read(self, examples: Sequence[Example]) -> ListedRows:
         """What the model reads of `examples`."""
         return ListedRows(self.task.rows(examples, self.labels, self.encoder) if examples else [])
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows are filled up to the longest, and that is computed too: not by encoders that `tasks.dense` has
+        taken charge of."""
+        model: Any = getattr(self.objective, "model", None)
+        config = getattr(model, "config", None)
+        dense = getattr(config, "_attn_implementation", None) == ATTENTION
+        return not dense or self.task.kind == "recommend"  # which is no encoder
+
+    def passes(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Numbers of the `rows` that are best computed together, pass by pass: such of like length where it pads."""
+        if self.pads:
+            return list(alike([len(row["input_ids"]) for row in rows]))
+        return [list(range(len(rows)))] if rows else []
 
     def answer(self, rows: Sequence[Row]) -> list[NDArray[np.float64]]:
         """What the model says to each of `rows` in one pass; of rows that are judged by each other whole groups."""

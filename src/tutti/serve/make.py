@@ -129,13 +129,13 @@ def _backend(found: FoundAsker, settings: Settings, say: Callable[[str], None]) 
                 "leave out --engine, or compress the run without onnx",
             )
         say("engine: onnx, with weights as the package has them")
-        return AskerBackend.of(found.asker)
+        return AskerBackend(found.asker)
     onnx = None
     if settings.engine == "onnx" and (reason := _no_onnx(found, settings)) is not None:
         raise ConfigError(f"--engine onnx: {reason}", "leave it out")
     if settings.engine == "onnx" or (settings.engine == "auto" and _no_onnx(found, settings) is None):
         try:
-            onnx = AskerBackend.of(in_onnx(found.asker, int8=settings.weights != "as-they-are"))
+            onnx = AskerBackend(in_onnx(found.asker, int8=settings.weights != "as-they-are"))
         except ModelError as error:
             if settings.engine == "onnx":
                 raise
@@ -147,7 +147,7 @@ def _backend(found: FoundAsker, settings: Settings, say: Callable[[str], None]) 
     asker = found.asker
     if settings.weights != "as-they-are":
         asker = replace(asker, context=nullcontext())
-    native = AskerBackend.of(asker)
+    native = AskerBackend(asker)
     if onnx is not None:
         kind, names = asker.task.kind, asker.labels.names
         records = [longer_trial(kind, times, names) for times in (1, 2, 3, 4, 2, 1)]
