@@ -170,6 +170,11 @@ def _tutti(
         "train.seed": seed,
         "train.precision": precision,
         "train.betas": list(recipe.betas),
+        # Nothing that the peer has not.
+        "train.epochs": "null",
+        "train.average": 0,
+        "train.head_rate": 1,
+        "regularise.r_drop": 0,
     }
     for key in ("batch", "steps", "warmup", "learning_rate", "final_learning_rate", "weight_decay", "clip"):
         settings[f"train.{key}"] = getattr(recipe, key)
