@@ -20,7 +20,7 @@ from tutti.core.types import Objective
 from tutti.data.labelled import PreparedExamples, read_file
 from tutti.explain import Explanation, Method, readings_of
 from tutti.explain import explain as explain_example
-from tutti.models.export import publish_export
+from tutti.models.export import MARK, publish_export
 from tutti.models.gguf import Weights, gguf_library, write_gguf
 from tutti.models.onnx import export_onnx, onnx_runtime
 from tutti.models.tuning import merged
@@ -95,6 +95,7 @@ def _compressed(place: Path) -> tuple[Trained, nn.Module, Objective]:
             "name labelled examples with --file, or keep it in the directory of its run",
         )
     trained = load_trained(run)
+    trained = trained._replace(step=made.get("step", trained.step))  # the run may have gone on since
     assert isinstance(trained.job, LabelledJob | EncoderDecoderJob | LanguageModelJob)
     if made.get("data") not in (trained.job.train_data.fingerprint, trained.job.prepared.fingerprint):
         raise RunError(
@@ -238,26 +239,28 @@ def export(
         )
     if format == "onnx":
         return _export_onnx(run, destination or run / "export-onnx")
-    destination = destination or RunDirectory(run).export
-    _refuse_to_replace(destination, "config.json", "adapter_config.json")
+    if destination is None:
+        destination = RunDirectory(run).export
+    else:
+        _refuse_to_replace(destination, RunDirectory(run).export)
     job, _, _ = load_trained(run)
     job.export(job.objective.model, destination)
     return destination
 
 
-def _refuse_to_replace(destination: Path, *marks: str) -> None:
-    """Raise RunError where something else is at `destination` than an export, which has one of the files `marks`."""
-    is_export = any((destination / name).is_file() for name in marks)
+def _refuse_to_replace(destination: Path, own: Path) -> None:
+    """Raise RunError where something else is at `destination` than the run's `own` export or one of Tutti's."""
+    is_export = (destination / MARK).is_file() or destination.resolve() == own.resolve()
     if destination.exists() and not is_export and (not destination.is_dir() or any(destination.iterdir())):
         raise RunError(
-            f"{destination} exists and is no exported model",
+            f"{destination} exists and is no model that tutti exported (no {MARK} in it)",
             "choose a directory that is not there yet, or an export to replace",
         )
 
 
 def _export_onnx(run: Path, destination: Path) -> Path:
     onnx_runtime()  # before a model is read for nothing
-    _refuse_to_replace(destination, "model.onnx")
+    _refuse_to_replace(destination, run / "export-onnx")
     job, config, _ = load_trained(run)
     if not isinstance(job, LanguageModelJob | LabelledJob | MaskedJob):
         raise RunError(

@@ -91,6 +91,12 @@ def test_what_is_kept_is_measured_on_the_data_of_its_run(
     with pytest.raises(RunError, match="does not lie in the run that it was made from"):
         api.evaluate(alone)
     said = json.loads((alone / "tutti.json").read_text())
+    (alone / "tutti.json").write_text(json.dumps(said | {"made_from": said["made_from"] | {"step": 77}}))
+    shutil.copytree(alone, run / "earlier")
+    assert api.evaluate(run / "earlier")["step"] == 77, "that it was made from, not the run's of today"
+    shutil.rmtree(run / "earlier")
+    with pytest.raises(RunError, match="and no run"):
+        api.export(alone)
     (alone / "tutti.json").write_text(json.dumps(said | {"made_from": said["made_from"] | {"data": "other"}}))
     shutil.copytree(alone, run / "foreign")
     with pytest.raises(RunError, match="was made from another run than"):
@@ -103,6 +109,8 @@ def test_fewer_layers_learn_again_from_what_they_were(run: Path, report: dict[st
     assert again["steps"] == 60
     config = load_config(run / "recovered" / "layers-1" / "config.yaml")
     assert config.distil.teachers == [str(run)]
+    assert load_config(run / "config.yaml").train.head_rate == 10
+    assert config.train.head_rate == 1, "its head is no new one"
     with pytest.raises(RunError, match="was a training of other steps"):
         Maker(AskedSubject.of(run), run, recovery_steps=5).make(Recipe.of("layers:1"))
     subject = AskedSubject.of(run)

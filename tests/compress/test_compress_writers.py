@@ -191,7 +191,7 @@ def test_onnxruntime_computes_the_same(run: Path, tmp_path: Path) -> None:
     assert perplexity_by_hand(by_onnx, run) == pytest.approx(perplexity_by_hand(whole, run), abs=0.1)
     again = api.export(run, made, format="onnx")
     assert again == made and not list(tmp_path.glob(".*")), "what was exported may be replaced"
-    with pytest.raises(RunError, match="exists and is no exported model"):
+    with pytest.raises(RunError, match="exists and is no model that tutti exported"):
         api.export(run, run, format="onnx")
 
 

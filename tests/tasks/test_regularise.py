@@ -12,13 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, ModernBertConfig
 
 from encoders import write_encoder
+from tutti.config import load_config
 from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.config.training import TrainConfig
+from tutti.core.errors import ConfigError
 from tutti.data.tokenizer import train_bpe, train_characters, with_separators
 from tutti.models import find_blocks
+from tutti.models.architecture import set_dropout
+from tutti.starting.checks import check_tuning
 from tutti.tasks import Labels, Record, RowEncoder, make_task
 from tutti.tasks.augment import augmented
 from tutti.tasks.classify import OneLabel, SeveralLabels
@@ -216,3 +220,23 @@ def test_learning_rates_fall_with_depth(model: Any, optimizer: Literal["adamw", 
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(1e-3 * by_name[name]), name
     assert depth_scales(model, 1.0) == {} and depth_scales(nn.Linear(2, 2), 0.5) == {}
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("model={size: 300K, dropout: 0.1}",), ("tune={method: lora, dropout: 0.1}", "model=x")]
+)
+def test_r_drop_asks_for_something_that_is_left_out(words: tuple[str, ...]) -> None:
+    """ModernBERT has no dropout: its two passes would be one."""
+    config = load_config(None, ["task=classify", "regularise.r_drop=1", *words])
+    architecture = ModernBertConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    if config.model.dropout:
+        set_dropout(architecture, config.model.dropout)
+    model = AutoModelForSequenceClassification.from_config(architecture)
+    if words:
+        check_tuning(config, model)
+        return
+    with pytest.raises(ConfigError, match=r"modernbert has no dropout.*\n.*set model\.dropout"):
+        check_tuning(config, model)

@@ -81,3 +81,13 @@ def test_it_is_as_long_as_is_said_last(before: tuple[str, ...], now: tuple[str, 
     """100 samples, 32 a step."""
     found = goes_on(before, now, samples=100).train
     assert (found.steps, found.epochs) == (steps, None)
+
+
+def test_what_began_before_heads_had_a_rate_goes_on_as_it_was() -> None:
+    new = {"labelled": True, "pretrained": True, "new_head": True, "samples": 100}
+    words = ("task=classify", "model=trained")
+    former = resolved(wanted(*words), **new)
+    assert former.train.head_rate == 10
+    assert resolved(continued(wanted(*words), former), **new).train.head_rate == 10
+    before = former.model_copy(update={"train": former.train.model_copy(update={"head_rate": "auto"})})
+    assert resolved(continued(wanted(*words), before), **new).train.head_rate == 1

@@ -39,7 +39,8 @@ def export(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Hand on a run's newest weights and tokenizer: in Hugging Face format, as ONNX, or as a GGUF file."""
+    """Hand on a run's model (the newest; of tasks with metrics the best) and tokenizer: in Hugging Face format, as
+    ONNX, or as a GGUF file."""
     with only_the_answer(json_output):
         from tutti import api
 

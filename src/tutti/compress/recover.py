@@ -15,7 +15,6 @@ from tutti.config.schema import Config
 from tutti.core import RunDirectory
 from tutti.core.errors import RunError
 from tutti.models import export_model
-from tutti.models.tuning import has_adapters
 from tutti.starting import check_run, start_run
 from tutti.supervise import Supervision
 from tutti.train.checkpoints import newest_valid
@@ -106,12 +105,12 @@ def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | No
     config = subject.config
     changed: dict[str, dict[str, Any]] = {
         "model": {"path": str(before), "size": None, "config": None, "from_scratch": False},
-        "train": {"warmup": "auto"} | ({} if steps is None else {"steps": steps}),
+        "train": {"warmup": "auto", "head_rate": "auto"} | ({} if steps is None else {"steps": steps}),
         "regularise": {"r_drop": 0.0, "adversarial": 0.0},
         "evaluate": {"every": "auto"},
         "checkpoint": {"every": "auto"},
     }
-    if has_adapters(config):
+    if config.tune.method != "full":  # what a part of it, or something beside it, learned at
         changed["train"]["learning_rate"] = "auto"
     if config.task.contrast:  # it is a classifier now, and has a head
         changed["task"] = {"contrast": False, "together": None}

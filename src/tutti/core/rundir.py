@@ -132,6 +132,11 @@ class RunDirectory:
 
     def require(self) -> None:
         """Raises RunError when there is no run at this path."""
+        if (self.path / "tutti.json").is_file():
+            raise RunError(
+                f"{self.path} is what `tutti compress` or `tutti combine` made, and no run",
+                "name the run that it was made from",
+            )
         if not self.config.is_file():
             raise RunError(
                 f"there is no run at {self.path} (no config.yaml in it)",

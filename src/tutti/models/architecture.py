@@ -157,6 +157,12 @@ def set_dropout(config: Any, dropout: float, written: Iterable[str] = ()) -> str
     return ""
 
 
+def has_dropout(config: Any) -> bool:
+    """Whether a model of `config` leaves anything out while it learns."""
+    text = config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+    return any((getattr(text, name, None) or 0) > 0 for name in _DROPOUTS)
+
+
 def _own_keys(kind: type[PretrainedConfig]) -> set[str]:
     """What the architecture itself has: its fields and their other names."""
     fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()

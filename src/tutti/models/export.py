@@ -5,6 +5,7 @@ Written beside its destination and renamed, so a directory of that name is alway
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +13,13 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tutti import __version__
 from tutti.core import ModelError
 from tutti.core.files import replace_directory
 from tutti.core.rundir import unwritable
+
+#: A file of every export, by which a later one knows that it may take its place.
+MARK = "tutti_export.json"
 
 
 def export_model(
@@ -62,6 +67,8 @@ def publish_export(tokenizer_directory: Path, destination: Path, write: Callable
 
     def fill(directory: Path) -> None:
         write(directory)
+        said = {"written_by": f"tutti {__version__}", "another_export": "replaces this directory"}
+        (directory / MARK).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         for file in sorted(tokenizer_directory.iterdir()):
             if file.is_file():
                 shutil.copyfile(file, directory / file.name)
@@ -69,7 +76,7 @@ def publish_export(tokenizer_directory: Path, destination: Path, write: Callable
             file.chmod(0o644)  # safetensors writes for the owner alone; a service may run as somebody else
 
     try:
-        replace_directory(destination, fill)
+        replace_directory(destination.resolve(), fill)  # a link stays one
     except OSError as error:
         raise unwritable(destination, error) from error
     return destination

@@ -8,6 +8,7 @@ from tutti import models
 from tutti.config import Config
 from tutti.config.fields import bytes_of
 from tutti.core.errors import ConfigError
+from tutti.models.architecture import has_dropout
 from tutti.models.tuning import has_prompt, is_plain, tune
 from tutti.parallel import pick_device
 from tutti.parallel.memory import MemoryModel
@@ -38,6 +39,12 @@ def check_tuning(config: Config, model: PreTrainedModel) -> None:
             f"train.layer_decay counts blocks from a model's beginning, and {model.config.model_type} has two: of what "
             "reads and of what writes",
             "leave it out",
+        )
+    if config.regularise.r_drop and not (has_dropout(model.config) or config.tune.dropout):
+        raise ConfigError(
+            f"regularise.r_drop compares two passes that differ by what dropout leaves out, and this "
+            f"{model.config.model_type} has no dropout",
+            "set model.dropout as well, to 0.1 for example, or leave regularise.r_drop out",
         )
     if is_plain(config):
         return

@@ -53,6 +53,8 @@ def continued(config: Config, former: Config) -> Config:
         ConfigError: with what was chosen before, it cannot be.
     """
     chosen = former.model_dump()
+    if chosen["train"]["head_rate"] == "auto":  # begun when there was no such thing
+        chosen["train"]["head_rate"] = 1.0
     wanted = config.model_dump()
 
     def keep(new: Any, old: Any) -> Any:
