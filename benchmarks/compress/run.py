@@ -10,6 +10,7 @@ examples decide where the metric does not. A method is worth having if it beats 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,20 @@ def main() -> None:
     options = parser.parse_args()
     machine = describe_machine()
     found: dict[str, list[dict[str, float]]] = {}
-    for run in options.runs:
-        for name, figures in measure(run).items():
+    subjects = {run: AskedSubject.of(run) for run in options.runs}
+    if len({subject.job.prepared.fingerprint for subject in subjects.values()}) > 1:
+        parser.error("these runs have learned from unlike data; measure those of each data set by themselves")
+    options.data = os.path.commonprefix([run.resolve().name for run in options.runs]).rstrip("-_0123456789")
+    for run, subject in subjects.items():
+        for name, figures in measure(subject).items():
             found.setdefault(name, []).append(figures)
             print(run, name, figures, flush=True)
     page = report(options, machine, found)
     print("\n" + page.read_text() + f"\nwritten to {page}")
 
 
-def measure(run: Path) -> dict[str, dict[str, float]]:
+def measure(subject: AskedSubject) -> dict[str, dict[str, float]]:
     """Of each recipe: `metric`, `divergence`, `bytes`."""
-    subject = AskedSubject.of(run)
     names = dict.fromkeys([BEFORE.name, *(name for pair in PAIRS for name in pair)])
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -108,14 +112,14 @@ def report(
         verdicts.append([f"{better} beside {naive}", f"{nearer} of {len(pairs)}", _spread(gain, 4)])
     text = (
         f"# Making models smaller: what each way costs\n\n{machine_line(machine)}\n\n"
-        f"{len(options.runs)} runs, alike but for their seeds; medians, in brackets the smallest and the largest.\n\n"
+        f"`{options.data}`: {len(options.runs)} runs, alike but for their seeds; medians, in brackets the smallest and the largest.\n\n"
         + table(("recipe", "metric", "KL(before ‖ after), nats", "MB"), lines)
         + "\n\n"
         + table(("", "nearer to the model as it was, runs", "metric gained"), verdicts)
         + '\n\nRepeat: `make bench-compress RUNS="…"`.\n'
     )
-    data = {"benchmark": "compress", "machine": machine, "runs": found}
-    return write_result(options.out, "compress", data, text)
+    data = {"benchmark": "compress", "data": options.data, "machine": machine, "runs": found}
+    return write_result(options.out, f"compress-{options.data}", data, text)
 
 
 def _spread(values: list[float], digits: int) -> str:
