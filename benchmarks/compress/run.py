@@ -10,7 +10,6 @@ examples decide where the metric does not. A method is worth having if it beats 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def main() -> None:
     subjects = {run: AskedSubject.of(run) for run in options.runs}
     if len({subject.job.prepared.fingerprint for subject in subjects.values()}) > 1:
         parser.error("these runs have learned from unlike data; measure those of each data set by themselves")
-    options.data = os.path.commonprefix([run.resolve().name for run in options.runs]).rstrip("-_0123456789")
+    options.data = options.runs[0].resolve().name.rstrip("-_0123456789")
     for run, subject in subjects.items():
         for name, figures in measure(subject).items():
             found.setdefault(name, []).append(figures)
@@ -112,7 +111,8 @@ def report(
         verdicts.append([f"{better} beside {naive}", f"{nearer} of {len(pairs)}", _spread(gain, 4)])
     text = (
         f"# Making models smaller: what each way costs\n\n{machine_line(machine)}\n\n"
-        f"`{options.data}`: {len(options.runs)} runs, alike but for their seeds; medians, in brackets the smallest and the largest.\n\n"
+        f"`{options.data}`: {len(options.runs)} runs, alike but for their seeds; medians, in brackets the smallest and "
+        "the largest.\n\n"
         + table(("recipe", "metric", "KL(before ‖ after), nats", "MB"), lines)
         + "\n\n"
         + table(("", "nearer to the model as it was, runs", "metric gained"), verdicts)
