@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from tutti.tasks.dense import install
 from tutti.tasks.entities import entities
 from tutti.tasks.packing import ATTENTION
 
+_ANSWER = {"text": "lost", "answer_start": 11}
 TEXTS = [
     "my card is lost",
     "exchange",
@@ -315,6 +317,31 @@ def test_without_padding_nothing_changes_but_rounding(tmp_path: Path, kind: str,
 
 
 # What is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "least"),
+    [
+        ("classify", {"text": "my card", "label": "fee"}, 3),
+        ("classify", {"text": "my card", "pair": "is lost", "label": "fee"}, 5),
+        ("relate", {"text": "<e1>card</e1> of <e2>anna</e2>", "label": "fee"}, 3),
+        ("tag", {"tokens": ["my", "card"], "tags": ["O", "O"]}, 3),
+        ("embed", {"query": "my card", "text": "is lost"}, 3),
+        ("answer", {"question": "why", "context": "my card is lost", "answers": [_ANSWER]}, 5),
+    ],
+)
+def test_a_row_has_room_for_text_or_is_refused(
+    encoder: RowEncoder, kind: str, record: dict[str, object], least: int
+) -> None:
+    task, examples = examples_of(kind, [record])
+    labels = TAGS if kind == "tag" else LABELS
+    for length in range(1, least):
+        with pytest.raises(DataError, match=rf"a row of {length} tokens .*\n.*data\.sequence to {least} at"):
+            task.rows(examples, labels, replace(encoder, length=length))
+    for length in range(least, 16):
+        (rows,) = task.rows(examples, labels, replace(encoder, length=length))
+        most = 2 * length if kind == "embed" else length  # both sides stand behind each other
+        assert all(len(row["input_ids"]) <= most for row in rows)
 
 
 @pytest.mark.parametrize(

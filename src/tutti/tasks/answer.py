@@ -80,6 +80,7 @@ class Answer(Task):
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
         tokenizer = encoder.tokenizer
         tokenizer.no_truncation()
+        room = encoder.room(2)
         asked = tokenizer.encode_batch([e["question"] for e in examples], add_special_tokens=False)
         # A question leaves half of the room to its text: pieces of that need more than they have in common.
         most = max(1, encoder.length // 2 - _AROUND)
@@ -87,7 +88,8 @@ class Answer(Task):
             e["question"] if len(q.ids) <= most else e["question"][: q.offsets[most - 1][1]]
             for e, q in zip(examples, asked, strict=True)
         ]
-        stride = min(_STRIDE, encoder.length // 4)
+        # The tokenizer takes no overlap that leaves a piece nothing of its own.
+        stride = min(_STRIDE, encoder.length // 4, room - most - 1)
         tokenizer.enable_truncation(encoder.length, stride=stride, strategy="only_second")
         pairs = [(question, e["context"]) for question, e in zip(questions, examples, strict=True)]
         found = []

@@ -102,6 +102,7 @@ class Classify(Task):
         encoder: RowEncoder,
     ) -> list[list[Row]]:
         """Of `examples` that were made such texts."""
+        encoder.room(max(map(len, shown), default=1))
         tokenizer = encoder.tokenizer
         tokenizer.enable_truncation(encoder.length, strategy="longest_first")
         texts: list[Any] = [texts if len(texts) > 1 else texts[0] for texts in shown]

@@ -69,6 +69,7 @@ class Embed(Task):
         return Labels((), ())
 
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
+        encoder.room(1)
         encoder.tokenizer.enable_truncation(encoder.length)
         rows: list[list[Row]] = []
         for example in examples:

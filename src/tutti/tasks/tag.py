@@ -114,6 +114,7 @@ class Tag(Task):
     def rows(self, examples: Sequence[Example], labels: Labels, encoder: RowEncoder) -> list[list[Row]]:
         tokenizer = encoder.tokenizer
         tokenizer.no_truncation()
+        room = encoder.room(1)
         before, after = _around(encoder)
         encodings = tokenizer.encode_batch(
             [example["text"] for example in examples], add_special_tokens=False
@@ -122,7 +123,7 @@ class Tag(Task):
         for example, encoding in zip(examples, encodings, strict=True):
             firsts = first_tokens(example["words"], encoding.offsets)
             rows = []
-            for start, stop in windows(firsts, len(encoding.ids), encoder.length - len(before) - len(after)):
+            for start, stop in windows(firsts, len(encoding.ids), room):
                 here = [word for word, at in enumerate(firsts) if at is not None and start <= at < stop]
                 row: Row = {
                     "input_ids": [*before, *encoding.ids[start:stop], *after],

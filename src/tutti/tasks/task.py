@@ -102,6 +102,22 @@ class RowEncoder:
         known = self.tokenizer.get_added_tokens_decoder()
         return frozenset(number for number, token in known.items() if token.special)
 
+    def room(self, texts: int) -> int:
+        """Tokens that a row has for so many texts (one, or a pair) beside the special tokens around them.
+
+        Raises:
+            DataError: not one for each: what is cut to that has nothing left, or grows beyond the row.
+        """
+        around = self.tokenizer.num_special_tokens_to_add(texts > 1)
+        if self.length < around + texts:
+            what = "a text" if texts == 1 else "two texts"
+            raise DataError(
+                f"a row of {self.length} tokens has no room for {what} beside the {around} special tokens of the "
+                "tokenizer",
+                f"set data.sequence to {around + texts} at the very least, better to as many tokens as your texts have",
+            )
+        return self.length - around
+
 
 class TextTask(ABC):
     """What a kind of task makes of the user's records."""
