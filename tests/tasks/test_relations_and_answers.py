@@ -246,6 +246,9 @@ def test_answers_are_scored_as_squad_scores_them() -> None:
     [
         ("Paris", "the answers are no list"),
         ([{"text": "Paris"}], "is no answer"),
+        ({"text": "Paris", "answer_start": 27}, r"no two lists of one length \('Paris' and 27\)"),
+        ({"text": ["Paris", "London"], "answer_start": [27]}, "no two lists of one length"),
+        ({"text": ["Paris"]}, "no two lists of one length"),
         ([{"text": " ", "answer_start": 4}], "is no answer"),
         ([{"text": "Paris", "answer_start": 3}], "does not stand in its context at 3"),
     ],

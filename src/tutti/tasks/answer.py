@@ -27,6 +27,8 @@ from tutti.tasks.task import Answers, Example, Labels, Record, Row, RowEncoder, 
 _LONGEST, _STRIDE = 30, 64
 #: Tokens around question and context, of any tokenizer, at most.
 _AROUND = 4
+#: Signs of what is no answer that a message shows.
+_SHOWN = 80
 #: Logit of what cannot be.
 _NEVER = -1e9
 
@@ -58,9 +60,13 @@ class Answer(Task):
         value = self.field(record, "answers")
         if isinstance(value, dict):  # as `datasets` has SQuAD's: a list of texts and a list of starts
             texts, starts = value.get("text", []), value.get("answer_start", [])
-            value = [
-                {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=False)
-            ]
+            if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+                raise DataError(
+                    f"{record.origin}: the texts and starts of the answers are no two lists of one length "
+                    f"({_shown(texts)} and {_shown(starts)})",
+                    'give answers: {"text": ["…"], "answer_start": [7]}, or [{"text": "…", "answer_start": 7}]',
+                )
+            value = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
         if not isinstance(value, list):
             raise DataError(
                 f"{record.origin}: the answers are no list",
@@ -160,6 +166,11 @@ class Answer(Task):
         return {"answer": text, "start": begin, "score": round(score - nothing, 4)}
 
 
+def _shown(value: Any) -> str:
+    """`value`, or its beginning, for a message."""
+    return repr(value)[:_SHOWN]
+
+
 def _answer(record: Record, one: Any, context: str) -> dict[str, Any]:
     try:
         text, start = one["text"], one.get("answer_start", one.get("start"))
@@ -167,7 +178,7 @@ def _answer(record: Record, one: Any, context: str) -> dict[str, Any]:
             raise TypeError
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{record.origin}: {str(one)[:80]} is no answer",
+            f"{record.origin}: {_shown(one)} is no answer",
             'answers are like {"text": "…", "answer_start": 7}',
         ) from error
     if context[start : start + len(text)] != text:
