@@ -251,12 +251,29 @@ def test_answers_are_scored_as_squad_scores_them() -> None:
         ({"text": ["Paris"]}, "no two lists of one length"),
         ([{"text": " ", "answer_start": 4}], "is no answer"),
         ([{"text": "Paris", "answer_start": 3}], "does not stand in its context at 3"),
+        ([{"text": "closed", "answer_start": -7}], "does not stand in its context at -7"),
+        ([], r"f:1 has no answer[^→]*→ set task\.unanswerable: true"),
+        ({"text": [], "answer_start": []}, "has no answer"),
     ],
 )
 def test_an_answer_that_cannot_be_is_refused_by_its_place(answers: Any, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         examples_of("answer", [{"question": "?", "context": CONTEXT, "answers": answers}])
     assert "f:1" in str(caught.value)
+
+
+def test_questions_are_asked_without_answers_and_learned_without_where_that_is_said() -> None:
+    unanswered = {"question": "?", "context": CONTEXT, "answers": []}
+    _, (learned,) = examples_of("answer", [unanswered], unanswerable=True)
+    assert learned["answers"] == []
+    (asked,) = make_task(TaskConfig(kind="answer")).asked_about([unanswered])
+    assert "answers" not in asked
+
+
+def test_answers_may_come_as_two_lists() -> None:
+    both = {"text": ["Paris", "New York"], "answer_start": [28, CONTEXT.index("New York")]}
+    _, (example,) = examples_of("answer", [{"question": "where?", "context": CONTEXT, "answers": both}])
+    assert [one["text"] for one in example["answers"]] == ["Paris", "New York"]
 
 
 # Settings ----------------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ class Answer(Task):
         }
         if labelled:
             example["answers"] = [_answer(record, one, example["context"]) for one in self._listed(record)]
+            if not example["answers"] and not self.config.unanswerable:
+                raise DataError(
+                    f"{record.origin} has no answer, and this model is never to say that there is none",
+                    "set task.unanswerable: true before it is trained, or leave such questions out",
+                )
         return example
 
     def _listed(self, record: Record) -> list[Any]:
@@ -181,10 +186,11 @@ def _answer(record: Record, one: Any, context: str) -> dict[str, Any]:
             f"{record.origin}: {_shown(one)} is no answer",
             'answers are like {"text": "…", "answer_start": 7}',
         ) from error
-    if context[start : start + len(text)] != text:
+    if start < 0 or context[start : start + len(text)] != text:
+        there = context[max(0, start) : max(0, start + len(text))]
         raise DataError(
             f"{record.origin}: the answer {text[:60]!r} does not stand in its context at {start} "
-            f"(there is {context[start : start + len(text)][:60]!r})",
+            f"(there is {there[:60]!r})",
             "answer_start counts characters from 0",
         )
     start, stop = _without_space(context, start, start + len(text))
