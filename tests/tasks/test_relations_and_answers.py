@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,16 @@ def test_of_a_long_text_the_entities_stay(directory: Path) -> None:
 def test_two_entities_have_to_be_marked(text: str) -> None:
     with pytest.raises(DataError, match=r"f:1 marks .* not two entities"):
         examples_of("relate", [{"text": text, "label": "x"}])
+
+
+def test_what_is_no_relation_is_among_the_relations() -> None:
+    counted = Counter(RELATIONS.names)
+    for none in ("Other", "Entity-Origin", None):
+        assert make_task(TaskConfig(kind="relate", none=none)).labels(counted) == RELATIONS
+    for none in ("other", "Entity-Origin(e1,e2)"):  # which the score would leave nothing out for
+        there_are = r"task\.none names; there are Cause-Effect, Entity-Origin, Other\n"
+        with pytest.raises(DataError, match=there_are):
+            make_task(TaskConfig(kind="relate", none=none)).labels(counted)
 
 
 # Answers -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ relation with a direction, which has to be right; macro-F1 is the mean over rela
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from tutti.tasks.task import Answers, Example, Labels, Record, Row, RowEncoder, 
 
 _MARKED = re.compile(r"<(e[12])>(.*?)</\1>", re.DOTALL)
 _SIGNS = {"e1": "$", "e2": "#"}
+#: Relations that a message names.
+_NAMED = 8
 _DIRECTION = re.compile(r"\(e[12], ?e[12]\)\Z")
 
 
@@ -45,6 +48,17 @@ class Relate(Classify):
                 "mark each of the two once: `The <e1>child</e1> was wrapped into the <e2>cradle</e2>.`",
             )
         return example
+
+    def labels(self, counted: Counter[str]) -> Labels:
+        labels = super().labels(counted)
+        relations = sorted({relation_of(name) for name in labels.names})
+        if self.config.none is not None and self.config.none not in relations:
+            raise DataError(
+                f"no training example is of the relation '{self.config.none}' that task.none names; there are "
+                f"{', '.join(relations[:_NAMED])}{', …' if len(relations) > _NAMED else ''}",
+                "write it as the examples do, without a direction; or leave task.none out",
+            )
+        return labels
 
     def shown(self, example: Example, encoder: RowEncoder) -> tuple[str, ...]:
         """The text with signs for marks, as much of it as a row holds."""
