@@ -131,6 +131,20 @@ def test_duplicates_go_and_what_is_judged_by_is_not_trained_on(tmp_path: Path, t
     assert everything.parts["train"].examples == 5
 
 
+@pytest.mark.parametrize("parts", [("validation",), ("validation", "test"), ("test",)])
+def test_what_is_judged_by_all_of_its_own_examples_is_told_so(
+    tmp_path: Path, tokenizer: str, parts: tuple[str, ...]
+) -> None:
+    rows = [{"text": "my card", "label": "a"}, {"text": "the fee", "label": "b"}]
+    train = write_jsonl(tmp_path / "train.jsonl", [*rows, rows[0] | {"text": "my  card"}])
+    judged = {f"{part}_source": str(write_jsonl(tmp_path / f"{part}.jsonl", rows)) for part in parts}
+    places = " and ".join(rf"data\.{part}_source \(.*{part}\.jsonl\)" for part in parts)
+    words = rf"all 3 examples of data\.source \(.*train\.jsonl\) have the text of one in {places} and are"
+    with pytest.raises(DataError, match=rf"{words}[^→]*→ [^→]*data\.deduplicate: false"):
+        prepared(tmp_path, tokenizer, train, **judged)
+    assert prepared(tmp_path, tokenizer, train, deduplicate=False, **judged).parts["train"].examples == 3
+
+
 def test_an_example_that_contradicts_is_kept_once(tmp_path: Path, tokenizer: str) -> None:
     labels = "abbabc"
     path = write_jsonl(tmp_path / "x.jsonl", [{"text": "my card", "label": label} for label in labels])

@@ -70,6 +70,18 @@ def gather(config: DataConfig, task: TextTask, remember: RememberConfig | None =
     choices: list[str] = []
     if config.deduplicate and task.distinct:
         found = _without_duplicates(task, found, counts)
+        if not found["train"]:  # nothing else takes the last of them
+            judged = " and ".join(
+                f"data.{part}_source ({_named(source)})"
+                for part, source in given.items()
+                if source is not None and part != "train"
+            )
+            raise DataError(
+                f"all {counts['leaked']:,} examples of data.source ({_named(config.source)}) have the text of one in "
+                f"{judged} and are left out",
+                "give other examples to be judged by, or none (data.validation keeps some aside); data.deduplicate: "
+                "false learns from those that it is judged by",
+            )
     found |= _split_off(config, task, found, choices)
     if config.extra_source is not None:
         extra = _read(config, task, config.extra_source, counts)
@@ -82,6 +94,10 @@ def gather(config: DataConfig, task: TextTask, remember: RememberConfig | None =
     parts = {part: [one.example for one in some] for part, some in found.items() if some}
     origins = {part: [one.origin for one in found[part]] for part in parts}
     return Gathered(parts, origins, labels, dict(counts), choices, described)
+
+
+def _named(source: str | Sequence[str]) -> str:
+    return source if isinstance(source, str) else ", ".join(source)
 
 
 def _read(
