@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from tutti import models
 from tutti.config import Config
 from tutti.core.errors import RunError
+from tutti.core.record import Asked
 from tutti.core.rundir import RunDirectory
 from tutti.core.types import Objective
 from tutti.data.labelled import PreparedExamples, read_file
@@ -108,7 +109,7 @@ def _compressed(place: Path) -> tuple[Trained, nn.Module, Objective]:
     return trained, opened.model, objective_with(trained.job, opened.model).eval()
 
 
-def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+def predict(place: Path, records: Sequence[Asked]) -> list[dict[str, Any]]:
     """What a model says of `records`: texts, or the fields of examples as the files had that it learned from.
 
     `place`: a run, or a directory that `compress` wrote.
@@ -126,7 +127,7 @@ def predict(place: Path, records: Sequence[Mapping[str, Any] | str]) -> list[dic
 
 def explain(
     place: Path,
-    records: Sequence[Mapping[str, Any] | str],
+    records: Sequence[Asked],
     *,
     label: str | None = None,
     method: Method = "auto",

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutti.core.errors import RunError
+from tutti.core.record import Asked
 from tutti.data.labelled import known_by
 from tutti.package import Asker
 from tutti.tasks import Example
+from tutti.tasks.task import EmptyText
 from tutti.train.labelled import LabelledJob
 from tutti.trained import asker_of, load_trained
 
 
 def label(
-    run: Path, records: Sequence[Mapping[str, Any] | str], *, above: float = 0.9, most: int | None = None
+    run: Path, records: Sequence[Asked], *, above: float = 0.9, most: int | None = None
 ) -> dict[str, Any]:
     """Labels for `records` by the model of a run, where it is sure: what another run can learn from as well.
 
     Returns `examples` (the fields that the run reads, the label, and the `score`, its chance), the surest first;
     `labels`: how many there are of each of the run's labels; and the numbers of records that are `unsure` (their chance
-    is not above `above`), `known` (the run has their text, to train on or to be judged by, or another record has) and
-    `surplus` (there are `most` surer ones of that label). `checked`: of so many validation examples (`of`) the model is
-    as `sure`, and `right` about so many of these (None: the run has none).
+    is not above `above`), `known` (the run has their text, to train on or to be judged by, or another record has),
+    `surplus` (there are `most` surer ones of that label) and `empty` (without text). `checked`: of so many validation
+    examples (`of`) the model is as `sure`, and `right` about so many of these (None: the run has none).
 
     Raises:
         TuttiError: there is no such run, its task gives no text one label, or a record is not one of its.
@@ -36,7 +39,10 @@ def label(
     if not isinstance(job, LabelledJob) or config.task.kind != "classify" or config.task.multiple:
         raise RunError(f"{run} gives no text one label", "name a run with task: classify, without multiple")
     task, parts, called = job.task, job.prepared.parts, config.task.fields
-    examples = task.asked_about(records)
+    examples = []
+    for record in task.as_records(records):
+        with suppress(EmptyText):
+            examples.append(task.example(record, labelled=False))
     known = {known_by(task, example) for part in parts.values() for example in part.read()}
     new: dict[str, Example] = {}
     for example in examples:
@@ -67,6 +73,7 @@ def label(
         "unsure": unsure,
         "known": len(examples) - len(new),
         "surplus": len(new) - unsure - len(kept),
+        "empty": len(records) - len(examples),
         "checked": checked,
     }
 

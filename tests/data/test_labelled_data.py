@@ -259,6 +259,7 @@ def test_damage_is_noticed(tmp_path: Path, tokenizer: str) -> None:
         ("x.jsonl", "[" * 100_000 + "\n", "x.jsonl:1 is nested too deeply"),
         ("x.json", "[" + "1" * 5000 + "]", "x.json has too long a number"),
         ("x.jsonl", '{"text": "", "label": "b"}\n', "x.jsonl:1: 'text' is empty"),
+        ("x.jsonl", '{"text": "", "label": "b"}\n', "or leave such out: data.on_empty: skip"),
         ("x.jsonl", '{"text": "a", "label": "b"}\n', "only the label 'b'"),
         ("x.jsonl", "", "data.source holds no examples"),
         ("x.tsv", "text\tlabel\na\tb\na\tb\tc\n", "x.tsv:3 has 3 columns, the first line 2"),

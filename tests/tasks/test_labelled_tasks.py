@@ -21,6 +21,7 @@ from transformers import (
 from encoders import write_encoder
 from tutti.config.task import TaskConfig
 from tutti.core import DataError
+from tutti.core.record import Asked
 from tutti.data.labelled import ListedRows
 from tutti.models import find_blocks
 from tutti.tasks import Labels, Record, RowEncoder, make_task
@@ -383,3 +384,20 @@ def test_one_label_is_nothing_to_learn() -> None:
         task.labels(Counter(a=3))
     with pytest.raises(DataError, match="no training example has an entity"):
         make_task(TaskConfig(kind="tag")).labels(Counter(O=3))
+
+
+def test_what_is_asked_about_keeps_its_place() -> None:
+    """And a record without text is no matter of `data.on_empty`, which is for what is learned."""
+    task = make_task(TaskConfig(kind="classify", fields={"text": "said"}))
+    asked: list[Asked] = ["my card", {"said": "my card"}, Record("new.jsonl:7", {"said": "my card"})]
+    assert task.asked_about(asked) == [{"text": "my card"}] * 3
+    empty: list[tuple[Asked, str]] = [
+        (" ", "record 4"),
+        ({"said": " "}, "record 4"),
+        (Record("new.jsonl:8", {"said": " "}), "new.jsonl:8"),
+    ]
+    for one, place in empty:
+        with pytest.raises(DataError) as caught:
+            task.asked_about([*asked, one])
+        assert caught.value.problem == f"{place}: 'said' is empty"
+        assert caught.value.hint == "mend or delete the record"

@@ -164,6 +164,7 @@ def test_guessed_labels_are_learned_from_and_never_judged_by(
     few = json.loads(capsys.readouterr().out)
     assert max(few["labels"].values()) == 3 and sum(few["labels"].values()) == len(few["examples"])
     assert len(few["examples"]) + few["unsure"] + few["known"] + few["surplus"] == 90
+    assert few["empty"] == 0
     checked, aside = few["checked"], _rows(place / "aside.tsv")
     said = [
         (one["label"], one["scores"][one["label"]])
@@ -197,6 +198,23 @@ def test_guessed_labels_are_learned_from_and_never_judged_by(
     )
 
 
+def test_empty_texts_are_left_without_labels_and_counted(
+    place: Path, learned: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is only asked about them is refused, by the place of the first."""
+    run, some = str(place / "runs" / "learned"), place / "some.jsonl"
+    new = [json.loads(line) for line in (place / "new.jsonl").read_text().splitlines()[-2:]]
+    write_jsonl(some, [new[0], {"text": ""}, {"text": " \n"}, new[1]])
+    assert tutti_command(["label", run, "--file", str(some), "--above", "0"]) == 0
+    out, told = capsys.readouterr()
+    assert sorted(json.loads(line)["text"] for line in out.splitlines()) == sorted(n["text"] for n in new)
+    assert "2 of 4 texts have a label" in told and "2 are empty" in told
+    assert api.label(place / "runs" / "learned", ["", new[0]["text"]], above=0)["empty"] == 1
+    assert tutti_command(["predict", run, "--file", str(some)]) == 2
+    told = capsys.readouterr().err
+    assert f"{some}:2: 'text' is empty" in told and "data.on_empty" not in told
+
+
 def _rows(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file, delimiter="\t"))[1:]
@@ -227,7 +245,7 @@ def test_what_cannot_be_is_refused(
         assert not (place / "runs" / "never").exists()
     write_jsonl(place / "other.jsonl", [{"text": "exchange"}, {"body": "exchange"}])
     assert tutti_command(["label", run, "--file", str(place / "other.jsonl")]) == 2
-    assert "record 2 has no field 'text' (it has body)" in capsys.readouterr().err
+    assert f"{place / 'other.jsonl'}:2 has no field 'text' (it has body)" in capsys.readouterr().err
     assert tutti_command(["label", run, "--file", str(place / "new.jsonl"), "--above", "90"]) == 2
     assert "a chance from 0 to below 1" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))

@@ -70,7 +70,7 @@ def explain(
 
 
 def _shown(record: Any) -> str:
-    return record if isinstance(record, str) else " | ".join(str(value) for value in record.values())
+    return record if isinstance(record, str) else " | ".join(str(value) for value in record.fields.values())
 
 
 def _lines(explanation: Explanation) -> str:

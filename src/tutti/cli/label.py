@@ -53,6 +53,7 @@ def _report(found: dict[str, Any], texts: int, above: float) -> list[str]:
         ("unsure", "are not so sure"),
         ("known", "are known to the run, or occur twice"),
         ("surplus", "are more of their label than asked for"),
+        ("empty", "are empty"),
     ):
         if found[key]:
             lines.append(f"{found[key]:,} {words}")

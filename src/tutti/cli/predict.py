@@ -6,12 +6,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json
+
+if TYPE_CHECKING:
+    from tutti.core.record import Record
 
 
 def predict(
@@ -61,18 +64,17 @@ def records_of(texts: list[str] | None, file: Path | None, place: Path) -> list[
     return list(texts or ()) if file is None else read_records(file, place)
 
 
-def read_records(file: Path, place: Path) -> list[dict[str, Any]]:
-    """The fields of the examples in `file`, read as the data of the model at `place`; `-`: standard input."""
+def read_records(file: Path, place: Path) -> list[Record]:
+    """The examples in `file`, read as the data of the model at `place`; `-`: standard input."""
     from tutti.data.labelled import read_file, read_jsonl, to_be_asked
     from tutti.trained import data_of
 
     data = data_of(place)
     if str(file) != "-":
-        return [dict(record.fields) for record in read_file(file, data)]
+        return list(read_file(file, data))
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding=data.encoding, errors="surrogateescape")
-    said = to_be_asked(read_jsonl(sys.stdin, "standard input"), data)
-    return [dict(record.fields) for record in said]
+    return list(to_be_asked(read_jsonl(sys.stdin, "standard input"), data))
 
 
 def _line(prediction: dict[str, Any]) -> str:

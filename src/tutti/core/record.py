@@ -11,3 +11,7 @@ class Record(NamedTuple):
 
     origin: str
     fields: Mapping[str, Any]
+
+
+#: What a model can be asked about: a text, the fields of an example as the user's files have them, or a row of one.
+Asked = str | Mapping[str, Any] | Record

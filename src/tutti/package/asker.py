@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tutti.core import DataError, Objective
+from tutti.core.record import Asked
 from tutti.core.types import module_device
 from tutti.data.labelled import ListedRows
 from tutti.evaluate import listening
@@ -34,7 +35,7 @@ class Asker:
     objective: Objective
     context: AbstractContextManager[None] = field(default_factory=nullcontext)
 
-    def predict(self, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+    def predict(self, records: Sequence[Asked]) -> list[dict[str, Any]]:
         """What the model says of `records`: texts, or the fields of examples as the user's files have them.
 
         Raises:

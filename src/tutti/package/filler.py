@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tutti.core import RunError
+from tutti.core.record import Asked, Record
 from tutti.core.types import module_device
 
 #: How people write what is hidden, whatever the tokenizer has for it.
@@ -32,7 +33,7 @@ class Filler:
     model: PreTrainedModel
     tokenizer: Any
 
-    def predict(self, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+    def predict(self, records: Sequence[Asked]) -> list[dict[str, Any]]:
         """What it guesses in `records`, texts (or mappings with a field `text`) with a mask at each hidden token.
 
         Of each: `text`, filled with the likeliest tokens, and in `masks`, for each place in order, the likeliest tokens
@@ -43,10 +44,12 @@ class Filler:
         """
         return [self._fill(self._read(record)) for record in records]
 
-    def _read(self, record: Mapping[str, Any] | str) -> str:
-        text = record if isinstance(record, str) else record.get("text")
+    def _read(self, record: Asked) -> str:
+        fields = record.fields if isinstance(record, Record) else record
+        text = fields if isinstance(fields, str) else fields.get("text")
         if not isinstance(text, str):
-            raise RunError(f"{record} has no text", "give texts, or a field `text`")
+            where = record.origin if isinstance(record, Record) else record
+            raise RunError(f"{where} has no text", "give texts, or a field `text`")
         return text
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tutti.core import RunError
 from tutti.core.live import beat
+from tutti.core.record import Asked
 from tutti.models import generate, generate_from
 from tutti.tasks import Example, Labels, RowEncoder, Writing
 from tutti.tasks.talk import begin_turn, begin_turns, read_talk
@@ -56,7 +57,7 @@ class Writer:
             suffix=suffix,
         )
 
-    def predict(self, records: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+    def predict(self, records: Sequence[Asked]) -> list[dict[str, Any]]:
         """What it writes to `records`: texts, or the fields of examples as the user's files have them.
 
         Raises:

@@ -71,9 +71,7 @@ class Tag(Task):
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise DataError(f"{record.origin}: the tokens are no list of texts", 'give tokens: ["…", …]')
         if not any(token.strip() for token in tokens):
-            raise EmptyText(
-                f"{record.origin} has no tokens", "delete it, or leave such out: data.on_empty: skip"
-            )
+            raise EmptyText(f"{record.origin} has no tokens", "mend or delete the record")
         words, at = [], 0
         for token in tokens:
             words.append([at, at + len(token)])

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from tutti.config.task import FIELDS, RegulariseConfig, TaskConfig
 from tutti.core import Batch, DataError, Objective, RunError
+from tutti.core.record import Asked
 from tutti.core.record import Record as Record
 from tutti.tasks.dense import packed
 
@@ -199,11 +200,11 @@ class TextTask(ABC):
         """`rows` of one example after another, as they are to be stored."""
         return iter(rows)
 
-    def asked_about(self, records: Sequence[Mapping[str, Any] | str]) -> list[Example]:
-        """`records` (texts, or the fields of examples as the user's files have them) as examples to be asked about.
+    def as_records(self, records: Sequence[Asked]) -> list[Record]:
+        """`records` (texts, or the fields of examples as the user's files have them) with a place for each.
 
         Raises:
-            TuttiError: a record is none of the task's.
+            RunError: there are texts, and the task takes more.
         """
         if self.asked is None and any(isinstance(record, str) for record in records):
             raise RunError(
@@ -212,11 +213,20 @@ class TextTask(ABC):
                 "give a file with these fields: `tutti predict RUN --file FILE`",
             )
         called = self.config.fields.get(str(self.asked), str(self.asked))
-        fields = [{called: record} if isinstance(record, str) else record for record in records]
-        return [
-            self.example(Record(f"record {number}", one), labelled=False)
-            for number, one in enumerate(fields, 1)
-        ]
+        found = []
+        for number, one in enumerate(records, 1):
+            if not isinstance(one, Record):
+                one = Record(f"record {number}", {called: one} if isinstance(one, str) else one)
+            found.append(one)
+        return found
+
+    def asked_about(self, records: Sequence[Asked]) -> list[Example]:
+        """`records` as examples to be asked about.
+
+        Raises:
+            TuttiError: a record is none of the task's.
+        """
+        return [self.example(record, labelled=False) for record in self.as_records(records)]
 
     # What tasks share -----------------------------------------------------------------------------------------
 
@@ -255,7 +265,7 @@ class TextTask(ABC):
         if not value.strip():
             raise EmptyText(
                 f"{record.origin}: '{self.config.fields.get(name, name)}' is empty",
-                "mend or delete the record, or leave such out: data.on_empty: skip",
+                "mend or delete the record",
             )
         return value
 

@@ -113,9 +113,10 @@ def _read(
                 continue
             try:
                 example = task.example(decoded)
-            except EmptyText:
+            except EmptyText as error:
                 if config.on_empty == "fail":
-                    raise
+                    hint = f"{error.hint}, or leave such out: data.on_empty: skip"
+                    raise EmptyText(error.problem, hint) from error
                 counts["empty"] += 1
                 continue
             yield _Found(example, record.origin, known_by(task, example))
