@@ -126,7 +126,8 @@ def resolve(config: Config, facts: Facts) -> Resolved:
     else:
         rate, reason = auto_learning_rate(facts.parameters, batch * facts.tokens_per_sample, train.optimizer)
     rate = choose("train.learning_rate", train.learning_rate, rate, reason)
-    head_rate, reason = choose_head_rate(config.tune.method, new=facts.new_head)
+    of_adamw = rate / relative_rate(1.0) if train.optimizer == "adafactor" else rate
+    head_rate, reason = choose_head_rate(config.tune.method, of_adamw, new=facts.new_head)
     if train.head_rate != "auto" or head_rate != 1:  # all learn alike: nothing to tell
         head_rate = choose("train.head_rate", train.head_rate, head_rate, reason)
     if train.steps == "auto":

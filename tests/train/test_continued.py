@@ -85,7 +85,7 @@ def test_it_is_as_long_as_is_said_last(before: tuple[str, ...], now: tuple[str, 
 
 def test_what_began_before_heads_had_a_rate_goes_on_as_it_was() -> None:
     new = {"labelled": True, "pretrained": True, "new_head": True, "samples": 100}
-    words = ("task=classify", "model=trained")
+    words = ("task=classify", "model=trained", "train.learning_rate=1e-4")
     former = resolved(wanted(*words), **new)
     assert former.train.head_rate == 10
     assert resolved(continued(wanted(*words), former), **new).train.head_rate == 10

@@ -86,10 +86,14 @@ def test_a_faster_worker_makes_one_pass_as_well(replicas: int, tokens: int, batc
 @pytest.mark.parametrize(
     ("words", "new", "rate", "said"),
     [
-        ((), True, 10.0, True),
-        (("tune.method=last",), True, 3.3, True),
-        (("tune.method=lora",), True, 1.0, False),
-        ((), False, 1.0, False),
+        (("train.learning_rate=1e-4",), True, 10.0, True),
+        (("train.learning_rate=1e-4", "tune.method=last"), True, 3.3, True),
+        (("train.learning_rate=1e-4", "tune.method=lora"), True, 1.0, False),
+        (("train.learning_rate=1e-4",), False, 1.0, False),
+        ((), True, 6.0, True),  # of so small a model the rate is large
+        (("train.learning_rate=1e-3",), True, 3.0, True),
+        (("train.learning_rate=1e-2", "train.optimizer=adafactor"), True, 3.0, True),
+        (("train.learning_rate=4e-3",), True, 1.0, False),
         (("train.head_rate=4",), True, 4.0, False),
     ],
 )

@@ -79,7 +79,8 @@ class TrainConfig(Section):
     head_rate: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto",
         description="How many times the learning rate the head takes, of models that are asked about labels or places. "
-        "`auto`: 10 where it is new and stands on a trained model that learns whole, which else waits for it.",
+        "`auto`: 10 (to 0.003 at most) where it is new and stands on a trained model that learns whole, which else "
+        "waits for it.",
     )
     betas: tuple[Fraction, Fraction] = Field(
         default=(0.9, 0.95), strict=False, description="AdamW's moments; the first is Muon's momentum."

@@ -20,6 +20,8 @@ _TIMES = {"full": 1, "last": 3, "lora": 10, "adalora": 40, "ia3": 150, "prompt":
 
 #: What a new head learns at, in times the rate of a trained model that learns whole (docs/explanation/recipes.md).
 _HEAD_TIMES = 10
+#: And at most; who sets a large rate has a reason, but not one to lose the head by.
+_HEAD_RATE = 3e-3
 
 
 def choose_batch(together: int) -> tuple[int, str]:
@@ -59,7 +61,10 @@ def tuning_rate(parameters: int, method: str) -> tuple[float, str]:
     return float(f"{rate:.2g}"), reason
 
 
-def choose_head_rate(method: str, *, new: bool) -> tuple[float, str]:
-    """How many times the rate of a model that is tuned by `method` its head learns at, which may be `new`, and why."""
-    times = max(1.0, float(f"{_HEAD_TIMES / _TIMES[method]:.2g}")) if new else 1.0
-    return times, "it is new, and what it stands on is trained already"
+def choose_head_rate(method: str, rate: float, *, new: bool) -> tuple[float, str]:
+    """How many times `rate` the head of a model learns at that is tuned by `method`, and the reason.
+
+    `rate`: of AdamW. `new`: whether the head knows nothing yet, while the rest does.
+    """
+    times = min(_HEAD_TIMES / _TIMES[method], _HEAD_RATE / rate) if new else 1.0
+    return max(1.0, float(f"{times:.2g}")), "it is new, and what it stands on is trained already"
