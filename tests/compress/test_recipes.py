@@ -72,6 +72,20 @@ def test_a_target_says_what_is_missed() -> None:
         Target.of("much smaller")
 
 
+def test_exactly_what_may_be_lost_is_not_too_much() -> None:
+    """Numbers of which computers make a little more than one per cent."""
+    target, rising, falling = (
+        Target.of("<1% worse"),
+        Metric("accuracy"),
+        Metric("perplexity", larger_is_better=False),
+    )
+    for quality, before in ((0.99, 1.0), (0.891, 0.9)):
+        assert target.missed(1.0, 1.0, rising.worse({"accuracy": quality}, {"accuracy": before})) == []
+    assert target.missed(1.0, 1.0, falling.worse({"perplexity": 10.1}, {"perplexity": 10.0})) == []
+    more = rising.worse({"accuracy": 0.98999}, {"accuracy": 1.0})
+    assert target.missed(1.0, 1.0, more) == ["1.00% worse, not at most 1.00%"]
+
+
 def test_what_is_no_number_meets_no_target_and_stands_in_the_table(tmp_path: Path) -> None:
     metric, timing = Metric("perplexity", larger_is_better=False), Timing(1.0, 1.0, 1)
     before = Line("fp32", {"perplexity": 10.0}, 100, timing)
