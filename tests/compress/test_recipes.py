@@ -63,9 +63,10 @@ def test_a_target_says_what_is_missed() -> None:
     assert target.missed(4.0, 3.0, 0.01) == []
     assert target.missed(3.9, 2.5, 0.02) == [
         "3.90x smaller, not 4x",
-        "2.50x faster, not 3x",
+        "2.50x faster (batch 1), not 3x",
         "2.00% worse, not at most 1.00%",
     ]
+    assert str(target) == "4x smaller, 3x faster (batch 1), at most 1.00% worse"
     assert Target.of("2.5x smaller") == Target(smaller=2.5)
     assert str(Target.of("<0.5% worse")) == "at most 0.50% worse"
     with pytest.raises(ConfigError, match="'much smaller' is not understood"):
