@@ -49,6 +49,8 @@ def compress(
     """Make the model of a run smaller and faster, measure it beside itself, and keep it if it is good enough."""
     with only_the_answer(json_output):
         from tutti import api
+        from tutti.compress.asked import AskedSubject
+        from tutti.compress.writer import WriterSubject
         from tutti.observe.page import read_config
         from tutti.observe.question import first_question
         from tutti.observe.words import figure
@@ -77,8 +79,8 @@ def compress(
                 f"{line['seconds_batch_32'] * 1e3:.1f} ({line['times_faster_batch_32']:.1f}x)",
             ]
         )
-    unit = "ms a token" if "tokens_per_second" in report["lines"][0] else "ms"
-    heads = ["recipe", metric, "MB", "memory", f"{unit}, batch 1", f"{unit}, batch 32"]
+    words = (WriterSubject if "tokens_per_second" in report["lines"][0] else AskedSubject).words
+    heads = ["recipe", metric, "MB", "memory, MB", words.one, words.many]
     print_rows(f"target: {report['target']}", heads, rows)
     typer.echo(f"\nkept in {report['directory']}; the table is {Path(report['run']) / 'compression.md'}")
     question = first_question(read_config(Path(report["run"])))
