@@ -301,6 +301,32 @@ def test_what_is_left_is_an_ordinary_model(make: object, tmp_path: object) -> No
         assert torch.equal(again(IDS).logits, smaller(IDS).logits)
 
 
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (
+            lambda model: drop_layers(model, 3, None),
+            r"3 layers, which are all to stay: none would go(.|\n)*keep 1 to 2",
+        ),
+        (
+            lambda model: drop_heads(model, 0.9, None),
+            r"0\.9 of 4 heads, in groups of 2, are all(.|\n)*can have: 0\.5",
+        ),
+        (
+            lambda model: narrow_feed_forward(model, 0.9, None),
+            r"0\.9 of 64 channels, in multiples of 16, are all(.|\n)*channels:0\.75",
+        ),
+    ],
+    ids=["layers", "heads", "channels"],
+)
+def test_what_would_take_nothing_out_is_said(cut: Callable[[PreTrainedModel], object], said: str) -> None:
+    """Before: what is cut would learn again for hours, and stand in the table as if it were smaller."""
+    shape = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
+    with pytest.raises(ModelError, match=said):
+        cut(model)
+
+
 def test_more_layers_than_there_are_cannot_stay() -> None:
     with pytest.raises(ModelError, match="3 layers, of which 4 are to stay"):
         drop_layers(bert(), 4, lambda: iter(()))
