@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from encoders import write_encoder, write_intents
 from tutti import api
 from tutti.cli import run as tutti_command
+from tutti.compress import compress
 from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
@@ -220,6 +221,21 @@ def test_what_cannot_be_made_smaller_is_said(run: Path, tmp_path: Path) -> None:
         Maker(AskedSubject.of(run), tmp_path).make(Recipe.of("layers:9"))
     assert tutti_command(["compress", str(tmp_path / "nothing")]) == 2
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("heads:0.5", "how wide its heads are"),
+        ("layers:9", "2 layers, of which 9 are to stay"),
+        ("layers:1+channels:0.99", "none would go"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_anything_is_made(run: Path, recipe: str, said: str) -> None:
+    shown: list[str] = []
+    with pytest.raises(ModelError, match=said):
+        compress(run, recipes=["int8-weights", recipe], say=shown.append)
+    assert shown == [], "nothing was begun"
 
 
 def test_a_package_replaces_a_package_through_a_link(run: Path, tmp_path: Path) -> None:
