@@ -10,6 +10,7 @@ import typer
 from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_rows
 from tutti.cli.train import program
+from tutti.launch.signals import stop_requests
 
 
 def compress(
@@ -47,7 +48,7 @@ def compress(
     json_output: Json = False,
 ) -> None:
     """Make the model of a run smaller and faster, measure it beside itself, and keep it if it is good enough."""
-    with only_the_answer(json_output):
+    with only_the_answer(json_output), stop_requests(_stop):
         from tutti import api
         from tutti.compress.asked import AskedSubject
         from tutti.compress.writer import WriterSubject
@@ -85,3 +86,8 @@ def compress(
     typer.echo(f"\nkept in {report['directory']}; the table is {Path(report['run']) / 'compression.md'}")
     question = first_question(read_config(Path(report["run"])))
     typer.echo(f"\nnext:\n  {question.command(program(), Path(report['directory']))}")
+
+
+def _stop() -> None:
+    """Also SIGTERM leaves nothing lying about."""
+    raise KeyboardInterrupt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from tutti.compress.subject import Subject
 from tutti.compress.table import Line, as_markdown
 from tutti.compress.target import Target
 from tutti.compress.timing import Timing, time_packages
+from tutti.compress.workshop import workshop, writing
 from tutti.compress.writer import WriterSubject
 from tutti.core import RunError, TuttiError, write_json_atomically, write_text_atomically
 from tutti.models import find_blocks
@@ -53,8 +53,8 @@ def compress(
     reference = [] if subject.reference is None else [subject.reference]
     destination = destination or run / "compressed"
     refuse_to_replace(destination)
-    with tempfile.TemporaryDirectory(prefix=".compress-", dir=run) as folder:
-        maker = Maker(subject, Path(folder), recovery_steps, console=say is not None)
+    with workshop(run) as folder:
+        maker = Maker(subject, folder, recovery_steps, console=say is not None)
         session = Session(
             maker,
             aim,
@@ -76,7 +76,8 @@ def compress(
                 f"ask for less, or try other recipes; the table is in {run / 'compression.md'}{old}",
             )
         made = session.directory_of(session.kept)
-        (made / "README.md").write_text(as_markdown(report, subject.words), encoding="utf-8")
+        with writing(run):
+            (made / "README.md").write_text(as_markdown(report, subject.words), encoding="utf-8")
         publish_package(made, destination)
         if failures := session.failures:
             raise RunError(
@@ -195,8 +196,9 @@ class Session:
             "left_out": {name: error.problem for name, error in self.left_out.items()},
         }
         if self.lines:
-            write_json_atomically(run / "compression.json", report)
-            write_text_atomically(run / "compression.md", as_markdown(report, subject.words))
+            with writing(run):
+                write_json_atomically(run / "compression.json", report)
+                write_text_atomically(run / "compression.md", as_markdown(report, subject.words))
         return report
 
 
