@@ -28,10 +28,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from tutti.compress.parts import check_parts
 from tutti.compress.prune import drop_heads, drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize.awq import awq
 from tutti.compress.quantize.gptq import gptq
 from tutti.compress.quantize.inputs import Enough, Inputs, observe_inputs
+from tutti.compress.recipes import Recipe
 from tutti.core import ModelError
 from tutti.models import find_blocks
 from tutti.models.quantized import round_to_nearest
@@ -325,6 +327,16 @@ def test_what_would_take_nothing_out_is_said(cut: Callable[[PreTrainedModel], ob
     model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
     with pytest.raises(ModelError, match=said):
         cut(model)
+
+
+def test_which_share_really_stays_is_said() -> None:
+    """Of 64 channels in multiples of 16, and of 2 heads."""
+    assert (
+        check_parts(llama(), Recipe.of("channels:0.6+heads:0.6"))
+        == "0.5 of the heads stay, 0.5 of the channels stay"
+    )
+    assert check_parts(llama(), Recipe.of("layers:1+channels:0.3+heads:0.5")) == "0.25 of the channels stay"
+    assert check_parts(llama(), Recipe.of("wanda:0.3+int8")) == ""
 
 
 def test_more_layers_than_there_are_cannot_stay() -> None:

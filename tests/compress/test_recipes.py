@@ -98,9 +98,10 @@ def test_what_is_no_number_meets_no_target_and_stands_in_the_table(tmp_path: Pat
     words = WriterSubject.words
     lines = [line.as_json(before, metric, words) for line in (before, broken)]
     report = {"run": "r", "metric": "perplexity", "target": "t", "kept": None, "judged": "j", "lines": lines}
-    report["left_out"] = {"onnx": "no onnx"}
+    report |= {"rounded": {"heads:0.6": "0.5 of the heads stay"}, "left_out": {"onnx": "no onnx"}}
     write_json_atomically(tmp_path / "compression.json", report)
     read = json.loads((tmp_path / "compression.json").read_text())
     assert (read["lines"][1]["quality"], read["lines"][1]["worse"]) == ({"perplexity": None}, None)
     assert "| int4 | – | – |" in as_markdown(read, words)
-    assert "\nLeft out:\n\n- onnx: no onnx\n\n" in as_markdown(read, words)
+    said = "\n\nRounded:\n\n- heads:0.6: 0.5 of the heads stay\n\nLeft out:\n\n- onnx: no onnx\n\n"
+    assert said in as_markdown(report, words)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Candidate, Maker
+from tutti.compress.parts import check_parts
 from tutti.compress.recipes import BEFORE, Recipe
 from tutti.compress.subject import Subject
 from tutti.compress.table import Line, as_markdown
@@ -193,6 +194,11 @@ class Session:
             "kept": None if kept is None else kept.recipe,
             "directory": None if kept is None else str(destination),
             "lines": [line.as_json(self.lines[0], subject.metric, subject.words) for line in self.lines],
+            "rounded": {
+                one.recipe.name: words
+                for one in self.made
+                if (words := check_parts(subject.model, one.recipe))
+            },
             "left_out": {name: error.problem for name, error in self.left_out.items()},
         }
         if self.lines:
