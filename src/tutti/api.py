@@ -156,7 +156,7 @@ def compress(
     recovery_steps: int | None = None,
     console: bool = True,
 ) -> dict[str, Any]:
-    """Make the model of `run` smaller and faster; keep the fastest of `recipes` that meets `target`.
+    """Make the model of `run` smaller and faster; keep the fastest (batch 1) of `recipes` that meets `target`.
 
     Returns what `compression.json` of the run holds: a line for each recipe, and which is kept. What that may be, and
     what recipes there are: see `tutti compress --help`. `destination`: `compressed/` of the run by default.

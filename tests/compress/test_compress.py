@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from encoders import write_encoder, write_intents
 from tutti import api
 from tutti.cli import run as tutti_command
+from tutti.compress import compress
 from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
+from tutti.compress.timing import Timing, time_packages
 from tutti.config import load_config
 from tutti.core import ConfigError, ModelError, RunError, read_events
 from tutti.package import open_package, publish_package
@@ -227,6 +230,83 @@ def test_what_cannot_be_made_smaller_is_said(run: Path, tmp_path: Path) -> None:
         Maker(AskedSubject.of(run), tmp_path).make(Recipe.of("layers:9"))
     assert tutti_command(["compress", str(tmp_path / "nothing")]) == 2
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("heads:0.5", "how wide its heads are"),
+        ("layers:9", "2 layers, of which 9 are to stay"),
+        ("layers:1+channels:0.99", "none would go"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_anything_is_made(run: Path, recipe: str, said: str) -> None:
+    shown: list[str] = []
+    with pytest.raises(ModelError, match=said):
+        compress(run, recipes=["int8-weights", recipe], say=shown.append)
+    assert shown == [], "nothing was begun"
+
+
+@pytest.fixture
+def twin(run: Path, tmp_path: Path) -> Path:
+    """A run like `run`, for tests that leave something in it."""
+    return Path(
+        shutil.copytree(run, tmp_path / "twin", ignore=shutil.ignore_patterns("recovered", "compress*"))
+    )
+
+
+def test_a_recipe_that_fails_does_not_take_the_others_along(twin: Path) -> None:
+    """In the middle of it: that of another training lies where this one would learn again."""
+    (twin / "recovered" / "layers-1").mkdir(parents=True)
+    shutil.copy(twin / "config.yaml", twin / "recovered" / "layers-1" / "config.yaml")
+    recipes = ["int8-weights", "layers:1", "int4"]
+    with pytest.raises(RunError, match="not all recipes could be carried out") as caught:
+        compress(twin, recipes=recipes, target="<99% worse", recovery_steps=5)
+    assert "  layers:1: " in caught.value.problem and "was a training of other steps" in caught.value.problem
+    report = json.loads((twin / "compression.json").read_text())
+    assert [line["recipe"] for line in report["lines"] if line["recipe"] != "onnx"] == [
+        "fp32",
+        recipes[0],
+        recipes[2],
+    ]
+    assert "was a training of other steps" in report["left_out"]["layers:1"]
+    assert f"- layers:1: {report['left_out']['layers:1']}" in (twin / "compression.md").read_text()
+    assert (
+        f"{report['kept']}, the best of the others, is kept in {twin / 'compressed'}" in caught.value.problem
+    )
+    assert json.loads((twin / "compressed" / "tutti.json").read_text())["recipe"] == report["kept"]
+    with pytest.raises(RunError, match=r"nothing is kept\n  int8-weights: .*\n  layers:1: .* of other steps"):
+        compress(twin, recipes=recipes[:2], target="500x smaller", recovery_steps=5)
+    with pytest.raises(RunError, match=r"^\S+layers-1 is there, and was a training of other steps"):
+        compress(twin, recipes=["layers:1"], recovery_steps=5)
+
+
+def test_a_model_that_cannot_be_timed_is_left_out(twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time(directories: Sequence[Path], drill: object) -> list[Timing | ModelError]:
+        died = ModelError("the model in int4 could not be timed: its process died")
+        return [died if path.name == "int4" else Timing(1.0, 1.0, 1) for path in directories]
+
+    monkeypatch.setattr("tutti.compress.session.time_packages", time)
+    monkeypatch.setattr(AskedSubject, "usual", ("int4", "int8"))
+    report = compress(twin, target="<99% worse")
+    assert report["left_out"]["int4"] == "the model in int4 could not be timed: its process died"
+    assert "int4" not in [line["recipe"] for line in report["lines"]]
+    assert report["kept"] in ("int8", "onnx")
+    (twin / "compression.json").unlink()
+    with pytest.raises(
+        RunError, match=r"not all recipes (.|\n)*  int4: the model in int4 could not be timed"
+    ):
+        compress(twin, recipes=["int4", "int8"], target="<99% worse")
+    assert json.loads((twin / "compression.json").read_text())["kept"] == "int8"
+
+
+def test_of_models_one_of_which_cannot_be_opened_the_others_are_timed(run: Path, tmp_path: Path) -> None:
+    subject = AskedSubject.of(run)
+    whole = Maker(subject, tmp_path).make(Recipe.of("int8")).directory
+    (tmp_path / "nothing").mkdir()
+    nothing, timed = time_packages([tmp_path / "nothing", whole], subject.drill())
+    assert isinstance(nothing, ModelError) and "nothing could not be timed" in nothing.problem
+    assert isinstance(timed, Timing) and 0 < timed.one < timed.many * 2
 
 
 def test_a_package_replaces_a_package_through_a_link(run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tutti import api
 from tutti.cli import run as tutti_command
 from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
+from tutti.compress.table import Line, Metric
+from tutti.compress.timing import Timing
 from tutti.compress.writer import WriterSubject
 from tutti.config import load_config
 from tutti.core import ConfigError, ModelError, RunError
@@ -207,6 +209,29 @@ def test_what_misses_the_target_is_not_kept(
     assert tutti_command(words) == 2
     assert "% worse, not at most 1.00%" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_the_command_line_calls_times_what_the_table_does(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At batch 32 it is the time in which 32 tokens are written, of 32 texts: none of a token."""
+    before = Line("fp32", {"perplexity": 9.0}, 100, Timing(1.0, 1.0, 1, read=1.0))
+    line = before.as_json(before, Metric("perplexity", larger_is_better=False), WriterSubject.words)
+    made = {
+        "run": str(run),
+        "metric": "perplexity",
+        "target": "t",
+        "kept": "fp32",
+        "directory": "d",
+        "lines": [line],
+    }
+    monkeypatch.setattr(api, "compress", lambda *_, **__: made)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert tutti_command(["compress", str(run)]) == 0
+    heads = next(line for line in capsys.readouterr().out.splitlines() if "recipe" in line)
+    assert [head.strip() for head in heads.strip("┃│ ").replace("│", "┃").split("┃")] == [
+        *("recipe", "perplexity", "MB", "memory, MB", "ms a token, batch 1", "ms, batch 32")
+    ]
 
 
 @pytest.mark.slow

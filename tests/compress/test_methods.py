@@ -28,10 +28,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from tutti.compress.parts import check_parts
 from tutti.compress.prune import drop_heads, drop_layers, narrow_feed_forward, zero_smallest
 from tutti.compress.quantize.awq import awq
 from tutti.compress.quantize.gptq import gptq
 from tutti.compress.quantize.inputs import Enough, Inputs, observe_inputs
+from tutti.compress.recipes import Recipe
 from tutti.core import ModelError
 from tutti.models import find_blocks
 from tutti.models.quantized import round_to_nearest
@@ -299,6 +301,42 @@ def test_what_is_left_is_an_ordinary_model(make: object, tmp_path: object) -> No
     again = type(model).from_pretrained(tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(again(IDS).logits, smaller(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (
+            lambda model: drop_layers(model, 3, None),
+            r"3 layers, which are all to stay: none would go(.|\n)*keep 1 to 2",
+        ),
+        (
+            lambda model: drop_heads(model, 0.9, None),
+            r"0\.9 of 4 heads, in groups of 2, are all(.|\n)*can have: 0\.5",
+        ),
+        (
+            lambda model: narrow_feed_forward(model, 0.9, None),
+            r"0\.9 of 64 channels, in multiples of 16, are all(.|\n)*channels:0\.75",
+        ),
+    ],
+    ids=["layers", "heads", "channels"],
+)
+def test_what_would_take_nothing_out_is_said(cut: Callable[[PreTrainedModel], object], said: str) -> None:
+    """Before: what is cut would learn again for hours, and stand in the table as if it were smaller."""
+    shape = {"vocab_size": 90, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
+    with pytest.raises(ModelError, match=said):
+        cut(model)
+
+
+def test_which_share_really_stays_is_said() -> None:
+    """Of 64 channels in multiples of 16, and of 2 heads."""
+    assert (
+        check_parts(llama(), Recipe.of("channels:0.6+heads:0.6"))
+        == "0.5 of the heads stay, 0.5 of the channels stay"
+    )
+    assert check_parts(llama(), Recipe.of("layers:1+channels:0.3+heads:0.5")) == "0.25 of the channels stay"
+    assert check_parts(llama(), Recipe.of("wanda:0.3+int8")) == ""
 
 
 def test_more_layers_than_there_are_cannot_stay() -> None:

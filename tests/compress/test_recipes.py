@@ -63,13 +63,28 @@ def test_a_target_says_what_is_missed() -> None:
     assert target.missed(4.0, 3.0, 0.01) == []
     assert target.missed(3.9, 2.5, 0.02) == [
         "3.90x smaller, not 4x",
-        "2.50x faster, not 3x",
+        "2.50x faster (batch 1), not 3x",
         "2.00% worse, not at most 1.00%",
     ]
+    assert str(target) == "4x smaller, 3x faster (batch 1), at most 1.00% worse"
     assert Target.of("2.5x smaller") == Target(smaller=2.5)
     assert str(Target.of("<0.5% worse")) == "at most 0.50% worse"
     with pytest.raises(ConfigError, match="'much smaller' is not understood"):
         Target.of("much smaller")
+
+
+def test_exactly_what_may_be_lost_is_not_too_much() -> None:
+    """Numbers of which computers make a little more than one per cent."""
+    target, rising, falling = (
+        Target.of("<1% worse"),
+        Metric("accuracy"),
+        Metric("perplexity", larger_is_better=False),
+    )
+    for quality, before in ((0.99, 1.0), (0.891, 0.9)):
+        assert target.missed(1.0, 1.0, rising.worse({"accuracy": quality}, {"accuracy": before})) == []
+    assert target.missed(1.0, 1.0, falling.worse({"perplexity": 10.1}, {"perplexity": 10.0})) == []
+    more = rising.worse({"accuracy": 0.98999}, {"accuracy": 1.0})
+    assert target.missed(1.0, 1.0, more) == ["1.00% worse, not at most 1.00%"]
 
 
 def test_what_is_no_number_meets_no_target_and_stands_in_the_table(tmp_path: Path) -> None:
@@ -83,7 +98,10 @@ def test_what_is_no_number_meets_no_target_and_stands_in_the_table(tmp_path: Pat
     words = WriterSubject.words
     lines = [line.as_json(before, metric, words) for line in (before, broken)]
     report = {"run": "r", "metric": "perplexity", "target": "t", "kept": None, "judged": "j", "lines": lines}
+    report |= {"rounded": {"heads:0.6": "0.5 of the heads stay"}, "left_out": {"onnx": "no onnx"}}
     write_json_atomically(tmp_path / "compression.json", report)
     read = json.loads((tmp_path / "compression.json").read_text())
     assert (read["lines"][1]["quality"], read["lines"][1]["worse"]) == ({"perplexity": None}, None)
     assert "| int4 | – | – |" in as_markdown(read, words)
+    said = "\n\nRounded:\n\n- heads:0.6: 0.5 of the heads stay\n\nLeft out:\n\n- onnx: no onnx\n\n"
+    assert said in as_markdown(report, words)

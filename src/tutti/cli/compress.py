@@ -10,12 +10,17 @@ import typer
 from tutti.cli.evaluate import Run
 from tutti.cli.output import Json, find_run, only_the_answer, print_json, print_rows
 from tutti.cli.train import program
+from tutti.launch.signals import stop_requests
 
 
 def compress(
     run: Run,
     target: Annotated[
-        str, typer.Option(help='What it has to be, for example "4x smaller, 3x faster, <1% worse".')
+        str,
+        typer.Option(
+            help='What it has to be, for example "4x smaller, 3x faster, <1% worse". Speed is that at batch 1: '
+            "one text after the other.",
+        ),
     ] = "<1% worse",
     recipe: Annotated[
         list[str] | None,
@@ -43,8 +48,10 @@ def compress(
     json_output: Json = False,
 ) -> None:
     """Make the model of a run smaller and faster, measure it beside itself, and keep it if it is good enough."""
-    with only_the_answer(json_output):
+    with only_the_answer(json_output), stop_requests(_stop):
         from tutti import api
+        from tutti.compress.asked import AskedSubject
+        from tutti.compress.writer import WriterSubject
         from tutti.observe.page import read_config
         from tutti.observe.question import first_question
         from tutti.observe.words import figure
@@ -73,9 +80,14 @@ def compress(
                 f"{line['seconds_batch_32'] * 1e3:.1f} ({line['times_faster_batch_32']:.1f}x)",
             ]
         )
-    unit = "ms a token" if "tokens_per_second" in report["lines"][0] else "ms"
-    heads = ["recipe", metric, "MB", "memory", f"{unit}, batch 1", f"{unit}, batch 32"]
+    words = (WriterSubject if "tokens_per_second" in report["lines"][0] else AskedSubject).words
+    heads = ["recipe", metric, "MB", "memory, MB", words.one, words.many]
     print_rows(f"target: {report['target']}", heads, rows)
     typer.echo(f"\nkept in {report['directory']}; the table is {Path(report['run']) / 'compression.md'}")
     question = first_question(read_config(Path(report["run"])))
     typer.echo(f"\nnext:\n  {question.command(program(), Path(report['directory']))}")
+
+
+def _stop() -> None:
+    """Also SIGTERM leaves nothing lying about."""
+    raise KeyboardInterrupt

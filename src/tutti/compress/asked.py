@@ -19,6 +19,7 @@ from tutti.compress.recipes import Recipe, ladder
 from tutti.compress.subject import Subject
 from tutti.compress.table import Metric, Words
 from tutti.core import Batch, Objective, RunError
+from tutti.models.onnx import onnx_runtime
 from tutti.models.tuning import merged
 from tutti.package import Engine, Package, open_package
 from tutti.tasks.task import Row
@@ -81,7 +82,9 @@ class AskedSubject(Subject):
         return self.job.prepared.tokenizer_directory
 
     def check(self, recipe: Recipe) -> None:
-        pass
+        super().check(recipe)
+        if recipe.onnx:
+            onnx_runtime()
 
     def ladder(self, layers: int, done: Sequence[str]) -> list[str]:
         assert self.reference is not None

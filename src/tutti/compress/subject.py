@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tutti.compress.drills import Drill
+from tutti.compress.parts import check_parts
 from tutti.compress.recipes import Recipe
 from tutti.compress.table import Metric, Words
 from tutti.config import Config
@@ -49,9 +50,13 @@ class Subject(ABC):
     def tokenizer_directory(self) -> Path:
         """Where its tokenizer is."""
 
-    @abstractmethod
     def check(self, recipe: Recipe) -> None:
-        """Raise ConfigError if such a model cannot be treated by `recipe`."""
+        """Refuse `recipe` where it can be known before anything is computed that it does not go with this model.
+
+        Raises:
+            TuttiError: it does not.
+        """
+        check_parts(self.model, recipe)
 
     @abstractmethod
     def ladder(self, layers: int, done: Sequence[str]) -> list[str]:

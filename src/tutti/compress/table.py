@@ -102,10 +102,17 @@ def as_markdown(report: Mapping[str, Any], words: Words) -> str:
     return (
         f"# {report['run']}, made smaller\n\n"
         f"Target: {report['target']}. {kept}.\n\n{table}\n\n"
+        f"{_listed('Rounded', report['rounded'])}{_listed('Left out', report['left_out'])}"
         f"{report['metric']}: of what was read back from disk, on {report['judged']}, which also decided what is kept. "
         f"Times: medians, one core, all models in turn{words.timed}. Memory: what the process took for the model "
         f"alone.\n"
     )
+
+
+def _listed(title: str, said: Mapping[str, str]) -> str:
+    """What is to be said of some recipes; nothing if there are none."""
+    lines = [f"- {recipe}: {words}" for recipe, words in said.items()]
+    return "\n".join([f"{title}:\n", *lines]) + "\n\n" if lines else ""
 
 
 def _lost(worse: float | None) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -45,35 +46,60 @@ class Timing:
         return MANY / self.many
 
 
-def time_packages(directories: Sequence[Path], drill: Drill) -> list[Timing]:
-    """Medians over rounds, in the order of `directories`.
+@dataclass
+class _Timed:
+    """One model, by the pipe to its process, with what it took so far; `failed`: why it is asked no more."""
 
-    Raises:
-        ModelError: one could not be opened, or died.
-    """
-    with _workers(directories, drill) as workers:
-        one: list[list[float]] = [[] for _ in workers]
-        many: list[list[float]] = [[] for _ in workers]
-        read: list[list[float]] = [[] for _ in workers]
-        memory = [
-            int(_ask(worker, directory, None)) for worker, directory in zip(workers, directories, strict=True)
-        ]
-        for number in range(_WARMUP + _ROUNDS):
-            for place, (worker, directory) in enumerate(zip(workers, directories, strict=True)):
-                singles = _ask(worker, directory, drill.one)
-                together = _ask(worker, directory, drill.many)
-                if number >= _WARMUP:
-                    one[place] += [seconds for found in singles for seconds in found.each]
-                    read[place] += [seconds for found in singles for seconds in found.read]
-                    many[place] += [seconds for found in together for seconds in found.each]
-        memory = [
-            max(before, int(_ask(worker, directory, None)))
-            for before, worker, directory in zip(memory, workers, directories, strict=True)
-        ]
-    return [
-        Timing(median(a), median(b), c, median(d) if d else None)
-        for a, b, c, d in zip(one, many, memory, read, strict=True)
+    pipe: Connection
+    directory: Path
+    one: list[float] = field(default_factory=list)
+    many: list[float] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
+    memory: int = 0
+    failed: ModelError | None = None
+
+    def weigh(self) -> None:
+        """What its process takes now counts if it is the most."""
+        self.memory = max(self.memory, int(_ask(self.pipe, self.directory, None)))
+
+    def answer(self, drill: Drill, *, counts: bool) -> None:
+        """Let it do everything once."""
+        singles = _ask(self.pipe, self.directory, drill.one)
+        together = _ask(self.pipe, self.directory, drill.many)
+        if counts:
+            self.one += [seconds for found in singles for seconds in found.each]
+            self.read += [seconds for found in singles for seconds in found.read]
+            self.many += [seconds for found in together for seconds in found.each]
+
+    def result(self) -> Timing | ModelError:
+        """Medians, or why there are none."""
+        if self.failed is not None:
+            return self.failed
+        return Timing(
+            median(self.one), median(self.many), self.memory, median(self.read) if self.read else None
+        )
+
+
+def time_packages(directories: Sequence[Path], drill: Drill) -> list[Timing | ModelError]:
+    """Medians over rounds, in the order of `directories`; of one that could not be opened, or died, why."""
+    turns: list[Callable[[_Timed], None]] = [
+        _Timed.weigh,
+        *[
+            partial(_Timed.answer, drill=drill, counts=number >= _WARMUP)
+            for number in range(_WARMUP + _ROUNDS)
+        ],
+        _Timed.weigh,
     ]
+    with _workers(directories, drill) as pipes:
+        timed = [_Timed(pipe, directory) for pipe, directory in zip(pipes, directories, strict=True)]
+        for turn in turns:
+            for one in timed:
+                if one.failed is None:
+                    try:
+                        turn(one)
+                    except ModelError as error:
+                        one.failed = error
+    return [one.result() for one in timed]
 
 
 @contextmanager

@@ -92,6 +92,7 @@ class WriterSubject(Subject):
         return self.job.prepared.tokenizer_directory
 
     def check(self, recipe: Recipe) -> None:
+        super().check(recipe)
         if recipe.onnx:
             raise ConfigError(
                 f"'{recipe.name}': onnxruntime computes models that are asked; of one that writes it would read the "

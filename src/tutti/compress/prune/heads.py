@@ -15,10 +15,10 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from tutti.compress.prune.structured import Run, like
+from tutti.compress.prune.structured import Fewer, Run, like, thinned
 from tutti.compress.quantize.inputs import observe_inputs
 from tutti.core import ModelError
 from tutti.models import find_blocks
@@ -36,19 +36,17 @@ def _give_heads(text: Any, groups: int, together: int) -> bool:
     return True
 
 
-@torch.no_grad()
-def drop_heads(model: PreTrainedModel, share: float, run: Run) -> PreTrainedModel:
-    """A model with `share` of the attention heads of `model`, at least one, which is left as it is. `run`: has `model`
-    compute, batch by batch.
+def fewer_heads(model: PreTrainedModel, share: float) -> Fewer:
+    """What becomes of `model` with `share` of its attention heads, at least one. Nothing is computed.
 
     Raises:
-        ModelError: its configuration does not say how wide heads are, or its attention is not understood.
+        ModelError: its configuration does not say how wide heads are, its attention is not understood, or so many are
+            as good as all.
     """
     config = copy.deepcopy(model.config)
     text = config.get_text_config(decoder=True)
     heads, width = text.num_attention_heads, getattr(text, "head_dim", None)
-    blocks = find_blocks(model)
-    if not isinstance(width, int) or not blocks or model.config.is_encoder_decoder:
+    if not isinstance(width, int) or not find_blocks(model) or model.config.is_encoder_decoder:
         raise ModelError(
             f"a {type(model).__name__} does not say in its configuration how wide its heads are: fewer would be wider",
             "leave heads out of the recipe",
@@ -56,27 +54,42 @@ def drop_heads(model: PreTrainedModel, share: float, run: Run) -> PreTrainedMode
     groups = getattr(text, "num_key_value_heads", None) or heads
     together = heads // groups
     keep = max(1, round(share * groups))
-    if not _give_heads(text, keep, together):
+    if keep == groups or not _give_heads(text, keep, together):
         fitting = [f"{k / groups:g}" for k in range(1, groups) if _give_heads(text, k, together)]
         raise ModelError(
-            f"a {type(model).__name__} cannot have {keep * together} of its {heads} heads: its width of "
+            f"{share:g} of {heads} heads, in groups of {together}, are all of them: none would go"
+            if keep == groups
+            else f"a {type(model).__name__} cannot have {keep * together} of its {heads} heads: its width of "
             f"{text.hidden_size} is no multiple of that",
             f"shares that it can have: {', '.join(fitting)}" if fitting else "leave heads out of the recipe",
         )
-    smaller = like(model, config)
-    state = model.state_dict()
-    names = {id(module): name for name, module in model.named_modules()}
-    for block in blocks if keep < groups else []:
-        linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        thinner = {id(m): smaller.get_submodule(names[id(m)]) for m in linear}
-        last = [module for module in linear if thinner[id(module)].in_features != module.in_features]
-        first = [module for module in linear if thinner[id(module)].out_features != module.out_features]
-        rows = {heads * width: together * width, groups * width: width}  # of a group, by rows of the whole
+    found, rows = thinned(model, config), {heads * width, groups * width}
+    for last, first in found:
         if len(last) != 1 or len(first) != 3 or any(m.out_features not in rows for m in first):
             raise ModelError(
                 f"the attention of a {type(model).__name__} is not understood",
                 "leave heads out of the recipe",
             )
+    return Fewer(config, keep, groups, found)
+
+
+@torch.no_grad()
+def drop_heads(model: PreTrainedModel, share: float, run: Run) -> PreTrainedModel:
+    """A model with `share` of the attention heads of `model`, at least one, which is left as it is. `run`: has `model`
+    compute, batch by batch.
+
+    Raises:
+        ModelError: see `fewer_heads`.
+    """
+    config, keep, groups, found = fewer_heads(model, share)
+    text = model.config.get_text_config(decoder=True)
+    heads, width = text.num_attention_heads, text.head_dim
+    together = heads // groups
+    rows = {heads * width: together * width, groups * width: width}  # of a group, by rows of the whole
+    smaller = like(model, config)
+    state = model.state_dict()
+    names = {id(module): name for name, module in model.named_modules()}
+    for last, first in found:
         size = observe_inputs(last, run)[id(last[0])].norm * last[0].weight.norm(dim=0)
         best = size.view(groups, -1).norm(dim=1).argsort(descending=True)[:keep].sort().values
         state[f"{names[id(last[0])]}.weight"] = last[0].weight[:, _places(best, together * width)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +34,45 @@ _OF_EACH = (
 _OF_SOME = ("mlp_only_layers", "moe_layers")
 
 
+class Fewer(NamedTuple):
+    """`keep` of `whole` parts stay in a model by `config`: of each of its blocks those linear layers of the whole model
+    that have fewer inputs there (`last`), and those that have fewer outputs (`first`)."""
+
+    config: Any
+    keep: int
+    whole: int
+    thinned: list[tuple[list[nn.Linear], list[nn.Linear]]]
+
+
+def require_layers(model: PreTrainedModel, keep: int) -> None:
+    """What can be known before anything is computed of whether `keep` of the blocks of `model` can stay.
+
+    Raises:
+        ModelError: there are not more than so many, or this architecture does not say how many it has.
+    """
+    count = len(find_blocks(model))
+    hint = f"keep 1 to {count - 1}" if count > 1 else "leave layers out of the recipe"
+    if not 0 < keep <= count:
+        raise ModelError(f"the model has {count} layers, of which {keep} are to stay", hint)
+    if keep == count:
+        raise ModelError(f"the model has {count} layers, which are all to stay: none would go", hint)
+    sketch = like(model, _with_layers(model, list(range(keep))), "meta")
+    if _prefix_of_blocks(sketch) != _prefix_of_blocks(model) or len(find_blocks(sketch)) != keep:
+        raise ModelError(
+            f"a {type(model).__name__} does not say in its configuration how many layers it has",
+            "leave layers out of the recipe",
+        )
+
+
 @torch.no_grad()
 def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
     """A model with `keep` of the blocks of `model`, which is left as it is. `run`: has `model` compute, batch by batch.
 
     Raises:
-        ModelError: there are not so many, or this architecture does not say how many it has, or what each is like.
+        ModelError: there are not more, or this architecture does not say how many it has, or what each is like.
     """
-    count = len(find_blocks(model))
-    if not 0 < keep <= count:
-        raise ModelError(f"the model has {count} layers, of which {keep} are to stay", f"keep 1 to {count}")
-    left = list(range(count))
+    require_layers(model, keep)
+    left = list(range(len(find_blocks(model))))
     names = [set(block.state_dict()) for block in find_blocks(model)]
 
     def may_go(place: int) -> bool:  # where the first layer is of another make, no other can take its place
@@ -53,17 +81,8 @@ def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
     while len(left) > keep:
         change = _changes(model, left, run)
         left.remove(min(filter(may_go, left), key=lambda place: change[place]))
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    text.num_hidden_layers = keep
-    _keep_settings(text, left, count)
-    smaller = like(model, config)
+    smaller = like(model, _with_layers(model, left))
     prefix = _prefix_of_blocks(model)
-    if _prefix_of_blocks(smaller) != prefix or len(find_blocks(smaller)) != keep:
-        raise ModelError(
-            f"a {type(model).__name__} does not say in its configuration how many layers it has",
-            "leave layers out of the recipe",
-        )
     state = {}
     for name, tensor in model.state_dict().items():
         if name.startswith(prefix):
@@ -84,6 +103,15 @@ def drop_layers(model: PreTrainedModel, keep: int, run: Run) -> PreTrainedModel:
     if not _same(model, left, smaller, run):
         raise unlike
     return smaller
+
+
+def _with_layers(model: PreTrainedModel, left: list[int]) -> Any:
+    """The configuration of `model` with only the layers that are `left`."""
+    config = copy.deepcopy(model.config)
+    text = config.get_text_config()
+    text.num_hidden_layers = len(left)
+    _keep_settings(text, left, len(find_blocks(model)))
+    return config
 
 
 def _keep_settings(config: Any, left: list[int], count: int) -> None:
@@ -125,39 +153,52 @@ def _alike(found: Tensor, expected: Tensor, mask: Tensor | None) -> bool:
     return torch.allclose(found, expected, rtol=0.0, atol=1e-3 * float(expected.abs().max()), equal_nan=True)
 
 
-@torch.no_grad()
-def narrow_feed_forward(model: PreTrainedModel, share: float, run: Run) -> PreTrainedModel:
-    """A model with `share` of the feed-forward channels of `model`, which is left as it is.
+def fewer_channels(model: PreTrainedModel, share: float) -> Fewer:
+    """What becomes of `model` with `share` of its feed-forward channels. Nothing is computed.
 
     Raises:
-        ModelError: its feed-forward layers are not understood.
+        ModelError: its feed-forward layers are not understood, or so many are as good as all.
     """
     config = copy.deepcopy(model.config)
     text = config.get_text_config()
     channels = getattr(text, "intermediate_size", None)
-    blocks = find_blocks(model)
-    if not isinstance(channels, int) or not blocks:
+    if not isinstance(channels, int) or not find_blocks(model):
         raise ModelError(
             f"a {type(model).__name__} does not say in its configuration how wide its feed-forward layers are",
             "leave channels out of the recipe",
         )
     keep = min(channels, max(_MULTIPLE, round(share * channels / _MULTIPLE) * _MULTIPLE))
+    if keep == channels:
+        most = (channels - 1) // _MULTIPLE * _MULTIPLE
+        raise ModelError(
+            f"{share:g} of {channels} channels, in multiples of {_MULTIPLE}, are all of them: none would go",
+            f"keep {most} of them or fewer: channels:{most / channels:.4g}"
+            if most
+            else "leave channels out of the recipe",
+        )
     text.intermediate_size = keep
-    smaller = like(model, config)
-    state = model.state_dict()
-    names = {id(module): name for name, module in model.named_modules()}
-    for block in blocks:
-        linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
-        thinner = {id(m): smaller.get_submodule(names[id(m)]) for m in linear}
-        last = [module for module in linear if thinner[id(module)].in_features != module.in_features]
-        first = [module for module in linear if thinner[id(module)].out_features != module.out_features]
-        if keep == channels:
-            break
+    found = thinned(model, config)
+    for last, first in found:
         if len(last) != 1 or not first or any(m.out_features % channels for m in first):
             raise ModelError(
                 f"the feed-forward layers of a {type(model).__name__} are not understood",
                 "leave channels out of the recipe",
             )
+    return Fewer(config, keep, channels, found)
+
+
+@torch.no_grad()
+def narrow_feed_forward(model: PreTrainedModel, share: float, run: Run) -> PreTrainedModel:
+    """A model with `share` of the feed-forward channels of `model`, which is left as it is.
+
+    Raises:
+        ModelError: see `fewer_channels`.
+    """
+    config, keep, channels, found = fewer_channels(model, share)
+    smaller = like(model, config)
+    state = model.state_dict()
+    names = {id(module): name for name, module in model.named_modules()}
+    for last, first in found:
         size = observe_inputs(last, run)[id(last[0])].norm * last[0].weight.norm(dim=0)
         best = size.argsort(descending=True)[:keep].sort().values
         state[f"{names[id(last[0])]}.weight"] = last[0].weight[:, best]
@@ -229,9 +270,23 @@ def _prefix_of_blocks(model: nn.Module) -> str:
     return f"{name.rpartition('.')[0]}."
 
 
-def like(model: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """A model of the class of `model` by `config`, whose weights are about to be replaced."""
-    with torch.random.fork_rng(devices=[]):
+def thinned(model: PreTrainedModel, config: Any) -> list[tuple[list[nn.Linear], list[nn.Linear]]]:
+    """Of each block of `model` the linear layers that have fewer inputs, and fewer outputs, in a model by `config`."""
+    sketch = like(model, config, "meta")
+    names = {id(module): name for name, module in model.named_modules()}
+    found = []
+    for block in find_blocks(model):
+        linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
+        thinner = {id(m): sketch.get_submodule(names[id(m)]) for m in linear}
+        last = [module for module in linear if thinner[id(module)].in_features != module.in_features]
+        first = [module for module in linear if thinner[id(module)].out_features != module.out_features]
+        found.append((last, first))
+    return found
+
+
+def like(model: PreTrainedModel, config: Any, device: str = "cpu") -> PreTrainedModel:
+    """A model of the class of `model` by `config`, whose weights are about to be replaced; on `meta` it has none."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         made = type(model)(config)
     made.eval()  # type: ignore[no-untyped-call]
     return made

@@ -19,6 +19,20 @@ from tutti.models import all_blocks
 Criterion = Literal["magnitude", "wanda"]
 
 
+def layers_in_blocks(model: nn.Module, criterion: Criterion) -> list[list[nn.Linear]]:
+    """The linear layers of each block of `model`, of which `criterion` takes weights.
+
+    Raises:
+        ModelError: there are none.
+    """
+    blocks = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in all_blocks(model)]
+    if not any(blocks):
+        raise ModelError(
+            f"a {type(model).__name__} has no linear layers in blocks", f"leave {criterion} out of the recipe"
+        )
+    return blocks
+
+
 @torch.no_grad()
 def zero_smallest(
     model: nn.Module, share: float, criterion: Criterion, run: Callable[[], Iterable[object]]
@@ -28,12 +42,7 @@ def zero_smallest(
     Raises:
         ModelError: it has no linear layers in blocks.
     """
-    blocks = [[m for m in block.modules() if isinstance(m, nn.Linear)] for block in all_blocks(model)]
-    if not any(blocks):
-        raise ModelError(
-            f"a {type(model).__name__} has no linear layers in blocks", f"leave {criterion} out of the recipe"
-        )
-    for layers in blocks:
+    for layers in layers_in_blocks(model, criterion):
         inputs = observe_inputs(layers, run) if criterion == "wanda" else {}
         for layer in layers:
             size = layer.weight.abs()
