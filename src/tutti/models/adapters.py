@@ -82,7 +82,8 @@ class Adapters:
             settings.rank_pattern = None  # there is nothing to choose ranks of
         own = get_peft_model_state_dict(wrapped)
         heads = {name for name in own if not any(part in name for part in _ADAPTERS)}
-        odd = sorted((own.keys() ^ given.keys()) - heads)
+        of_other_heads = {name for name in given if not any(part in name for part in _ADAPTERS)}
+        odd = sorted((own.keys() ^ given.keys()) - heads - of_other_heads)
         both = (own.keys() & given.keys()) - heads
         odd += sorted(name for name in both if not _alike(name, own[name], given[name], on_meta))
         if odd:

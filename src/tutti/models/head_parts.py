@@ -13,3 +13,13 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
     if isinstance(pooler := getattr(body, "pooler", None), nn.Module):
         inside -= {id(parameter) for parameter in pooler.parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in inside]
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """The names of the largest modules of `model` that are wholly of its head (see `head_parameters`)."""
+    head, found = {id(parameter) for parameter in head_parameters(model)}, list[str]()
+    for name, module in model.named_modules():
+        own = [id(parameter) for parameter in module.parameters()]
+        if own and head.issuperset(own) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found

@@ -25,12 +25,14 @@ from transformers import PreTrainedModel
 from tutti.config import Config
 from tutti.core import ModelError
 from tutti.models.adalora import RankAllocation, adalora_settings, kept_ranks
-from tutti.models.adapters import Adapters, adapters_in, note_base
+from tutti.models.adapters import Adapters, adapters_in, model_directory, note_base
 from tutti.models.blocks import find_blocks
+from tutti.models.head_parts import head_modules
 from tutti.models.quantized import without_rounding
+from tutti.models.weights import has_pooler
 
-#: What transformers calls heads of tags and answers.
-_HEADS = ("classifier", "score", "qa_outputs")
+#: Tasks whose head learns as a whole.
+_LABELS = ("classify", "relate", "tag", "answer")
 #: By kind of task, as peft calls them; those that write go by their architecture.
 _KINDS = {
     "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
@@ -262,29 +264,40 @@ def _peft_task(model: PreTrainedModel, config: Config) -> str:
 def _settings(model: PreTrainedModel, config: Config) -> Any:
     from peft import IA3Config, LoraConfig, PromptTuningConfig
 
-    own, task = config.tune, _peft_task(model, config)
+    own, task, whole = config.tune, _peft_task(model, config), _drawn_here(model, config)
     if own.method == "ia3":
-        return IA3Config(task_type=task)
+        return IA3Config(task_type=task, modules_to_save=whole)
     if own.method == "prompt":
         return PromptTuningConfig(
             task_type=task,
+            modules_to_save=whole,
             num_virtual_tokens=own.tokens,
             prompt_tuning_init="SAMPLE_VOCAB",
             num_transformer_submodules=1,
         )
     alpha = None if own.alpha == "auto" else own.alpha
-    # Heads learn as a whole; peft itself knows that of models that classify.
-    heads = list(_HEADS) if config.task.kind in ("tag", "answer") else None
     if own.method == "adalora":
         assert isinstance(config.train.steps, int), "resolved before a worker starts"
         return adalora_settings(
-            own.rank, alpha, own.dropout, config.train.steps, task_type=task, exclude_modules=heads
+            own.rank, alpha, own.dropout, config.train.steps, task_type=task, modules_to_save=whole
         )
     return LoraConfig(
         task_type=task,
+        modules_to_save=whole,
         r=own.rank,
         lora_alpha=2 * own.rank if alpha is None else alpha,
         lora_dropout=own.dropout,
         target_modules="all-linear",
-        exclude_modules=heads,
     )
+
+
+def _drawn_here(model: PreTrainedModel, config: Config) -> list[str] | None:
+    """The modules of a head for labels, but for a pooler that the model's directory has. Whoever opens the adapters
+    would draw them anew, where peft knows of the last alone; so they learn, and are saved, as a whole."""
+    if config.task.kind not in _LABELS:
+        return None
+    assert config.model.path is not None, "nothing else is adapted"
+    body: Any = model.base_model
+    pooler = getattr(body, "pooler", None)
+    known = pooler is not None and has_pooler(model_directory(Path(config.model.path).expanduser()))
+    return [name for name in head_modules(model) if not (known and model.get_submodule(name) is pooler)]
