@@ -28,6 +28,7 @@ from tutti.models.adalora import RankAllocation, adalora_settings, kept_ranks
 from tutti.models.adapters import Adapters, adapters_in, model_directory, note_base
 from tutti.models.blocks import find_blocks
 from tutti.models.head_parts import head_modules
+from tutti.models.ia3 import ia3_settings
 from tutti.models.quantized import without_rounding
 from tutti.models.weights import has_pooler
 
@@ -262,11 +263,11 @@ def _peft_task(model: PreTrainedModel, config: Config) -> str:
 
 
 def _settings(model: PreTrainedModel, config: Config) -> Any:
-    from peft import IA3Config, LoraConfig, PromptTuningConfig
+    from peft import LoraConfig, PromptTuningConfig
 
     own, task, whole = config.tune, _peft_task(model, config), _drawn_here(model, config)
     if own.method == "ia3":
-        return IA3Config(task_type=task, modules_to_save=whole)
+        return ia3_settings(model.config.model_type, task_type=task, modules_to_save=whole)
     if own.method == "prompt":
         return PromptTuningConfig(
             task_type=task,
