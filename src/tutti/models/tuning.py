@@ -269,10 +269,15 @@ def _settings(model: PreTrainedModel, config: Config) -> Any:
     if own.method == "ia3":
         return ia3_settings(model.config.model_type, task_type=task, modules_to_save=whole)
     if own.method == "prompt":
+        table: Any = model.get_input_embeddings()
         return PromptTuningConfig(
             task_type=task,
             modules_to_save=whole,
             num_virtual_tokens=own.tokens,
+            # What stands there is an embedding, which peft takes to be as wide as the blocks.
+            token_dim=table.weight.shape[1],
+            # DistilBERT calls it by another name; a prompt has no use for it.
+            num_attention_heads=getattr(model.config, "num_attention_heads", None),
             prompt_tuning_init="SAMPLE_VOCAB",
             num_transformer_submodules=1,
         )
