@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from tutti.config import Config
 from tutti.core import ModelError
 from tutti.models.adalora import RankAllocation, adalora_settings, kept_ranks
-from tutti.models.adapters import Adapters, adapters_in, model_directory, note_base
+from tutti.models.adapters import Adapters, adapters_in, model_directory, note_base, peft_task
 from tutti.models.blocks import find_blocks
 from tutti.models.head_parts import head_modules
 from tutti.models.ia3 import ia3_settings
@@ -34,11 +34,6 @@ from tutti.models.weights import has_pooler
 
 #: Tasks whose head learns as a whole.
 _LABELS = ("classify", "relate", "tag", "answer")
-#: By kind of task, as peft calls them; those that write go by their architecture.
-_KINDS = {
-    "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
-    "recommend": "CAUSAL_LM", "embed": "FEATURE_EXTRACTION", "masked_language_model": "FEATURE_EXTRACTION",
-}  # fmt: skip
 #: Methods whose adapters go on learning; those of others are merged first.
 _GO_ON = ("lora", "ia3", "prompt")
 
@@ -64,7 +59,7 @@ def tune(model: PreTrainedModel, config: Config) -> Tuned:
     wrapped: Any = None
     if given is not None:
         with _dice(config):
-            wrapped, with_head = given.put_on(model, _peft_task(model, config))
+            wrapped, with_head = given.put_on(model, peft_task(config.task.kind, model.config))
         goes_on = given.method == method
         if not goes_on:
             plain = merged(model)
@@ -162,7 +157,7 @@ def save_adapters(model: nn.Module, fresh: PreTrainedModel, config: Config, dire
     """Write the adapters of `model` alone to `directory`. `fresh`: a model like it that has none yet."""
     given = given_adapters(config)
     settings = _settings(fresh, config) if given is None else given.settings()
-    settings.task_type = _peft_task(fresh, config)
+    settings.task_type = peft_task(config.task.kind, fresh.config)
     wrapped = _adapt(fresh, settings, config)
     (wrapped if config.tune.method == "prompt" else wrapped.base_model.model).load_state_dict(
         model.state_dict()
@@ -257,15 +252,10 @@ def _refuse_last_place(wrapped: nn.Module) -> None:
         )
 
 
-def _peft_task(model: PreTrainedModel, config: Config) -> str:
-    writes = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    return _KINDS.get(config.task.kind, writes)
-
-
 def _settings(model: PreTrainedModel, config: Config) -> Any:
     from peft import LoraConfig, PromptTuningConfig
 
-    own, task, whole = config.tune, _peft_task(model, config), _drawn_here(model, config)
+    own, task, whole = config.tune, peft_task(config.task.kind, model.config), _drawn_here(model, config)
     if own.method == "ia3":
         return ia3_settings(model.config.model_type, task_type=task, modules_to_save=whole)
     if own.method == "prompt":
