@@ -13,14 +13,25 @@ from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
 )
 
 from encoders import write_encoder
 from tutti.config import Config, load_config
 from tutti.core import ModelError
+from tutti.models import HeadedBlueprint, draw_headed_blueprint
 from tutti.models.adalora import adalora_settings
 from tutti.models.adapters import adapters_in
 from tutti.models.tuning import Tuned, merged, save_adapters, tune
@@ -301,3 +312,129 @@ def test_heads_of_tags_and_answers_learn_as_a_whole(
     of_head = {name for name in learns if f".{head}." in f".{name}"}
     assert of_head and all("lora" not in name for name in of_head)
     assert all("lora" in name for name in learns - of_head) and len(learns) > len(of_head)
+
+
+SHAPE = {
+    "vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "max_position_embeddings": 40,
+}  # fmt: skip
+#: The parts of a classifier that are not in the directory, so that `train.seed` draws them.
+BODIES: dict[str, tuple[PreTrainedConfig, Any, set[str]]] = {
+    "bert": (BertConfig(**SHAPE), AutoModelForMaskedLM, {"bert.pooler", "classifier"}),
+    "distilbert": (
+        DistilBertConfig(vocab_size=60, dim=16, hidden_dim=24, n_layers=2, n_heads=2, max_position_embeddings=40),
+        AutoModelForMaskedLM,
+        {"pre_classifier", "classifier"},
+    ),
+    "roberta": (RobertaConfig(**SHAPE), AutoModelForMaskedLM, {"classifier"}),
+    "modernbert": (
+        ModernBertConfig(
+            **SHAPE, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+        ),
+        AutoModel,
+        {"head", "classifier"},
+    ),
+    "deberta": (DebertaV2Config(**SHAPE), AutoModel, {"pooler", "classifier"}),
+    "electra": (ElectraConfig(**SHAPE, embedding_size=12), AutoModel, {"classifier"}),
+}  # fmt: skip
+
+
+def body_in(place: Path, family: str) -> Path:
+    """A trained body without all that a classifier needs, as a directory."""
+    architecture, factory, _ = BODIES[family]
+    torch.manual_seed(7)
+    factory.from_config(architecture).save_pretrained(place)
+    return place
+
+
+def blueprint_for(body: Path, config: Config) -> HeadedBlueprint:
+    """Of a model for three labels, what is new of it drawn from the seed of `config`."""
+    return draw_headed_blueprint(
+        config.model,
+        config.task.kind,
+        vocabulary=60,
+        labels=() if config.task.kind == "answer" else ("a", "b", "c"),
+        length=16,
+        seed=config.train.seed,
+        pad=0,
+        end=2,
+    )
+
+
+def disturb(model: torch.nn.Module) -> None:
+    """As if it had learned: whatever can learn is another."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, mean=0.3, std=0.3)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "ia3", "prompt"])
+@pytest.mark.parametrize("family", BODIES)
+def test_adapters_hold_all_that_was_drawn(family: str, method: str, tmp_path: Path) -> None:
+    """Opened by peft on a model whose new parts were drawn from another seed, and by a run with another seed."""
+    body = body_in(tmp_path / "body", family)
+    config = config_of(body, f"tune={method}")
+    blueprint = blueprint_for(body, config)
+    tuned = tune(blueprint.build(), config)
+    names = {n.split(".modules_to_save.")[0] for n, _ in tuned.model.named_parameters() if "modules_to_" in n}
+    assert {name.removeprefix("base_model.") for name in names} == BODIES[family][2]
+    disturb(tuned.model)
+    place = tmp_path / "adapters"
+    save_adapters(tuned.model, blueprint.build(), config, place)
+    ids = torch.arange(5, 17)[None]
+    alone = tuned.model if method == "prompt" else merged(tuned.model)
+    expected = alone.eval()(input_ids=ids).logits
+    torch.manual_seed(99)
+    base = AutoModelForSequenceClassification.from_pretrained(body, num_labels=3)
+    opened = PeftModel.from_pretrained(base, place).eval()
+    torch.testing.assert_close(opened(input_ids=ids).logits, expected, rtol=1e-4, atol=2e-5)
+    if method == "adalora":
+        return  # begins no other run
+    other = config_of(place, f"tune={method}", "train.seed=6")
+    again = tune(blueprint_for(body, other).build(), other).model.eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_a_pooler_that_the_model_brings_stays_below_its_adapters(bert: Path) -> None:
+    tuned = tune(model_of(bert), config_of(bert, "tune=lora"))
+    learns = [n for n, p in tuned.model.named_parameters() if p.requires_grad and ".pooler." in n]
+    assert learns and all("lora_" in name for name in learns)
+
+
+def test_the_adapters_of_a_classifier_begin_one_of_tags(tmp_path: Path) -> None:
+    """What only the classifier's head has does not hinder them."""
+    body = body_in(tmp_path / "body", "bert")
+    config = config_of(body, "tune=lora")
+    blueprint = blueprint_for(body, config)
+    tuned = tune(blueprint.build(), config)
+    disturb(tuned.model)
+    save_adapters(tuned.model, blueprint.build(), config, tmp_path / "adapters")
+    tags = config_of(tmp_path / "adapters", "tune=lora", "task=tag")
+    on = tune(blueprint_for(body, tags).build(), tags)
+    query = "bert.encoder.layer.0.attention.self.query.lora_B.default.weight"
+    assert torch.equal(on.model.state_dict()[query], tuned.model.state_dict()[query])
+    assert "with a new head" in on.choices[0]
+
+
+def test_the_head_of_an_answerer_is_saved_whatever_it_is_called(tmp_path: Path) -> None:
+    body = body_in(tmp_path / "body", "modernbert")
+    config = config_of(body, "task=answer", "tune=lora")
+    blueprint = blueprint_for(body, config)
+    tuned = tune(blueprint.build(), config)
+    disturb(tuned.model)
+    save_adapters(tuned.model, blueprint.build(), config, tmp_path / "adapters")
+    ids = torch.arange(5, 17)[None]
+    torch.manual_seed(99)
+    base = AutoModelForQuestionAnswering.from_pretrained(body)
+    opened = PeftModel.from_pretrained(base, tmp_path / "adapters").eval()
+    expected = merged(tuned.model).eval()(input_ids=ids).start_logits
+    torch.testing.assert_close(opened(input_ids=ids).start_logits, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_ia3_is_refused_where_its_places_are_not_known(tmp_path: Path) -> None:
+    AutoModel.from_config(AlbertConfig(**SHAPE, embedding_size=16)).save_pretrained(tmp_path)
+    config = config_of(tmp_path, "tune=ia3")
+    with pytest.raises(ModelError, match=r"with albert: .*keys and values") as refused:
+        tune(blueprint_for(tmp_path, config).build(), config)
+    assert "distilbert" in str(refused.value) and "tune.method: lora" in str(refused.value)

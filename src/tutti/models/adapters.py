@@ -12,21 +12,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tutti.core import ModelError
 from tutti.models.architecture import one_line
+from tutti.models.head_parts import head_parameters
 
 _SETTINGS, _WEIGHTS, _BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 #: By peft's name: what `tune.method` calls it.
 _METHODS = {"lora": "lora", "adalora": "adalora", "ia3": "ia3", "prompt_tuning": "prompt"}
 #: Parts of the names of what peft adds; what else it saves is the head.
 _ADAPTERS = (".lora_", ".ia3_", "prompt_embeddings")
+#: By kind of task, as peft calls them; those that write go by their architecture.
+_KINDS = {
+    "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
+    "recommend": "CAUSAL_LM", "embed": "FEATURE_EXTRACTION", "masked_language_model": "FEATURE_EXTRACTION",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,21 @@ class Adapters:
 
     def weights(self) -> dict[str, Tensor]:
         """What was learned, by peft's names."""
-        try:
-            with safe_open(self.directory / _WEIGHTS, "pt") as opened:
-                return {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(
-                f"{self.directory / _WEIGHTS} is damaged: {error}", "fetch the file again"
-            ) from error
+        with self._opened() as file:
+            return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+
+    def bring_head(self, model: nn.Module, task: str) -> bool:
+        """Whether they have a head that fits `model`, which is for `task` (peft's word) and has no adapters yet."""
+        if self.settings().task_type not in (None, task):
+            return False
+        # peft puts what learns by low rank or factors into a model of its own.
+        prefix = "base_model." if self.method == "prompt" else "base_model.model."
+        of_head = {id(parameter) for parameter in head_parameters(model)}
+        own = {f"{prefix}{name}": p.shape for name, p in model.named_parameters() if id(p) in of_head}
+        with self._opened() as file:
+            brought = own.keys() & set(file.keys())
+            fit = all(own[name] == torch.Size(file.get_slice(name).get_shape()) for name in brought)
+        return bool(brought) and fit
 
     def put_on(self, model: nn.Module, task: str) -> tuple[Any, bool]:
         """peft's wrapping of `model`, which is for `task` (peft's word) and gets these adapters in place; and whether
@@ -82,7 +99,8 @@ class Adapters:
             settings.rank_pattern = None  # there is nothing to choose ranks of
         own = get_peft_model_state_dict(wrapped)
         heads = {name for name in own if not any(part in name for part in _ADAPTERS)}
-        odd = sorted((own.keys() ^ given.keys()) - heads)
+        of_other_heads = {name for name in given if not any(part in name for part in _ADAPTERS)}
+        odd = sorted((own.keys() ^ given.keys()) - heads - of_other_heads)
         both = (own.keys() & given.keys()) - heads
         odd += sorted(name for name in both if not _alike(name, own[name], given[name], on_meta))
         if odd:
@@ -93,6 +111,17 @@ class Adapters:
         if not on_meta:
             set_peft_model_state_dict(wrapped, own | fitting)
         return wrapped, heads <= fitting.keys()
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """The file of what was learned."""
+        try:
+            with safe_open(self.directory / _WEIGHTS, "pt") as opened:
+                yield opened
+        except SafetensorError as error:
+            raise ModelError(
+                f"{self.directory / _WEIGHTS} is damaged: {error}", "fetch the file again"
+            ) from error
 
     def _misfit(self, why: str) -> ModelError:
         return ModelError(
@@ -145,6 +174,11 @@ def adapters_in(directory: Path) -> Adapters | None:
         )
     _check_base(directory, base)
     return Adapters(directory, base, _METHODS[method])
+
+
+def peft_task(kind: str, architecture: Any) -> str:
+    """What peft calls the task `kind` of a model of `architecture`."""
+    return _KINDS.get(kind, "SEQ_2_SEQ_LM" if architecture.is_encoder_decoder else "CAUSAL_LM")
 
 
 def model_directory(directory: Path) -> Path:

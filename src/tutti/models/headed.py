@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import LlamaConfig, ModernBertConfig
 
 from tutti.config.model import ModelConfig
 from tutti.config.task import WRITING
-from tutti.models.adapters import model_directory
+from tutti.models.adapters import adapters_in, model_directory, peft_task
 from tutti.models.architecture import config_from_directory, config_from_mapping, set_dropout
 from tutti.models.flops import count_parameters
 from tutti.models.heads import HEADS, Head, HeadedBlueprint
@@ -105,11 +106,6 @@ def draw_headed_blueprint(
         text = architecture.get_text_config()
         if kind in ("classify", "relate") and getattr(text, "pad_token_id", None) is None:
             text.pad_token_id = pad  # by which a decoder knows where a text ends
-        head = "its head" if keeps_head else "a new head"
-        with_head = f", with {head}" if kind not in (*WRITING, "embed") else ""
-        choices.append(
-            f"model: weights of {directory}{with_head}" + (f" for {len(labels)} labels" if labels else "")
-        )
     else:
         if config.size is not None:
             architecture = _of_size(config.size, kind, vocabulary, length)
@@ -129,10 +125,26 @@ def draw_headed_blueprint(
         architecture.label2id = {name: number for number, name in enumerate(labels)}
     said = set_dropout(architecture, config.dropout) if config.dropout is not None else ""
     blueprint = HeadedBlueprint(HEADS[kind], architecture, seed, directory, choices, new_head, other_head)
-    if directory is None and config.size is not None:
+    if directory is not None:
+        brought = new_head and _adapters_bring_head(config, kind, blueprint)
+        blueprint = dataclasses.replace(blueprint, new_head=new_head and not brought)
+        head = "the head of its adapters" if brought else "a new head" if new_head else "its head"
+        with_head = f", with {head}" if kind not in (*WRITING, "embed") else ""
+        choices.append(
+            f"model: weights of {directory}{with_head}" + (f" for {len(labels)} labels" if labels else "")
+        )
+    elif config.size is not None:
         choices.append(_sentence(config.size, blueprint.lay_out()))
     choices += filter(None, [said])
     return blueprint
+
+
+def _adapters_bring_head(config: ModelConfig, kind: str, blueprint: HeadedBlueprint) -> bool:
+    """Whether `config` names adapters that were learned together with a head for as many labels."""
+    assert config.path is not None, "nothing else holds adapters"
+    adapters = adapters_in(Path(config.path).expanduser())
+    task = peft_task(kind, blueprint.architecture)
+    return adapters is not None and adapters.bring_head(blueprint.lay_out(), task)
 
 
 def _of_size(size: str, kind: str, vocabulary: int, length: int) -> Any:

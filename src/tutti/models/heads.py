@@ -93,8 +93,8 @@ HEADS = {
 class HeadedBlueprint:
     """A model with a head before it costs memory. `choices`: what was chosen on the way, in sentences.
 
-    `new_head`: the directory has none for this task and these labels; `other_head`: it has one for others, which may
-    look as if it were this one's.
+    `new_head`: neither the directory nor the adapters on it have one for this task and these labels; `other_head`: the
+    directory has one for others, which may look as if it were this one's.
     """
 
     head: Head

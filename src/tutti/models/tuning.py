@@ -25,17 +25,15 @@ from transformers import PreTrainedModel
 from tutti.config import Config
 from tutti.core import ModelError
 from tutti.models.adalora import RankAllocation, adalora_settings, kept_ranks
-from tutti.models.adapters import Adapters, adapters_in, note_base
+from tutti.models.adapters import Adapters, adapters_in, model_directory, note_base, peft_task
 from tutti.models.blocks import find_blocks
+from tutti.models.head_parts import head_modules
+from tutti.models.ia3 import ia3_settings
 from tutti.models.quantized import without_rounding
+from tutti.models.weights import has_pooler
 
-#: What transformers calls heads of tags and answers.
-_HEADS = ("classifier", "score", "qa_outputs")
-#: By kind of task, as peft calls them; those that write go by their architecture.
-_KINDS = {
-    "classify": "SEQ_CLS", "relate": "SEQ_CLS", "tag": "TOKEN_CLS", "answer": "QUESTION_ANS",
-    "recommend": "CAUSAL_LM", "embed": "FEATURE_EXTRACTION", "masked_language_model": "FEATURE_EXTRACTION",
-}  # fmt: skip
+#: Tasks whose head learns as a whole.
+_LABELS = ("classify", "relate", "tag", "answer")
 #: Methods whose adapters go on learning; those of others are merged first.
 _GO_ON = ("lora", "ia3", "prompt")
 
@@ -61,7 +59,7 @@ def tune(model: PreTrainedModel, config: Config) -> Tuned:
     wrapped: Any = None
     if given is not None:
         with _dice(config):
-            wrapped, with_head = given.put_on(model, _peft_task(model, config))
+            wrapped, with_head = given.put_on(model, peft_task(config.task.kind, model.config))
         goes_on = given.method == method
         if not goes_on:
             plain = merged(model)
@@ -159,7 +157,7 @@ def save_adapters(model: nn.Module, fresh: PreTrainedModel, config: Config, dire
     """Write the adapters of `model` alone to `directory`. `fresh`: a model like it that has none yet."""
     given = given_adapters(config)
     settings = _settings(fresh, config) if given is None else given.settings()
-    settings.task_type = _peft_task(fresh, config)
+    settings.task_type = peft_task(config.task.kind, fresh.config)
     wrapped = _adapt(fresh, settings, config)
     (wrapped if config.tune.method == "prompt" else wrapped.base_model.model).load_state_dict(
         model.state_dict()
@@ -254,37 +252,48 @@ def _refuse_last_place(wrapped: nn.Module) -> None:
         )
 
 
-def _peft_task(model: PreTrainedModel, config: Config) -> str:
-    writes = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    return _KINDS.get(config.task.kind, writes)
-
-
 def _settings(model: PreTrainedModel, config: Config) -> Any:
-    from peft import IA3Config, LoraConfig, PromptTuningConfig
+    from peft import LoraConfig, PromptTuningConfig
 
-    own, task = config.tune, _peft_task(model, config)
+    own, task, whole = config.tune, peft_task(config.task.kind, model.config), _drawn_here(model, config)
     if own.method == "ia3":
-        return IA3Config(task_type=task)
+        return ia3_settings(model.config.model_type, task_type=task, modules_to_save=whole)
     if own.method == "prompt":
+        table: Any = model.get_input_embeddings()
         return PromptTuningConfig(
             task_type=task,
+            modules_to_save=whole,
             num_virtual_tokens=own.tokens,
+            # What stands there is an embedding, which peft takes to be as wide as the blocks.
+            token_dim=table.weight.shape[1],
+            # DistilBERT calls it by another name; a prompt has no use for it.
+            num_attention_heads=getattr(model.config, "num_attention_heads", None),
             prompt_tuning_init="SAMPLE_VOCAB",
             num_transformer_submodules=1,
         )
     alpha = None if own.alpha == "auto" else own.alpha
-    # Heads learn as a whole; peft itself knows that of models that classify.
-    heads = list(_HEADS) if config.task.kind in ("tag", "answer") else None
     if own.method == "adalora":
         assert isinstance(config.train.steps, int), "resolved before a worker starts"
         return adalora_settings(
-            own.rank, alpha, own.dropout, config.train.steps, task_type=task, exclude_modules=heads
+            own.rank, alpha, own.dropout, config.train.steps, task_type=task, modules_to_save=whole
         )
     return LoraConfig(
         task_type=task,
+        modules_to_save=whole,
         r=own.rank,
         lora_alpha=2 * own.rank if alpha is None else alpha,
         lora_dropout=own.dropout,
         target_modules="all-linear",
-        exclude_modules=heads,
     )
+
+
+def _drawn_here(model: PreTrainedModel, config: Config) -> list[str] | None:
+    """The modules of a head for labels, but for a pooler that the model's directory has. Whoever opens the adapters
+    would draw them anew, where peft knows of the last alone; so they learn, and are saved, as a whole."""
+    if config.task.kind not in _LABELS:
+        return None
+    assert config.model.path is not None, "nothing else is adapted"
+    body: Any = model.base_model
+    pooler = getattr(body, "pooler", None)
+    known = pooler is not None and has_pooler(model_directory(Path(config.model.path).expanduser()))
+    return [name for name in head_modules(model) if not (known and model.get_submodule(name) is pooler)]

@@ -64,6 +64,11 @@ def _of_body(key: Any, body: str) -> bool:
     return name.startswith(body) and ".pooler." not in f".{name}"
 
 
+def has_pooler(directory: Path) -> bool:
+    """Whether the weights in `directory` are those of a body with a pooler, which a masked language model has not."""
+    return any(".pooler." in f".{key}" for file in directory.glob("*.safetensors") for key in _keys(file))
+
+
 def stream_weights(
     directory: Path, architecture: Any, model: nn.Module, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tutti.config.training import TrainConfig
 from tutti.models import find_blocks
+from tutti.models.head_parts import head_parameters
 from tutti.train.adafactor import Adafactor
 from tutti.train.muon import Muon
 
@@ -136,16 +137,6 @@ def make_optimizers(groups: Iterable[Group], train: TrainConfig, learning_rate: 
         make = Adafactor(some, learning_rate) if kind == "adafactor" else _adamw(some, train, learning_rate)
         optimizers.append(make)
     return Optimizers(optimizers)
-
-
-def head_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Of a Hugging Face `model`, what makes an answer of its last hidden states: what is not in its body, and the
-    body's pooler, which few of those who train encoders train. Of another module nothing."""
-    body = getattr(model, "base_model", model)
-    inside = {id(parameter) for parameter in body.parameters()}
-    if isinstance(pooler := getattr(body, "pooler", None), nn.Module):
-        inside -= {id(parameter) for parameter in pooler.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
