@@ -48,7 +48,7 @@ def start(place: Path, model: str, *words: str) -> tuple[Resolved, PreparedExamp
                 f"data.source={place / 'intents.tsv'}",
             ),
             *(f"data.cache={place / 'cache'}", "data.sequence=32", "train.steps=4", "train.precision=fp32"),
-            *("replicas=1", *words),
+            *("replicas=1", "train.learning_rate=1e-4", *words),
         ],
     )
     resolved, prepared = start_run(config, lambda text: None)
