@@ -65,6 +65,7 @@ def test_problems_of_a_configuration(command: Command) -> None:
         (["evaluate", "r", "--samples", "x"], "--samples"),
         (["evaluate", "r", "--samples", "0"], "--samples"),
         (["evaluate", "r", "--split", "tset"], "the parts are train, validation and test"),
+        (["evaluate", "r", "--split", "test", "--file", "x.tsv"], "give one of --file and --split"),
         (["runs", "compare", "r"], "name two runs or more"),
         (["runs", "lst"], "lst"),
         (["validate", "none.yaml"], "there is no file none.yaml"),

@@ -352,3 +352,10 @@ def test_a_tokenizer_can_be_trained_on_the_examples(tmp_path: Path) -> None:
     text = found.parts["train"].read()[0]["text"]
     assert row["input_ids"] == theirs(text, truncation=True, max_length=24)["input_ids"]
     assert found.pad == theirs.pad_token_id
+
+
+def test_something_is_left_to_train_on(tmp_path: Path, tokenizer: str) -> None:
+    """Of what has no labels nothing else would say so."""
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{"query": "lost card", "text": "my card is lost"}])
+    with pytest.raises(DataError, match="keeps every one of 1 examples aside"):
+        prepared(tmp_path, tokenizer, path, "embed", validation=0.85)

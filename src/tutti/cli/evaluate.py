@@ -20,7 +20,9 @@ Run = Annotated[
 
 def evaluate(
     run: Run,
-    split: Annotated[str, typer.Option(help="The part: train, validation or test.")] = "validation",
+    split: Annotated[
+        str | None, typer.Option(help="The part: train, validation or test.", show_default="validation")
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="How many samples; all by default.")] = None,
     file: Annotated[
         Path | None,
@@ -31,6 +33,11 @@ def evaluate(
     """Measure the model of a run: loss, and bits per byte or the metrics of its task."""
     from tutti.core.errors import RunError
 
+    if file is not None and split is not None:
+        raise RunError(
+            f"{file} is no part of the run's data, as {split} is", "give one of --file and --split"
+        )
+    split = split or "validation"
     if split not in ("train", "validation", "test"):
         raise RunError(f"there is no part '{split}' of the text", "the parts are train, validation and test")
     with only_the_answer(json_output):

@@ -194,6 +194,12 @@ def _split_off(
         if part != "train":
             left.subtract(names)
         parts.setdefault(part, []).append(one)
+    if found["train"] and not parts["train"]:
+        aside = " and ".join(f"data.{part} = {share:g}" for part, share in shares.items() if share)
+        raise DataError(
+            f"{aside} keeps every one of {len(found['train']):,} examples aside, and none is left to train on",
+            "give more examples, keep fewer aside, or name data.validation_source",
+        )
     for part, share in shares.items():
         if share:
             choices.append(
