@@ -67,4 +67,4 @@ def choose_head_rate(method: str, rate: float, *, new: bool) -> tuple[float, str
     `rate`: of AdamW. `new`: whether the head knows nothing yet, while the rest does.
     """
     times = min(_HEAD_TIMES / _TIMES[method], _HEAD_RATE / rate) if new else 1.0
-    return max(1.0, float(f"{times:.2g}")), "it is new, and what it stands on is trained already"
+    return max(1.0, float(f"{times:.2g}")), "the head is new, and what it stands on is trained already"
