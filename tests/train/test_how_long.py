@@ -103,5 +103,6 @@ def test_a_new_head_learns_faster_than_what_it_stands_on(
     found = resolved("task=classify", "model=trained", *words, samples=100, new_head=new)
     assert found.config.train.head_rate == rate
     assert (
-        any(choice.startswith(f"train.head_rate = {rate:g}: the head is new") for choice in found.choices) == said
+        any(choice.startswith(f"train.head_rate = {rate:g}: the head is new") for choice in found.choices)
+        == said
     )
