@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from encoders import write_encoder, write_intents
 from tutti import api
 from tutti.cli import run as tutti_command
-from tutti.compress import compress
+from tutti.compress import compress, session
 from tutti.compress.asked import AskedSubject
 from tutti.compress.make import Maker
 from tutti.compress.recipes import Recipe
@@ -286,7 +286,7 @@ def test_a_model_that_cannot_be_timed_is_left_out(twin: Path, monkeypatch: pytes
         died = ModelError("the model in int4 could not be timed: its process died")
         return [died if path.name == "int4" else Timing(1.0, 1.0, 1) for path in directories]
 
-    monkeypatch.setattr("tutti.compress.session.time_packages", time)
+    monkeypatch.setattr(session, "time_packages", time)
     monkeypatch.setattr(AskedSubject, "usual", ("int4", "int8"))
     report = compress(twin, target="<99% worse")
     assert report["left_out"]["int4"] == "the model in int4 could not be timed: its process died"
