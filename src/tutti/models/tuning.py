@@ -32,8 +32,6 @@ from tutti.models.ia3 import ia3_settings
 from tutti.models.quantized import without_rounding
 from tutti.models.weights import has_pooler
 
-#: Tasks whose head learns as a whole.
-_LABELS = ("classify", "relate", "tag", "answer")
 #: Methods whose adapters go on learning; those of others are merged first.
 _GO_ON = ("lora", "ia3", "prompt")
 
@@ -290,7 +288,7 @@ def _settings(model: PreTrainedModel, config: Config) -> Any:
 def _drawn_here(model: PreTrainedModel, config: Config) -> list[str] | None:
     """The modules of a head for labels, but for a pooler that the model's directory has. Whoever opens the adapters
     would draw them anew, where peft knows of the last alone; so they learn, and are saved, as a whole."""
-    if config.task.kind not in _LABELS:
+    if not config.task.learns_head:
         return None
     assert config.model.path is not None, "nothing else is adapted"
     body: Any = model.base_model
