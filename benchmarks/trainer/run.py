@@ -174,7 +174,7 @@ def _tutti(
         "train.epochs": "null",
         "train.average": 0,
         "train.head_rate": 1,
-        "regularise.r_drop": 0,
+        "recipe": "plain",
     }
     for key in ("batch", "steps", "warmup", "learning_rate", "final_learning_rate", "weight_decay", "clip"):
         settings[f"train.{key}"] = getattr(recipe, key)

@@ -18,7 +18,14 @@ from tutti.sync.batches import BatchSizes
 from tutti.sync.diloco import outer_learning_rate, outer_momentum
 from tutti.sync.ladder import rungs
 from tutti.train.optimizer import auto_learning_rate, relative_rate
-from tutti.train.recipe import ORDINARY_BATCH, choose_batch, choose_head_rate, choose_steps, tuning_rate
+from tutti.train.recipe import (
+    ORDINARY_BATCH,
+    against_learning_by_heart,
+    choose_batch,
+    choose_head_rate,
+    choose_steps,
+    tuning_rate,
+)
 
 #: Tokens that a worker computes at once: more does not run faster, and activations grow with it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "accelerator": 32768}
@@ -61,6 +68,8 @@ class Facts:
     pretrained: bool = False
     #: Whether the pretrained model is asked by a head that knows nothing yet.
     new_head: bool = False
+    #: Whether two passes over a sample differ.
+    dropout: bool = False
 
 
 def resolve(config: Config, facts: Facts) -> Resolved:
@@ -75,6 +84,11 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         )
         return value
 
+    config, said = against_learning_by_heart(
+        config, facts.samples * facts.together, pretrained=facts.pretrained, dropout=facts.dropout
+    )
+    choices += said
+    passes = 2 if said and config.regularise.r_drop else 1
     train, parts = config.train, config.layout.ranks
     if train.patience is not None and not facts.validation_samples:
         raise ConfigError(
@@ -132,7 +146,9 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         head_rate = choose("train.head_rate", train.head_rate, head_rate, reason)
     if train.steps == "auto":
         sizes = BatchSizes.of(train, batch)
-        steps, reason = choose_steps(train.epochs, facts.samples, sizes, labelled=facts.labelled)
+        steps, reason = choose_steps(
+            train.epochs, facts.samples, sizes, labelled=facts.labelled, passes=passes
+        )
         steps = choose("train.steps", "auto", steps, reason)
     else:
         steps = train.steps

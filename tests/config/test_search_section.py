@@ -149,6 +149,6 @@ def test_what_is_searched_is_what_changes_what_is_learned() -> None:
     }
     assert {"train.learning_rate", "train.epochs", "tune.rank", "model.dropout", "sync.every"} <= free
     assert {key.partition(".")[0] for key in free} == {
-        *("model", "task", "tune", "regularise", "distil", "remember", "train", "sync")
+        *("model", "task", "tune", "recipe", "regularise", "distil", "remember", "train", "sync")
     }
     assert not free & {"train.seed", "model.seed", "train.micro_batch", "sync.membership"}

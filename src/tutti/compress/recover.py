@@ -116,7 +116,7 @@ def _config(subject: Subject, place: RunDirectory, before: Path, steps: int | No
         changed["task"] = {"contrast": False, "together": None}
         changed["train"] |= {"batch": "auto", "micro_batch": "auto"}
         changed["evaluate"]["samples"] = "auto"
-    values = config.model_dump()
+    values = config.model_dump() | {"recipe": "plain"}
     for section, new in changed.items():
         values[section] |= new
     values |= {"name": place.name, "runs": str(place.path.parent), "tune": {}}

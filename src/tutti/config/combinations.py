@@ -33,6 +33,8 @@ def _check_learning(config: Config) -> None:
             "not with task.contrast or tune.method: prompt"
         )
     own, task, teachers = config.regularise, config.task, config.distil.teachers
+    if config.recipe == "auto" and not task.labelled:
+        raise ValueError(f"recipe: auto is for labelled examples, and task.kind is {task.kind}; leave it out")
     if not teachers and config.distil != DistilConfig():
         raise ValueError("distil needs a model that teaches: distil.teacher")
     if config.data.extra_source is not None and not task.labelled:

@@ -54,6 +54,12 @@ class Config(Section):
     tune: Annotated[TuneConfig, BeforeValidator(tune_section)] = Field(
         default_factory=TuneConfig, description="How much of the model learns: a method or a mapping."
     )
+    recipe: Literal["plain", "auto"] = Field(
+        default="plain",
+        description="`auto`: what keeps a trained model from learning its examples by heart (`regularise.r_drop`, "
+        "`train.average`, and epochs to match) is chosen by how many examples there are, of what stands at its "
+        "default; the reason is said. `plain`: none of it.",
+    )
     regularise: RegulariseConfig = Field(default_factory=RegulariseConfig)
     distil: Annotated[DistilConfig, BeforeValidator(distil_section)] = Field(
         default_factory=DistilConfig,

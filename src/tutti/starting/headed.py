@@ -14,6 +14,7 @@ from tutti.core.rundir import RunDirectory
 from tutti.core.say import Say
 from tutti.data import Prepared
 from tutti.data.labelled import PreparedExamples
+from tutti.models.architecture import has_dropout
 from tutti.models.tuning import has_adapters
 from tutti.package.filler import require_masks
 from tutti.parallel import Limits, check_layout, limits_with_head, pick_device, sharded_only
@@ -67,6 +68,7 @@ def start_labelled(
         labelled=True,
         pretrained=blueprint.directory is not None,
         new_head=blueprint.directory is not None and blueprint.new_head and config.task.learns_head,
+        dropout=has_dropout(model.config) or bool(config.tune.dropout),
         processes=processes,
         groups=groups,
     )

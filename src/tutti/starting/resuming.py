@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
         sweep_rehearsal(run)  # that another trains there is said now, not when everything is prepared
     former = load_config(run.config)
     merged = continued(config, former)
-    for section, key in _FIXED:
-        new, old = (getattr(getattr(whole, section), key) for whole in (merged, former))
+    for name in _FIXED:
+        new, old = (attrgetter(name)(whole) for whole in (merged, former))
         if new != old:
             raise CheckpointError(
-                f"run '{run.name}' was started with {section}.{key} = {old}, not {new}",
+                f"run '{run.name}' was started with {name} = {old}, not {new}",
                 "leave that as it was, or start a new run with name=OTHER",
             )
     return merged
@@ -39,10 +40,11 @@ def check_run(run: RunDirectory, config: Config, resume: bool) -> Config:
 
 #: What a run is: with another value, what was learnt so far is of no use, or samples would be lost or seen twice.
 _FIXED = (
-    *(("model", "size"), ("model", "path"), ("model", "config"), ("data", "sequence")),
-    *(("train", "batch"), ("train", "optimizer"), ("train", "seed")),
-    *(("train", "average"), ("train", "batch_warmup")),
+    *("model.size", "model.path", "model.config", "data.sequence", "recipe"),
+    *("train.batch", "train.optimizer", "train.seed", "train.average", "train.batch_warmup"),
 )
+#: What `recipe: auto` chooses, with its defaults.
+_CHOSEN_BY_RECIPE = {"train": {"average": 0.0}, "regularise": {"r_drop": 0.0}}
 
 
 def continued(config: Config, former: Config) -> Config:
@@ -67,6 +69,10 @@ def continued(config: Config, former: Config) -> Config:
     merged["sync"] = _agreement(merged["sync"], wanted["sync"], chosen["sync"])
     merged["train"]["micro_batch"] = wanted["train"]["micro_batch"]
     merged["memory"] = wanted["memory"]
+    if wanted["recipe"] == "auto":
+        for section, defaults in _CHOSEN_BY_RECIPE.items():
+            left = {key for key, default in defaults.items() if wanted[section][key] == default}
+            merged[section] |= {key: chosen[section][key] for key in left}
     # Of the same text in the same batches, as many epochs give as many steps.
     if wanted["train"]["epochs"] is not None:
         merged["train"]["steps"] = "auto"

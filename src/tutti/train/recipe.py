@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from tutti.config import Config
 from tutti.sync.batches import BatchSizes
 
 _LANGUAGE_STEPS = 1000
@@ -23,6 +25,10 @@ _HEAD_TIMES = 10
 #: And at most; who sets a large rate has a reason, but not one to lose the head by.
 _HEAD_RATE = 3e-3
 
+#: What `recipe: auto` sets, where it was measured to help (docs/how-to/labels.md): of a few hundred examples that are
+#: seen many times each, the same does harm.
+_R_DROP, _AVERAGE, _R_DROP_TASKS, _R_DROP_EXAMPLES = 1.0, 0.2, ("classify", "relate"), 5_000
+
 
 def choose_batch(together: int) -> tuple[int, str]:
     """Samples of a step, where `together` texts are one sample, and the reason."""
@@ -33,14 +39,15 @@ def choose_batch(together: int) -> tuple[int, str]:
 
 
 def choose_steps(
-    epochs: float | None, samples: int, batches: BatchSizes, *, labelled: bool
+    epochs: float | None, samples: int, batches: BatchSizes, *, labelled: bool, passes: int = 1
 ) -> tuple[int, str]:
-    """Steps of a run over `samples` with `batches` a step, and the reason."""
+    """Steps of a run over `samples` with `batches` a step, and the reason. `passes`: of a sample in each step."""
     if epochs is not None:
         return batches.steps_for(epochs * samples), f"{epochs:g} epochs of {samples:,} samples"
     if not labelled:
         return _LANGUAGE_STEPS, "what a first run takes; say how many, or train.epochs"
-    epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_SEEN / samples)))
+    seen = _SEEN // passes
+    epochs = min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(seen / samples)))
     steps = batches.steps_for(epochs * samples)
     if steps < _LEAST_STEPS:
         return (
@@ -48,8 +55,44 @@ def choose_steps(
             f"{epochs} epochs of {samples:,} examples would be {steps} steps, too few to learn",
         )
     return steps, (
-        f"{epochs} epochs of {samples:,} examples: about {_SEEN:,} are seen in {_LEAST_EPOCHS} to {_MOST_EPOCHS} epochs"
+        f"{epochs} epochs of {samples:,} examples: about {seen:,} are seen in {_LEAST_EPOCHS} to {_MOST_EPOCHS} epochs"
     )
+
+
+def against_learning_by_heart(
+    config: Config, examples: int, *, pretrained: bool, dropout: bool
+) -> tuple[Config, list[str]]:
+    """`config` with what `recipe: auto` sets for so many training `examples`, of what stands at its default; and why.
+
+    `pretrained`, `dropout`: whether the model was trained before, and has any.
+    """
+    if config.recipe != "auto":
+        return config, []
+    own, train, kind = config.regularise, config.train, config.task.kind
+    if own.r_drop:  # the user's, or of the run that goes on
+        return config, []
+    obstacles = {
+        f"task.kind {kind} was not measured with it": kind not in _R_DROP_TASKS,
+        "what distil, task.contrast or regularise.adversarial compute excludes it": bool(
+            config.distil.teachers or config.task.contrast or own.adversarial
+        ),
+        "the model begins with nothing that it could forget": not pretrained,
+        "the model has no dropout, by which two passes would differ": not dropout,
+        f"of fewer than {_R_DROP_EXAMPLES:,} examples it teaches less than nothing at all": examples
+        < _R_DROP_EXAMPLES,
+    }
+    if against := [why for why, stands in obstacles.items() if stands]:
+        return config, [f"recipe = plain: no R-Drop for {examples:,} examples, since {against[0]}"]
+    said = [
+        f"regularise.r_drop = {_R_DROP:g}: {examples:,} examples of a trained model; two passes must agree"
+    ]
+    updates: dict[str, Any] = {"regularise": own.model_copy(update={"r_drop": _R_DROP})}
+    if not train.average and config.sync.policy != "server":
+        updates["train"] = train.model_copy(update={"average": _AVERAGE})
+        said.append(
+            f"train.average = {_AVERAGE:g}: what is judged is the average of the last fifth's weights"
+        )
+    return config.model_copy(update=updates), said
 
 
 def tuning_rate(parameters: int, method: str) -> tuple[float, str]:
