@@ -6,7 +6,7 @@ INSTALL = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c
 # Material for MkDocs announces its successor at every build.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-tuning bench-trainer bench-text bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval bench-redaction bench-data bench-swaps
+.PHONY: demo demo-ner test test-all docs clean bench-throughput bench-checkpoint bench-overlap bench-layouts bench-memory bench-network bench-gpu bench-quality bench-cooperate bench-faults bench-unequal bench-levels bench-auto bench-tasks bench-chat bench-tuning bench-trainer bench-text bench-few bench-overfitting bench-compress bench-serve bench-company bench-retrieval bench-redaction bench-data bench-swaps
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -95,6 +95,10 @@ bench-auto: .venv/installed
 bench-tasks: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tasks DATA=DIR"; exit 2; }
 	$(BIN)/python -m benchmarks.tasks.run --data $(DATA)
+
+bench-chat: .venv/examples
+	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-chat DATA=DIR"; exit 2; }
+	$(BIN)/python -m benchmarks.chat.run --data $(DATA)
 
 bench-tuning: .venv/examples
 	@test -n "$(DATA)" || { echo "say where the data sets are: make bench-tuning DATA=DIR"; exit 2; }

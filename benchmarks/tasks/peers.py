@@ -79,7 +79,12 @@ def collaborative_filter(train: Path, judged: Path) -> dict[str, float]:
         likely = alike[known].sum(0)
         likely[known] = -1
         at = numbers.get(items[-1])
-        ranks.append(math.inf if at is None else 1 + int((likely > likely[at]).sum()))
+        if at is None:
+            ranks.append(math.inf)
+            continue
+        # Halfway among equals, as the models are judged.
+        better, worse = int((likely > likely[at]).sum()), int((likely < likely[at]).sum())
+        ranks.append((1 + better + len(likely) - worse) / 2)
     gains = [1 / math.log2(1 + rank) if rank <= 10 else 0.0 for rank in ranks]
     return {"hr@10": float(np.mean([rank <= 10 for rank in ranks])), "ndcg@10": float(np.mean(gains))}
 

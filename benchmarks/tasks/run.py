@@ -127,6 +127,7 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     report = train_to_the_end(config)
     run = runs / config.name
     metrics = report["best"]["metrics"] if report.get("best") else api.evaluate(run)
+    metrics.pop("run", None)  # where it lies
     if options.runs is None:
         shutil.rmtree(run / "checkpoints")
     keys = ("steps", "wall_seconds", "parameters", "precision")

@@ -121,6 +121,15 @@ def test_retrieval_by_hand() -> None:
     )
 
 
+@pytest.mark.parametrize("number", [0.5, float("nan")])
+def test_a_model_to_which_all_is_alike_finds_nothing(number: float) -> None:
+    """Ties count halfway: of 21 texts each is the eleventh."""
+    task = make_task(TaskConfig(kind="embed"))
+    rows = ListedRows([[{"same": [at]}] for at in range(21)])
+    found = task.score(np.full((21, 4), number), rows, [], NOTHING)
+    assert found == pytest.approx({"mrr": 1 / 11, "recall@1": 0.0, "recall@10": 0.0})
+
+
 def test_it_learns_and_others_get_the_same_vectors(place: Path) -> None:
     from sentence_transformers import SentenceTransformer
 

@@ -94,6 +94,29 @@ def test_answers_are_ranks_among_what_was_not_had(tmp_path: Path) -> None:
     assert float(loss.total) == pytest.approx(expected_loss, rel=1e-5) and int(loss.targets) == targets
 
 
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_model_to_which_all_is_alike_finds_nothing(tmp_path: Path, weight: float) -> None:
+    """Ties count halfway, also those of a model that computes in 16 bits: of 10 items not had, the fifth and a half."""
+    prepared = prepare(tmp_path, histories(0, 60))
+    task = make_task(TaskConfig(kind="recommend"))
+    encoder = encoder_in(prepared.tokenizer_directory, task, Reader(8, types=False))
+    example = task.example(Record("x", {"items": ["item 3", "item 4", "item 5"]}))
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=prepared.vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )  # fmt: skip
+    torch.nn.init.constant_(model.lm_head.weight, weight)
+    objective = task.objective(model, prepared.labels).eval()
+    objective.answers = []
+    with torch.no_grad():
+        objective(task.batch([task.rows([example], prepared.labels, encoder)[0][0]], prepared.pad))
+    answers = objective.answers[0].double().numpy()
+    assert answers[0, 0] == (5.5 if weight == 0 else 6.5)
+    assert task.score(answers, ListedRows([]), [], prepared.labels)["hr@5"] == 0
+
+
 def test_what_was_had_before_what_is_read_is_neither_shown_nor_ranked(tmp_path: Path) -> None:
     """From the file to the answer: a model that reads four items, of somebody who had eight."""
     had = ITEMS[:8]

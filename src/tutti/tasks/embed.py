@@ -114,7 +114,8 @@ class Embed(Task):
         for start in range(0, len(queries), _AT_ONCE):
             alike = queries[start : start + _AT_ONCE] @ texts[first].T
             own = np.take_along_axis(alike, number[start : start + _AT_ONCE, None], 1)
-            ranks.append(1 + (alike > own).sum(1))
+            # Halfway among equals, so that a model to which all is alike, or no number, finds nothing.
+            ranks.append((1 + (alike > own).sum(1) + alike.shape[1] - (alike < own).sum(1)) / 2)
         rank = np.concatenate(ranks)
         found = {f"recall@{cut}": float((rank <= cut).mean()) for cut in _CUTS}
         return {"mrr": float((1 / rank).mean())} | found

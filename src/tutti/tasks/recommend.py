@@ -182,7 +182,9 @@ class NextItem(Scored):
             seen.scatter_(1, torch.cat([had, batch["earlier"]], 1), True)
             chances = chances.masked_fill(seen[:, :items], -1.0)
         own = chances.gather(1, wanted.clamp(0, items - 1)[:, None])
-        ranks = torch.where(wanted < items, (chances > own).sum(1) + 1, items + 1)
+        # Halfway among equals, so that a model to which all is alike, or no number, finds nothing.
+        middle = (1 + (chances > own).sum(1) + items - (chances < own).sum(1)) / 2
+        ranks = torch.where(wanted < items, middle, items + 1)
         ranks = ranks * ((wanted != IGNORED) & (last > 0))
         best = chances.topk(min(SHOWN, items), dim=1)
         numbers = torch.where(best.values >= 0, best.indices, -1)
