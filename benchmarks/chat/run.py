@@ -20,7 +20,6 @@ import hashlib
 import json
 import random
 import re
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -113,8 +112,11 @@ def _tune(work: Path, base: Path, talks: Path, asked: Sequence[Talk], seed: int)
         *(f"train.seed={seed}", "replicas=2"),
     ]
     run = work / "runs" / f"chat-{seed}"
-    shutil.rmtree(run, ignore_errors=True)
-    result = train_to_the_end(load_config(ROOT / "examples" / "chat.yaml", words))
+    config = load_config(ROOT / "examples" / "chat.yaml", words)
+    finished = run / "report.json"
+    result = json.loads(finished.read_text()) if finished.exists() else {}
+    if result.get("state") != "finished":
+        result = train_to_the_end(config, resume=run.exists())
     tokenizer = AutoTokenizer.from_pretrained(run / "export")  # whose template both are asked by
     before, after = (_ask(place, tokenizer, asked) for place in (base, run / "export"))
     keys = ("steps", "wall_seconds", "parameters", "precision")
@@ -125,7 +127,7 @@ def _ask(place: Path, tokenizer: PreTrainedTokenizerFast, asked: Sequence[Talk])
     """Figures of what the model in `place` says, and three of its replies."""
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     replies, ended = [], 0
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
     for start in range(0, len(asked), _AT_ONCE):
         prompts = [_template(tokenizer, talk, answered=False) for talk in asked[start : start + _AT_ONCE]]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
