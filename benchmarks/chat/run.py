@@ -202,7 +202,7 @@ def report(out: Path, kept: Kept, machine: dict[str, Any]) -> Path:
     page = (
         f"# What talks teach\n\n{machine_line(machine)}\n\n"
         f"A causal model of {runs[0]['parameters'] / 1e6:.1f}M parameters that had read technical documents, "
-        f"{runs[0]['steps']:,} steps of `examples/chat.yaml`; {len(runs)} seeds, mean (least to most).\n\n"
+        f"{runs[0]['steps']:,} steps of `examples/chat.yaml`; mean (least to most) of the seeds: {len(runs)}.\n\n"
         + table(["", *FIGURES.values()], rows)
         + "\n\nThe first replies afterwards:\n\n"
         + "\n".join(replies)
