@@ -88,7 +88,7 @@ def resolve(config: Config, facts: Facts) -> Resolved:
         config, facts.samples * facts.together, pretrained=facts.pretrained, dropout=facts.dropout
     )
     choices += said
-    passes = 2 if said and config.regularise.r_drop else 1
+    passes = 2 if config.recipe == "auto" and config.regularise.r_drop else 1
     train, parts = config.train, config.layout.ranks
     if train.patience is not None and not facts.validation_samples:
         raise ConfigError(

@@ -18,7 +18,7 @@ from tutti.config.data import DataConfig
 from tutti.config.task import RegulariseConfig, TaskConfig
 from tutti.core import DataError
 from tutti.data.labelled import ListedRows, PreparedExamples, Reader, encoder_in, prepare_examples
-from tutti.tasks import Record, make_task
+from tutti.tasks import Labels, Record, make_task
 from tutti.tasks.recommend import NextItem, Recommend
 
 ITEMS = [f"item {n}" for n in range(12)]
@@ -144,7 +144,7 @@ def test_metrics_by_hand() -> None:
     task = make_task(TaskConfig(kind="recommend"))
     answers = np.zeros((5, 41))
     answers[:, 0] = [1, 3, 10, 11, 0]  # the last is not judged
-    found = task.score(answers, ListedRows([]), [], None)  # type: ignore[arg-type]
+    found = task.score(answers, ListedRows([]), [], Labels((), ()))
     assert found["hr@1"] == 1 / 4 and found["hr@5"] == 2 / 4 and found["hr@10"] == 3 / 4
     assert found["ndcg@10"] == pytest.approx((1 + 1 / np.log2(4) + 1 / np.log2(11)) / 4)
 

@@ -106,3 +106,19 @@ def test_a_new_head_learns_faster_than_what_it_stands_on(
         any(choice.startswith(f"train.head_rate = {rate:g}: the head is new") for choice in found.choices)
         == said
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        (("recipe=auto",), 6),
+        (("recipe=auto", "regularise.r_drop=0.5"), 6),
+        (("regularise.r_drop=0.5",), 11),
+        (("recipe=auto", "regularise.adversarial=0.5"), 11),
+        (("recipe=auto", "train.epochs=4"), 4),
+    ],
+)
+def test_a_recipe_that_computes_all_twice_takes_half_the_epochs(words: tuple[str, ...], epochs: int) -> None:
+    facts = {"samples": 9_003, "dropout": True}
+    found = resolved("task=classify", "model=trained", "replicas=1", *words, **facts)
+    assert found.config.train.steps == round(epochs * 9_003 / 32)

@@ -76,13 +76,12 @@ def against_learning_by_heart(
         "what distil, task.contrast or regularise.adversarial compute excludes it": bool(
             config.distil.teachers or config.task.contrast or own.adversarial
         ),
-        "the model begins with nothing that it could forget": not pretrained,
+        "it was measured with trained models, and this one begins with nothing": not pretrained,
         "the model has no dropout, by which two passes would differ": not dropout,
-        f"of fewer than {_R_DROP_EXAMPLES:,} examples it teaches less than nothing at all": examples
-        < _R_DROP_EXAMPLES,
+        f"with fewer than {_R_DROP_EXAMPLES:,} it was measured to do harm": examples < _R_DROP_EXAMPLES,
     }
     if against := [why for why, stands in obstacles.items() if stands]:
-        return config, [f"recipe = plain: no R-Drop for {examples:,} examples, since {against[0]}"]
+        return config, [f"recipe: auto sets no R-Drop for {examples:,} examples: {against[0]}"]
     said = [
         f"regularise.r_drop = {_R_DROP:g}: {examples:,} examples of a trained model; two passes must agree"
     ]
