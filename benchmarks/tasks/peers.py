@@ -51,6 +51,18 @@ def visits(folder: Path, work: Path) -> dict[str, Path]:
     }
 
 
+def texts(folder: Path, work: Path) -> dict[str, Path]:
+    """What a model reads before it summarises: the technical documents in the folder beside, and its own."""
+    read = []
+    for path, field in (
+        (folder.parent / "techdocs_en" / "train.jsonl", "text"),
+        (folder / "train.jsonl", "document"),
+    ):
+        with path.open(encoding="utf-8") as file:
+            read += [{"text": json.loads(line)[field]} for line in file]
+    return {"source": _write(work / "texts.jsonl", read)}
+
+
 def pairs(folder: Path, work: Path) -> dict[str, Path]:
     """Lines side by side in two files."""
     files = {}

@@ -42,7 +42,8 @@ def _as_they_are(train: str, validation: str) -> Make:
 @dataclass(frozen=True)
 class Proof:
     """An example file, the data's folder, the metric and the least that it has to reach: a number, or what the files
-    are worth without learning, and by how much that has to be beaten. `pretrained`: begins with the encoder."""
+    are worth without learning, and by how much that has to be beaten. `pretrained`: begins with the encoder; `reads`:
+    with a model that has read these texts (`examples/reading.yaml`), of the same seed."""
 
     folder: str
     files: Make
@@ -50,6 +51,7 @@ class Proof:
     least: float | Callable[[dict[str, Path]], dict[str, float]]
     beaten_by: float = 0.0
     pretrained: bool = True
+    reads: Make | None = None
     fields: str = ""
 
 
@@ -84,6 +86,7 @@ PROOFS = {
             "summarise", files["validation_source"], ("document", "summary"), peers.first_sentence
         ),
         pretrained=False,
+        reads=peers.texts,
         fields="{text: document}",
     ),
 }
@@ -117,12 +120,16 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     words += [f"{'task' if key == 'catalogue' else 'data'}.{key}={path}" for key, path in files.items()]
     words += [f"model={options.model or minilm()}"] if proof.pretrained else []
     runs = options.runs.absolute() if options.runs else work / "runs"
+    everywhere = [f"runs={runs}", f"data.cache={work / 'cache'}", f"train.seed={seed}", "replicas=2"]
+    before: dict[str, Any] = {}
+    if proof.reads is not None:
+        texts = proof.reads((options.data / proof.folder).absolute(), work)["source"]
+        named = [f"name={name}-{seed}-reads", f"data.source={texts}"]
+        reading = load_config(ROOT / "examples" / "reading.yaml", [*named, *everywhere])
+        before = train_to_the_end(reading)
+        words += [f"model={runs / reading.name / 'export'}"]
     config = load_config(
-        ROOT / "examples" / f"{name}.yaml",
-        [
-            *(*words, f"name={name}-{seed}", f"runs={runs}", f"data.cache={work / 'cache'}"),
-            *(f"train.seed={seed}", "replicas=2", *options.set),
-        ],
+        ROOT / "examples" / f"{name}.yaml", [*words, f"name={name}-{seed}", *everywhere, *options.set]
     )
     report = train_to_the_end(config)
     run = runs / config.name
@@ -133,8 +140,10 @@ def train(work: Path, options: argparse.Namespace, name: str, seed: int) -> dict
     keys = ("steps", "wall_seconds", "parameters", "precision")
     # Where the encoder lies on this machine is nobody's business.
     choices = [said.replace(str(options.model or minilm()), "the encoder") for said in report["choices"]]
+    choices = [said.replace(str(runs), "runs") for said in choices]
     least = proof.least if isinstance(proof.least, float) else proof.least(files)
     told = {"metrics": metrics, "least": least, "overrides": options.set, "choices": choices}
+    told |= {"reading": {key: before[key] for key in (*keys, "choices")}} if before else {}
     return told | {key: report[key] for key in keys}
 
 

@@ -126,6 +126,27 @@ def test_top_k_of_one_is_greedy() -> None:
     assert generate(model, tokenizer, ["To be"], 12, temperature=1.0, top_k=1) == greedy
 
 
+def test_beams_find_the_likeliest_text_where_the_likeliest_token_misleads() -> None:
+    tokenizer = _characters()
+    model = _model(len(tokenizer)).eval()
+    pairs = torch.cartesian_prod(torch.arange(len(tokenizer)), torch.arange(len(tokenizer)))
+    misled = 0
+    prompts = [TEXT[:length] for length in range(1, 25)]
+    found = generate(model, tokenizer, prompts, 2, temperature=0, beams=len(tokenizer))
+    for prompt, text in zip(prompts, found, strict=True):
+        # Every text of two tokens behind the prompt: so many beams leave none of them out.
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        with torch.no_grad():
+            chances = model(torch.cat([ids.expand(len(pairs), -1), pairs], 1)).logits.log_softmax(-1)
+        first = chances[:, -3].gather(1, pairs[:, :1])[:, 0]
+        sums = first + chances[:, -2].gather(1, pairs[:, 1:])[:, 0]
+        sums = sums.where(pairs[:, 0] != 0, 2 * first)  # one that ends at once counts by its mean
+        best = pairs[int(sums.argmax())]
+        assert text == tokenizer.decode(best[: int(best[0] != 0) * 2], skip_special_tokens=True)
+        misled += int(best[0]) != int(first.argmax()) // len(tokenizer)
+    assert misled >= 3
+
+
 @pytest.mark.parametrize("config", [{"size": "100K"}, GPT2])
 def test_goes_on_past_the_context(config: dict[str, Any]) -> None:
     tokenizer = _bpe()

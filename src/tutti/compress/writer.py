@@ -148,6 +148,7 @@ class WriterSubject(Subject):
             recipe=recipe,
             made_from=made_from,
             new_tokens=self.config.evaluate.new_tokens,
+            beams=self.config.evaluate.beams,
         )
 
     def made_from(self) -> dict[str, Any]:

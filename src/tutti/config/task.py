@@ -34,6 +34,7 @@ _OF_KINDS = {
     "repeats": ("recommend",),
     "contrast": ("classify",),
     "infill": ("language_model",),
+    "recall": ("language_model",),
     "mask": ("masked_language_model",),
     "mask_by": ("masked_language_model",),
     "together": ("embed", "classify"),
@@ -100,6 +101,11 @@ class TaskConfig(Section):
         default=0.0,
         description="`language_model`: share of the documents that are told prefix, suffix, middle, so that the model "
         "learns to write what is missing between two texts; half is usual for code.",
+    )
+    recall: Fraction = Field(
+        default=0.0,
+        description="`language_model`: share of the passages of which a part is told again, so that the model learns "
+        "to copy: what a model from little text needs before it learns to summarise or to answer.",
     )
     none: str | None = Field(
         default=None,
@@ -168,6 +174,8 @@ class TaskConfig(Section):
         for name, kinds in _OF_KINDS.items():
             if getattr(self, name) and self.kind not in kinds:
                 raise ValueError(f"{name} belongs to kind {' and '.join(kinds)}, not to {self.kind}")
+        if self.infill and self.recall:
+            raise ValueError("infill and recall tell documents in two ways of their own; choose one")
         if self.kind == "classify" and self.together and not self.contrast:
             raise ValueError("together is for kind classify with contrast: true alone")
         if self.contrast and self.multiple:

@@ -143,6 +143,11 @@ class EvaluateConfig(Section):
         default_factory=list, description="Prompts that the model continues at the end."
     )
     new_tokens: Positive = Field(default=64, description="Tokens of a continuation.")
+    beams: Positive = Field(
+        default=1,
+        description="Texts that a model follows side by side when it translates, summarises or answers, of which the "
+        "likeliest is taken (beam search); `1`: always the likeliest token.",
+    )
 
 
 class WatchConfig(Section):

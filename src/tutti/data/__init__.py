@@ -14,6 +14,7 @@ from tutti.data.prepared import Prepared, open_prepared
 if TYPE_CHECKING:
     from tutti.data.infill import InfillSource
     from tutti.data.masked import MaskedSource
+    from tutti.data.recall import RecallSource
     from tutti.data.samples import TokenSource
     from tutti.data.tensors import TensorSource
 
@@ -22,6 +23,7 @@ __all__ = [
     "InfillSource",
     "MaskedSource",
     "Prepared",
+    "RecallSource",
     "TensorSource",
     "TokenSource",
     "open_prepared",
@@ -31,6 +33,7 @@ __all__ = [
 _WITH_TORCH = {
     "InfillSource": "infill",
     "MaskedSource": "masked",
+    "RecallSource": "recall",
     "TensorSource": "tensors",
     "TokenSource": "samples",
 }

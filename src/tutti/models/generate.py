@@ -27,6 +27,7 @@ def generate(
     top_k: int = 50,
     seed: int = 0,
     suffix: str = "",
+    beams: int = 1,
 ) -> list[str]:
     """What `model` writes after each of `prompts` (the prompt itself is not repeated).
 
@@ -39,6 +40,7 @@ def generate(
         top_k: sample among the k likeliest; 0: among all.
         seed: same seed, same prompts, same texts.
         suffix: what comes after what it writes, if anything; of a model that learned to fill in (`core.infilling`).
+        beams: with temperature 0, texts that are followed side by side, of which the likeliest is taken.
 
     Raises:
         ModelError: there is a suffix, and the tokenizer has no marks for it.
@@ -58,17 +60,17 @@ def generate(
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            written = _continue(model, starts, new_tokens, ends, temperature, top_k)
+            written = _continue(model, starts, new_tokens, ends, _decoding(temperature, top_k, beams))
     finally:
         model.train(training)
     return [_text(tokenizer, start, new) for start, new in zip(starts, written, strict=True)]
 
 
 def generate_from(
-    model: PreTrainedModel, tokenizer: Any, given: Sequence[Sequence[int]], new_tokens: int
+    model: PreTrainedModel, tokenizer: Any, given: Sequence[Sequence[int]], new_tokens: int, beams: int = 1
 ) -> list[str]:
-    """What an encoder-decoder writes to each of the tokens `given` (which end as its texts do), at most `new_tokens`;
-    always the likeliest."""
+    """What an encoder-decoder writes to each of the tokens `given` (which end as its texts do), at most `new_tokens`:
+    always the likeliest token, or the likeliest of so many texts (`beams`) that are followed side by side."""
     longest = max(map(len, given), default=0)
     if not longest:
         return ["" for _ in given]
@@ -81,7 +83,7 @@ def generate_from(
     try:
         with torch.no_grad():
             written: list[list[int]] = whole.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, num_beams=1
+                input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, **_decoding(0.0, 0, beams)
             ).tolist()
     finally:
         model.train(training)
@@ -91,8 +93,15 @@ def generate_from(
     return texts
 
 
+def _decoding(temperature: float, top_k: int, beams: int) -> dict[str, Any]:
+    """How transformers chooses tokens; what the model's own settings say of it does not count."""
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": None, "num_beams": 1}
+    return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "num_beams": beams}
+
+
 def _continue(
-    model: Any, starts: list[list[int]], new_tokens: int, ends: list[int], temperature: float, top_k: int
+    model: Any, starts: list[list[int]], new_tokens: int, ends: list[int], decoding: dict[str, Any]
 ) -> list[list[int]]:
     """New tokens of every text, in rounds that fit the model's context."""
     context = _context(model)
@@ -108,14 +117,14 @@ def _continue(
             reach = min(reach, max(1, context // 2))
         room = min(left, max(1, context - reach))
         tails = [(starts[i] + written[i])[-reach:] for i in going]
-        for i, new in zip(going, _round(model, tails, room, ends, temperature, top_k), strict=True):
+        for i, new in zip(going, _round(model, tails, room, ends, decoding), strict=True):
             written[i] += new
         going = [i for i in going if written[i][-1] not in ends]
     return [new[: _length(new, ends)] for new in written]
 
 
 def _round(
-    model: Any, texts: list[list[int]], new_tokens: int, ends: list[int], temperature: float, top_k: int
+    model: Any, texts: list[list[int]], new_tokens: int, ends: list[int], decoding: dict[str, Any]
 ) -> list[list[int]]:
     """`new_tokens` more of every text; a text that ends sooner is cut after its end token, the first of `ends`."""
     longest = max(map(len, texts))
@@ -123,9 +132,6 @@ def _round(
     # On the left, so that every text continues at the same column.
     ids = torch.tensor([[ends[0]] * (longest - len(text)) + text for text in texts], device=device)
     mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts], device=device)
-    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": None}
     output: Tensor = model.generate(
         ids,
         attention_mask=mask,
@@ -133,7 +139,7 @@ def _round(
         eos_token_id=ends,
         pad_token_id=ends[0],
         use_cache=True,
-        **sampling,
+        **decoding,
     )
     new: list[list[int]] = output[:, longest:].tolist()
     return [tokens[: _length(tokens, ends) + 1] for tokens in new]

@@ -46,7 +46,7 @@ Engine = Literal["torch", "onnx"]
 class Package:
     """What `tutti.json` says. `recipe`: how the model was made smaller; `made_from`: the run, and its step.
 
-    `new_tokens`: that a model writes to an example, at most.
+    `new_tokens`: that a model writes to an example, at most; `beams`: texts that it follows side by side there.
     """
 
     engine: Engine
@@ -58,6 +58,7 @@ class Package:
     recipe: str
     made_from: dict[str, Any]
     new_tokens: int = 64
+    beams: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """For the file."""
@@ -184,7 +185,7 @@ def open_writer(directory: Path) -> Writer:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers' own kinds
         raise _damaged_tokenizer(directory, error) from error
-    return Writer(model, tokenizer, task, encoder, package.new_tokens)
+    return Writer(model, tokenizer, task, encoder, package.new_tokens, package.beams)
 
 
 def open_any(directory: Path) -> Asker | Writer:

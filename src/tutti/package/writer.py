@@ -25,7 +25,7 @@ _AT_ONCE = 32
 class Writer:
     """`tokenizer`: transformers'. `task`, `encoder`: of what it learned from examples; None: it learned running text.
 
-    `new_tokens`: that it writes to an example, at most.
+    `new_tokens`: that it writes to an example, at most; `beams`: texts that it follows side by side there.
     """
 
     model: PreTrainedModel
@@ -33,6 +33,7 @@ class Writer:
     task: Writing | None = None
     encoder: RowEncoder | None = None
     new_tokens: int = 64
+    beams: int = 1
 
     def go_on(
         self,
@@ -79,21 +80,24 @@ class Writer:
         return found
 
     def write(self, examples: Sequence[Example]) -> list[str]:
-        """What it writes to what is given in each of `examples`: always the likeliest token."""
+        """What it writes to what is given in each of `examples`: always the likeliest token, or text of
+        `beams`."""
         task, encoder = self._learned()
-        most = self.new_tokens
+        most, beams = self.new_tokens, self.beams
         read: list[Any]
         answer: Callable[[list[Any]], list[str]]
         if encoder.render is None:
             read = [list(row["input_ids"]) for (row,) in task.rows(examples, Labels((), ()), encoder)]
-            answer = partial(generate_from, self.model, self.tokenizer, new_tokens=most)
+            answer = partial(generate_from, self.model, self.tokenizer, new_tokens=most, beams=beams)
         else:
             read = []
             for example in examples:
                 over = len(read_talk(encoder, task.given(example))[0]) + most - encoder.length
                 given = task.given(task.fit(example, encoder, over) if over > 0 else example)
                 read.append(begin_turn(encoder, given))
-            answer = partial(generate, self.model, self.tokenizer, new_tokens=most, temperature=0.0)
+            answer = partial(
+                generate, self.model, self.tokenizer, new_tokens=most, temperature=0.0, beams=beams
+            )
         written = [""] * len(read)
         order = sorted(range(len(read)), key=lambda number: len(read[number]))  # alike lengths together
         for first in range(0, len(order), _AT_ONCE):

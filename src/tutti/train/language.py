@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from tutti.config.schema import Config
 from tutti.core.types import Objective
-from tutti.data import InfillSource, Prepared, TokenSource, open_prepared
+from tutti.data import InfillSource, Prepared, RecallSource, TokenSource, open_prepared
 from tutti.data.labelled import ExampleSource, PreparedExamples, encoder_of, open_examples
 from tutti.models import Blueprint, count_parameters, draw_blueprint, flops_per_token, generate
 from tutti.models.tuning import is_plain, tune
@@ -174,6 +174,8 @@ def source_of(
         return None
     if config.task.infill and part == "train":
         return InfillSource(prepared, part, sequence, seed, shift=shift, share=config.task.infill)
+    if config.task.recall and part == "train":
+        return RecallSource(prepared, part, sequence, seed, shift=shift, share=config.task.recall)
     return TokenSource(prepared, part, sequence, seed, shift=shift and part == "train")
 
 

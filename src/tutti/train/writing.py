@@ -40,7 +40,8 @@ def writer_of(
     task = make_writing_task(config.task)
     tokenizer: Any = AutoTokenizer.from_pretrained(prepared.tokenizer_directory)
     encoder = encoder_of(prepared, task, reader_of(config))
-    return Writer(whole, tokenizer, task, encoder, new_tokens or config.evaluate.new_tokens)
+    most, beams = new_tokens or config.evaluate.new_tokens, config.evaluate.beams
+    return Writer(whole, tokenizer, task, encoder, most, beams)
 
 
 def score_writing(
